@@ -1,0 +1,47 @@
+// Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
+// Included inside the namespace of one instruction set.
+
+// |a|^2 + |b|^2 - 2ab loses the digits that a short distance needs: below this share of
+// |a|^2 + |b|^2 it is summed again from the differences. Above it, the relative error of the
+// distance stays under 64 times that of an inner product.
+constexpr float kNear = 1.0f / 64.0f;
+
+inline float squared_distance(const float* a, const float* b, int64_t width) {
+  return static_cast<float>(lane_sum(width, [=](int64_t k) { return (a[k] - b[k]) * (a[k] - b[k]); }));
+}
+
+// values <- squared distances (the anchor's own place gets garbage: callers drop it).
+inline void squared_distances(const Row& row) {
+  float* const d = row.values;
+  const float anchor_sq = row.anchor_sq;
+  const float* const reference_sq = row.reference_sq;
+  int64_t near = 0;
+  for (int64_t j = 0; j < row.count; ++j) {
+    const float scale = anchor_sq + reference_sq[j];
+    const float sq = scale - 2.0f * d[j];
+    near += sq < kNear * scale;
+    d[j] = sq;
+  }
+  if (near == (row.self >= 0 && !(d[row.self] >= kNear * 2.0f * anchor_sq))) return;
+  for (int64_t j = 0; j < row.count; ++j)
+    if (j != row.self && d[j] < kNear * (anchor_sq + reference_sq[j]))
+      d[j] = squared_distance(row.anchor, row.references + j * row.width, row.width);
+}
+
+inline void dissimilarity(const Row& row) {
+  if (row.metric == Metric::given) return;
+  squared_distances(row);
+  float* const d = row.values;
+  if (row.metric == Metric::euclidean)
+    for (int64_t j = 0; j < row.count; ++j) d[j] = std::sqrt(d[j]);
+  if (row.metric == Metric::cosine)
+    for (int64_t j = 0; j < row.count; ++j) d[j] *= 0.5f;
+}
+
+// grad = dL/d(dissimilarity) -> V, with dL/d anchor = sum_j V_j (anchor - reference_j).
+inline void dissimilarity_backward(Metric metric, const float* d, float* grad, int64_t count) {
+  if (metric == Metric::euclidean)  // a distance of 0 has gradient 0
+    for (int64_t j = 0; j < count; ++j) grad[j] = d[j] == 0.0f ? 0.0f : grad[j] / d[j];
+  if (metric == Metric::sqeuclidean)
+    for (int64_t j = 0; j < count; ++j) grad[j] *= 2.0f;
+}

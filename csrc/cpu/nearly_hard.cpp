@@ -1,0 +1,103 @@
+#include "nearly_hard.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pck {
+
+Moments wide_moments(const float* x, int64_t count, float low) {
+  double first = 0.0;
+  for (int64_t j = 0; j < count; ++j) first += static_cast<double>(x[j]) - low;
+  const double mean = low + first / static_cast<double>(count);
+  double second = 0.0;
+  for (int64_t j = 0; j < count; ++j) second += (x[j] - mean) * (x[j] - mean);
+  const float centre = static_cast<float>(mean);
+  return {centre, static_cast<float>(mean - centre), std::sqrt(second / static_cast<double>(count))};
+}
+
+int64_t place_nearly_hard(const float* x, int64_t count, double tau, int support, int inverse_step,
+                          double limit, Scratch& scratch) {
+  sort_order(x, count, scratch.order);
+  double* const y = scratch.wide;
+  for (int64_t i = 0; i < count; ++i) y[i] = x[scratch.order[i]];
+  // y <- places in units of tau, gaps closed to just over the support.
+  const double widest = support + 1;
+  double previous = y[0];
+  y[0] = 0.0;
+  for (int64_t i = 1; i < count; ++i) {
+    const double gap = (y[i] - previous) / tau;
+    previous = y[i];
+    y[i] = y[i - 1] + std::min(gap, widest);
+  }
+  const double span = y[count - 1] * inverse_step;
+  if (!(span <= limit)) return 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double t = y[i] * inverse_step;
+    const auto cell = static_cast<int32_t>(t);
+    scratch.cell[scratch.order[i]] = cell;
+    scratch.place[scratch.order[i]] = static_cast<float>(t - cell - 0.5);
+  }
+  return static_cast<int64_t>(span) + 1;
+}
+
+namespace {
+
+// Calls pair(i, k, y_k - y_i) for the sorted pairs i < k within the support, and far(k, i) once for
+// every k with the number i of points further below.
+template <Relaxation R, class Far, class Pair>
+void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair) {
+  const double* const y = scratch.wide;
+  int64_t first = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    while (y[k] - y[first] > Relax<R>::support) ++first;
+    far(k, first);
+    for (int64_t i = first; i < k; ++i) pair(i, k, y[k] - y[i]);
+  }
+}
+
+template <Relaxation R>
+void rank_sums(int64_t count, float* rank, Scratch& scratch) {
+  const int32_t* const order = scratch.order;
+  for (int64_t j = 0; j < count; ++j) rank[j] = 0.5f;  // Phi(0), the point itself
+  for_window<R>(
+      count, scratch,
+      [&](int64_t k, int64_t below) { rank[order[k]] += static_cast<float>(below); },
+      [&](int64_t i, int64_t k, double gap) {
+        const auto step = static_cast<float>(Relax<R>::cdf(gap));
+        rank[order[k]] += step;
+        rank[order[i]] += 1.0f - step;
+      });
+}
+
+template <Relaxation R>
+void rank_gradient(int64_t count, double tau, const float* slope, float* grad, Scratch& scratch) {
+  const int32_t* const order = scratch.order;
+  for (int64_t j = 0; j < count; ++j) grad[j] = 0.0f;
+  for_window<R>(
+      count, scratch, [](int64_t, int64_t) {},
+      [&](int64_t i, int64_t k, double gap) {
+        const double push = (static_cast<double>(slope[order[k]]) - slope[order[i]]) *
+                            (Relax<R>::pdf(gap) / tau);
+        grad[order[k]] += static_cast<float>(push);
+        grad[order[i]] -= static_cast<float>(push);
+      });
+}
+
+}  // namespace
+
+void windowed_rank_sums(Relaxation relaxation, int64_t count, float* rank, Scratch& scratch) {
+  if (relaxation == Relaxation::logistic)
+    rank_sums<Relaxation::logistic>(count, rank, scratch);
+  else
+    rank_sums<Relaxation::normal>(count, rank, scratch);
+}
+
+void windowed_rank_gradient(Relaxation relaxation, int64_t count, double tau, const float* slope,
+                            float* grad, Scratch& scratch) {
+  if (relaxation == Relaxation::logistic)
+    rank_gradient<Relaxation::logistic>(count, tau, slope, grad, scratch);
+  else
+    rank_gradient<Relaxation::normal>(count, tau, slope, grad, scratch);
+}
+
+}  // namespace pck

@@ -1,0 +1,130 @@
+// Working memory, the choice of instruction set, and the helpers that every instruction set shares.
+#include "rows.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace pck {
+
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+// Cuts one allocation into aligned arrays: sized on the first pass (null base), cut on the second.
+class Cutter {
+ public:
+  explicit Cutter(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  void cut(T*& array, int64_t count) {
+    if (base_ != nullptr) array = reinterpret_cast<T*>(base_ + size_);
+    size_ += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  char* base_;
+  int64_t size_ = 0;
+};
+
+template <class Layout>
+void* allocate(Layout layout) {
+  Cutter sizes(nullptr);
+  layout(sizes);
+  void* const memory = ::operator new(static_cast<size_t>(sizes.size()), std::align_val_t(kAlign));
+  Cutter cutter(memory);
+  layout(cutter);
+  return memory;
+}
+
+void release(void* memory) { ::operator delete(memory, std::align_val_t(kAlign)); }
+
+}  // namespace
+
+Scratch::Scratch(int64_t count) {
+  const int64_t padded = count + 32;
+  points_ = allocate([&](Cutter& cutter) {
+    for (float** array : {&student, &teacher, &slope, &density, &place}) cutter.cut(*array, padded);
+    cutter.cut(cell, padded);
+    cutter.cut(wide, padded);
+    cutter.cut(order, padded);
+    cutter.cut(sorted, padded + 2 * kSortedPad);
+    cutter.cut(buckets, hard_rank_buckets(count) + 1);
+  });
+  // Whole vectors are read past the row's end; what they read must be harmless, not meaningful.
+  for (float* array : {student, teacher, slope, density, place}) std::fill_n(array, padded, 0.0f);
+  std::fill_n(sorted, padded + 2 * kSortedPad, 0.0f);
+}
+
+Scratch::~Scratch() {
+  release(points_);
+  release(cells_);
+}
+
+void Scratch::reserve_cells(int64_t cells) {
+  if (cells <= cell_capacity_) return;
+  const int64_t capacity = std::max<int64_t>(cells + cells / 4, 512);
+  release(cells_);
+  cells_ = nullptr;
+  cell_capacity_ = 0;
+  constexpr int64_t tile = 128;  // whole tiles of cells and nodes are read and written
+  constexpr int64_t band = std::max(kBand<Relaxation::logistic>, kBand<Relaxation::normal>);
+  const int64_t nodes = capacity + kNodes + tile;
+  cells_ = allocate([&](Cutter& cutter) {
+    cutter.cut(moments, (capacity + 4) * kTerms);
+    cutter.cut(terms, (nodes + 2 * kTermPad) * kTerms);
+    cutter.cut(polynomials, (capacity + tile) * 2 * kTerms);
+    cutter.cut(mass, nodes + 2 * band);
+    cutter.cut(rank_nodes, nodes);
+    cutter.cut(density_nodes, nodes);
+  });
+  cell_capacity_ = capacity;
+}
+
+void sort_keys(float* keys, int32_t* payload, int64_t count) {
+  std::vector<std::pair<float, int32_t>> pairs(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) pairs[static_cast<size_t>(i)] = {keys[i], payload[i]};
+  std::sort(pairs.begin(), pairs.end());
+  for (int64_t i = 0; i < count; ++i) {
+    keys[i] = pairs[static_cast<size_t>(i)].first;
+    payload[i] = pairs[static_cast<size_t>(i)].second;
+  }
+}
+
+void sort_order(const float* x, int64_t count, int32_t* order) {
+  std::iota(order, order + count, 0);
+  std::sort(order, order + count,
+            [x](int32_t a, int32_t b) { return x[a] < x[b] || (x[a] == x[b] && a < b); });
+}
+
+const RowKernels& row_kernels() {
+  static const RowKernels& chosen = []() -> const RowKernels& {
+    std::vector<const RowKernels*> usable{&kBaselineRows};
+#if defined(PCK_X86_CLONES)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2) usable.push_back(&kAvx2Rows);
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      usable.push_back(&kAvx512Rows);
+#endif
+    const char* const wanted = std::getenv("PC_KERNELS_CPU_ISA");
+    if (wanted == nullptr || *wanted == '\0') return *usable.back();
+    std::string names;
+    for (const RowKernels* kernels : usable) {
+      if (std::strcmp(kernels->name, wanted) == 0) return *kernels;
+      names += std::string(names.empty() ? "" : ", ") + kernels->name;
+    }
+    throw std::runtime_error("PC_KERNELS_CPU_ISA=" + std::string(wanted) +
+                             " is not one that this processor and build have: " + names);
+  }();
+  return chosen;
+}
+
+}  // namespace pck

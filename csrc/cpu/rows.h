@@ -1,0 +1,111 @@
+// What the row kernels and their callers agree on. No torch headers: the kernels are compiled once
+// for each instruction set, and nothing that the rest of the program shares may be among them.
+#pragma once
+
+#include <cstdint>
+
+#include "../formulas.h"
+
+namespace pck {
+
+// How a Gram row becomes a row of dissimilarities. `given`: it already is one.
+enum class Metric { given, euclidean, sqeuclidean, cosine };
+
+// One anchor's row against `count` references. For every metric but `given`, `values` holds the
+// inner products of the anchor with the references, and the other fields what turns them into
+// squared distances.
+struct Row {
+  float* values;             // [count]
+  const float* anchor;       // [width]
+  const float* references;   // [count, width]
+  const float* reference_sq; // [count]
+  float anchor_sq;
+  int64_t count;
+  int64_t width;
+  int64_t self;  // the anchor's own place among the references, -1 if it has none
+  Metric metric;
+};
+
+struct RankOptions {
+  Relaxation relaxation;
+  Penalty penalty;
+  double temperature;
+  bool scale_std;
+};
+
+// Working memory of one thread, grown on demand and reused from row to row.
+struct Scratch {
+  explicit Scratch(int64_t count);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void reserve_cells(int64_t cells);
+
+  // [count] each
+  float* student;
+  float* teacher;
+  float* slope;
+  float* density;  // S1 at the points
+  float* place;    // u, the place inside the cell
+  int32_t* cell;
+  double* wide;    // sorted coordinates of the slow path
+  int32_t* order;
+  float* sorted;         // hard_rank's bucketed keys, with room to read past both ends
+  uint32_t* buckets;     // [hard_rank_buckets(count) + 1]
+
+  // [cells] each, times the constant shown
+  float* moments;      // x kTerms
+  float* terms;        // x kTerms, with kTermPad zeros on both sides of each
+  float* polynomials;  // x 2 kTerms
+  float* mass;         // nodes, with a band of zeros on both sides
+  float* rank_nodes;
+  float* density_nodes;
+
+ private:
+  void* points_;
+  void* cells_ = nullptr;
+  int64_t cell_capacity_ = 0;
+};
+
+inline constexpr int kSortedPad = 64;
+inline constexpr int kTermPad = 32;
+
+constexpr int64_t hard_rank_buckets(int64_t count) {
+  int64_t buckets = 64;
+  while (buckets < 2 * count) buckets *= 2;
+  return buckets;
+}
+
+// One instruction set's kernels.
+struct RowKernels {
+  const char* name;
+  // Ranks of x[count] in [0, 1].
+  void (*hard_rank)(const float* x, int64_t count, float* rank, Scratch& scratch);
+  void (*soft_rank)(const float* x, int64_t count, const RankOptions& options, float* rank,
+                    Scratch& scratch);
+  // grad_x = sum_j grad_rank_j d rank_j / d x.
+  void (*soft_rank_backward)(const float* grad_rank, const float* x, int64_t count,
+                             const RankOptions& options, float* grad_x, Scratch& scratch);
+  // Dissimilarities of a row, in place.
+  void (*dissimilarity)(const Row& row);
+  // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row).
+  float (*coherence_row)(const Row& student, const Row& teacher, const RankOptions& options,
+                         float weight, bool with_grad, Scratch& scratch);
+};
+
+extern const RowKernels kBaselineRows;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PCK_X86_CLONES 1
+extern const RowKernels kAvx2Rows;
+extern const RowKernels kAvx512Rows;
+#endif
+
+// The widest kernels this processor runs; PC_KERNELS_CPU_ISA=baseline|avx2|avx512 narrows the choice.
+const RowKernels& row_kernels();
+
+// Out-of-line helpers, compiled once for the baseline instruction set.
+void sort_keys(float* keys, int32_t* payload, int64_t count);
+void sort_order(const float* x, int64_t count, int32_t* order);
+
+}  // namespace pck

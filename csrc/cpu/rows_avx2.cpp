@@ -1,0 +1,28 @@
+// The row kernels for avx2.
+#include <cmath>
+
+#include "nearly_hard.h"
+
+#if defined(PCK_X86_CLONES)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define PCK_ISA avx2
+#define PCK_ISA_NAME "avx2"
+#define PCK_VECTOR_BYTES 32
+#include "row_kernels.h"
+
+namespace pck {
+const RowKernels kAvx2Rows = avx2::kRows;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

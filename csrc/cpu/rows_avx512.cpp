@@ -1,0 +1,28 @@
+// The row kernels for avx512.
+#include <cmath>
+
+#include "nearly_hard.h"
+
+#if defined(PCK_X86_CLONES)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+
+#define PCK_ISA avx512
+#define PCK_ISA_NAME "avx512"
+#define PCK_VECTOR_BYTES 64
+#include "row_kernels.h"
+
+namespace pck {
+const RowKernels kAvx512Rows = avx512::kRows;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,13 @@
+// The row kernels for baseline.
+#include <cmath>
+
+#include "nearly_hard.h"
+
+#define PCK_ISA baseline
+#define PCK_ISA_NAME "baseline"
+#define PCK_VECTOR_BYTES 16
+#include "row_kernels.h"
+
+namespace pck {
+const RowKernels kBaselineRows = baseline::kRows;
+}

@@ -1,0 +1,301 @@
+// Stage `soft_rank`: sum_k Phi((x_j - x_k)/tau) and its gradient through a uniform grid, O(count).
+// Included inside the namespace of one instruction set. docs/method.md tells the maths: spread each
+// point to the grid, convolve with Phi or phi, gather at the points.
+
+// Where a row's points lie on the grid, in `Scratch::cell` and `Scratch::place`.
+struct Grid {
+  int64_t count;
+  int64_t cells;
+  int64_t nodes() const { return cells + kNodes - 1; }
+};
+
+// Spread: moments[cell][a] = sum of w u^a over the cell's points. `weight` is null for w = 1.
+inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
+  float* const moments = scratch.moments;
+  const int32_t* const cell = scratch.cell;
+  const float* const place = scratch.place;
+  for (int64_t i = 0; i < (grid.cells + 3) * kTerms; ++i) moments[i] = 0.0f;
+  int64_t j = 0;
+  for (; j + 4 <= grid.count; j += 4) {
+    const Quad u = load<Quad>(place + j);
+    Quad a = weight ? load<Quad>(weight + j) : Quad{1.0f, 1.0f, 1.0f, 1.0f};
+    Quad b = a * u, c = b * u, d = c * u;
+    transpose(a, b, c, d);
+    const auto add = [&](int64_t k, Quad powers) {
+      float* const target = moments + static_cast<int64_t>(cell[k]) * kTerms;
+      store_quad(target, load<Quad>(target) + powers);
+    };
+    add(j, a);
+    add(j + 1, b);
+    add(j + 2, c);
+    add(j + 3, d);
+  }
+  for (; j < grid.count; ++j) {
+    float power = weight ? weight[j] : 1.0f;
+    for (int a = 0; a < kTerms; ++a, power *= place[j])
+      moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
+  }
+}
+
+// Cell moments to weights on the nodes, between two bands of zeros: node n collects from the cells
+// n - kNodes + 1 ... n. Moments lie by cell; transposed to lie by term, whole vectors of nodes are
+// summed at a time.
+inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch) {
+  const int64_t padded = (grid.cells + 3) / 4 * 4;
+  const int64_t row = padded + 2 * kTermPad;
+  float* term[kTerms];
+  for (int a = 0; a < kTerms; ++a) {
+    term[a] = scratch.terms + a * row + kTermPad;
+    for (int64_t p = 1; p <= kTermPad; ++p) term[a][-p] = term[a][padded - 1 + p] = 0.0f;
+  }
+  for (int64_t c = 0; c < padded; c += 4) {
+    Quad m[kTerms];
+    for (int k = 0; k < 4; ++k) m[k] = load<Quad>(scratch.moments + (c + k) * kTerms);
+    transpose(m[0], m[1], m[2], m[3]);
+    for (int a = 0; a < kTerms; ++a) store_quad(term[a] + c, m[a]);
+  }
+  float* const mass = scratch.mass;
+  for (int64_t i = 0; i < band; ++i) mass[i] = 0.0f;
+  int64_t n = 0;
+  for (; n < grid.nodes(); n += kWide) {
+    Wide sum = {};
+    for (int a = 0; a < kTerms; ++a)
+      for (int k = 0; k < kNodes; ++k) sum += load(term[a] + n - k) * kStencil.weight[a][k];
+    store(mass + band + n, sum);
+  }
+  for (int64_t i = band + n; i < grid.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
+}
+
+// Phi and phi at the nodes of a band, reversed, so that a convolution reads forwards.
+template <Relaxation R>
+struct Taps {
+  static constexpr int band = kBand<R>;
+  float cdf[2 * band + 1];
+  float pdf[2 * band + 1];
+  Taps() {
+    for (int d = -band; d <= band; ++d) {
+      const double x = -static_cast<double>(d) / Relax<R>::inverse_step;
+      cdf[d + band] = static_cast<float>(Relax<R>::cdf(x));
+      pdf[d + band] = static_cast<float>(Relax<R>::pdf(x));
+    }
+  }
+};
+
+template <Relaxation R>
+inline const Taps<R>& taps() {
+  static const Taps<R> table;
+  return table;
+}
+
+// rank_nodes <- mass * Phi, density_nodes <- mass * phi; only the latter unless `with_rank`.
+template <Relaxation R, bool with_rank>
+inline void convolve(const Grid& grid, Scratch& scratch) {
+  constexpr int band = kBand<R>;
+  constexpr int tile = 4;
+  const Taps<R>& table = taps<R>();
+  const float* const mass = scratch.mass;
+  for (int64_t n = 0; n < grid.nodes(); n += tile * kWide) {
+    Wide rank[tile] = {}, density[tile] = {};
+    for (int d = 0; d <= 2 * band; ++d) {
+      const float* const source = mass + n + d;
+      for (int t = 0; t < tile; ++t) {
+        const Wide value = load(source + t * kWide);
+        if (with_rank) rank[t] += value * table.cdf[d];
+        density[t] += value * table.pdf[d];
+      }
+    }
+    for (int t = 0; t < tile; ++t) {
+      if (with_rank) store(scratch.rank_nodes + n + t * kWide, rank[t]);
+      store(scratch.density_nodes + n + t * kWide, density[t]);
+    }
+  }
+  if (with_rank) {  // every point below the band counts in full
+    double below = 0.0;
+    for (int64_t n = band + 1; n < grid.nodes(); ++n) {
+      below += mass[n - 1];  // mass[n - 1] lies band + 1 nodes before node n
+      scratch.rank_nodes[n] += static_cast<float>(below);
+    }
+  }
+}
+
+// Node values to the cubic of every cell, `stride` floats apart.
+inline void cell_polynomials(const Grid& grid, const float* nodes, float* polynomials, int stride) {
+  for (int64_t c = 0; c < grid.cells; c += kWide) {
+    float coefficient[kTerms][kWide];
+    Wide sum[kTerms] = {};
+    for (int n = 0; n < kNodes; ++n) {
+      const Wide value = load(nodes + c + n);
+      for (int a = 0; a < kTerms; ++a) sum[a] += value * kStencil.weight[a][n];
+    }
+    for (int a = 0; a < kTerms; ++a) store(coefficient[a], sum[a]);
+    for (int l = 0; l < kWide; l += 4) {
+      Quad q[kTerms];
+      for (int a = 0; a < kTerms; ++a) q[a] = load<Quad>(coefficient[a] + l);
+      transpose(q[0], q[1], q[2], q[3]);
+      for (int k = 0; k < 4; ++k) store_quad(polynomials + (c + l + k) * stride, q[k]);
+    }
+  }
+}
+
+// Gather four points' values of a cubic: one load a point, transposed, one Horner for the four.
+inline Quad gather(const float* polynomials, int stride, const int32_t* cell, Quad u) {
+  Quad a = load<Quad>(polynomials + static_cast<int64_t>(cell[0]) * stride);
+  Quad b = load<Quad>(polynomials + static_cast<int64_t>(cell[1]) * stride);
+  Quad c = load<Quad>(polynomials + static_cast<int64_t>(cell[2]) * stride);
+  Quad d = load<Quad>(polynomials + static_cast<int64_t>(cell[3]) * stride);
+  transpose(a, b, c, d);
+  return ((d * u + c) * u + b) * u + a;
+}
+
+inline Moments moments_of(const float* x, int64_t count, const Range& range) {
+  const double n = static_cast<double>(count);
+  const float centre = static_cast<float>(lane_sum(count, [=](int64_t j) { return x[j]; }) / n);
+  const double first = lane_sum(count, [=](int64_t j) { return x[j] - centre; }) / n;
+  const double second =
+      lane_sum(count, [=](int64_t j) { return (x[j] - centre) * (x[j] - centre); }) / n;
+  const double variance = second - first * first;
+  if (variance > 1e-30 && variance < 1e30)
+    return {centre, static_cast<float>(first), std::sqrt(variance)};
+  return wide_moments(x, count, range.low);  // fp32 sums over- or underflowed
+}
+
+// How a row goes through the stage.
+struct Plan {
+  enum class Way {
+    undefined,  // a value is not finite: everything is NaN
+    constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
+    grid,
+    windowed    // nearly hard: pairs within the support, summed directly
+  };
+  Way way;
+  Grid grid;
+  Moments moments;
+  double tau;
+};
+
+// Decides the way and, for the grid, places the points. A grid of more than 8 cells a point costs
+// more than the sort that the nearly hard ways begin with (docs/method.md, "Regimes").
+template <Relaxation R>
+inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
+  Plan plan{Plan::Way::constant, {count, 0}, {}, 0.0};
+  if (count == 0) return plan;
+  const Range range = range_of(x, count);
+  if (!range.finite) {
+    plan.way = Plan::Way::undefined;
+    return plan;
+  }
+  if (count == 1 || (options.scale_std && range.low == range.high)) return plan;
+  plan.moments = moments_of(x, count, range);
+  plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
+  const double inverse_step = Relax<R>::inverse_step / plan.tau;
+  const double low = (static_cast<double>(range.low) - plan.moments.centre) * inverse_step;
+  const double high = (static_cast<double>(range.high) - plan.moments.centre) * inverse_step;
+  const double limit = 8.0 * static_cast<double>(count);
+  plan.way = Plan::Way::grid;
+  if (!(high - low <= limit) || !(inverse_step < 1e30)) {
+    plan.grid.cells = place_nearly_hard(x, count, plan.tau, Relax<R>::support,
+                                        Relax<R>::inverse_step, limit, scratch);
+    if (plan.grid.cells == 0) plan.way = Plan::Way::windowed;
+  } else {
+    // One cell of slack on either side: rounding may differ by one between here and the loop.
+    const float shift = static_cast<float>(std::floor(-low) + 2.0);
+    plan.grid.cells = static_cast<int64_t>(high + shift) + 2;
+    const float centre = plan.moments.centre;
+    const float step = static_cast<float>(inverse_step);
+    for (int64_t j = 0; j < count; ++j) {
+      const float centred = x[j] - centre;
+      const int32_t cell = static_cast<int32_t>(centred * step + shift);
+      scratch.cell[j] = cell;
+      scratch.place[j] = centred * step - (static_cast<float>(cell) - shift + 0.5f);
+    }
+  }
+  for (int64_t j = count; j < count + 4; ++j) {  // whole quads for `gather`
+    scratch.cell[j] = 0;
+    scratch.place[j] = 0.0f;
+  }
+  scratch.reserve_cells(plan.grid.cells);
+  return plan;
+}
+
+// rank[j] <- sum_k Phi((x_j - x_k)/tau), k = j included; leaves phi's sum in Scratch::density.
+template <Relaxation R>
+inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
+  if (plan.way == Plan::Way::windowed)
+    return windowed_rank_sums(R, plan.grid.count, rank, scratch);
+  const Grid& grid = plan.grid;
+  spread(grid, nullptr, scratch);
+  nodes_from_moments(grid, kBand<R>, scratch);
+  convolve<R, true>(grid, scratch);
+  constexpr int stride = 2 * kTerms;
+  cell_polynomials(grid, scratch.rank_nodes, scratch.polynomials, stride);
+  cell_polynomials(grid, scratch.density_nodes, scratch.polynomials + kTerms, stride);
+  for (int64_t j = 0; j < grid.count; j += 4) {
+    const Quad u = load<Quad>(scratch.place + j);
+    store_quad(rank + j, gather(scratch.polynomials, stride, scratch.cell + j, u));
+    store_quad(scratch.density + j,
+               gather(scratch.polynomials + kTerms, stride, scratch.cell + j, u));
+  }
+}
+
+// grad[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau) / tau, after rank_sums, and through
+// tau = temperature sigma as well under scale="std".
+template <Relaxation R>
+inline void rank_gradient(const Plan& plan, const float* x, const float* slope, bool scale_std,
+                          float* grad, Scratch& scratch) {
+  const Grid& grid = plan.grid;
+  const int64_t count = grid.count;
+  const float inverse_tau = static_cast<float>(1.0 / plan.tau);
+  if (plan.way == Plan::Way::windowed) {
+    windowed_rank_gradient(R, count, plan.tau, slope, grad, scratch);
+  } else {
+    spread(grid, slope, scratch);
+    nodes_from_moments(grid, kBand<R>, scratch);
+    convolve<R, false>(grid, scratch);
+    cell_polynomials(grid, scratch.density_nodes, scratch.polynomials, kTerms);
+    for (int64_t j = 0; j < count; j += 4) {
+      const Quad weighted =
+          gather(scratch.polynomials, kTerms, scratch.cell + j, load<Quad>(scratch.place + j));
+      const Quad sum = load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted;
+      store_quad(grad + j, sum * inverse_tau);
+    }
+  }
+  if (!scale_std) return;
+  // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
+  // dtau/dx_j = temperature (x_j - mean)/(count sigma).
+  const float centre = plan.moments.centre;
+  const float offset = plan.moments.offset;
+  const double sigma = plan.moments.sigma;
+  const float unit = static_cast<float>(1.0 / sigma);
+  const double pull = lane_sum(
+      count, [=](int64_t j) { return grad[j] * (((x[j] - centre) - offset) * unit); });
+  const float share = static_cast<float>(pull / static_cast<double>(count));
+  for (int64_t j = 0; j < count; ++j) grad[j] -= share * (((x[j] - centre) - offset) * unit);
+}
+
+inline void fill(float* values, int64_t count, float value) {
+  for (int64_t j = 0; j < count; ++j) values[j] = value;
+}
+
+template <Relaxation R>
+inline void soft_rank(const float* x, int64_t count, const RankOptions& options, float* rank,
+                      Scratch& scratch) {
+  const Plan plan = plan_row<R>(x, count, options, scratch);
+  if (plan.way == Plan::Way::undefined) return fill(rank, count, __builtin_nanf(""));
+  if (plan.way == Plan::Way::constant) return fill(rank, count, 0.5f);
+  rank_sums<R>(plan, scratch.student, scratch);
+  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
+  for (int64_t j = 0; j < count; ++j) rank[j] = (scratch.student[j] - 0.5f) * unit;
+}
+
+template <Relaxation R>
+inline void soft_rank_backward(const float* grad_rank, const float* x, int64_t count,
+                               const RankOptions& options, float* grad_x, Scratch& scratch) {
+  const Plan plan = plan_row<R>(x, count, options, scratch);
+  if (plan.way == Plan::Way::undefined) return fill(grad_x, count, __builtin_nanf(""));
+  if (plan.way == Plan::Way::constant) return fill(grad_x, count, 0.0f);
+  rank_sums<R>(plan, scratch.student, scratch);
+  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
+  for (int64_t j = 0; j < count; ++j) scratch.slope[j] = grad_rank[j] * unit;
+  rank_gradient<R>(plan, x, scratch.slope, options.scale_std, scratch.student, scratch);
+  for (int64_t j = 0; j < count; ++j) grad_x[j] = scratch.student[j];
+}

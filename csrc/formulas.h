@@ -1,0 +1,141 @@
+// The scalar maths every compiled backend shares: relaxations, penalties and the stencil of the
+// grid method. No torch headers, no state: usable on the host and inside device code.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define PCK_HD __host__ __device__ __forceinline__
+#else
+#define PCK_HD inline __attribute__((always_inline))
+#endif
+
+namespace pck {
+
+// ---------------------------------------------------------------------------------------------
+// Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, and its
+// density phi. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
+// distance beyond which Phi is 0 or 1 to fp32 rounding. docs/method.md derives both.
+// ---------------------------------------------------------------------------------------------
+
+enum class Relaxation { logistic, normal };
+
+template <Relaxation R>
+struct Relax;
+
+template <>
+struct Relax<Relaxation::logistic> {
+  static constexpr int inverse_step = 4;
+  static constexpr int support = 17;  // 1 - Phi(17) = 4.1e-8
+  template <class T>
+  PCK_HD static T cdf(T x) {
+    return T(1) / (T(1) + std::exp(-x));
+  }
+  template <class T>
+  PCK_HD static T pdf(T x) {
+    const T e = std::exp(-std::fabs(x));
+    return e / ((T(1) + e) * (T(1) + e));
+  }
+};
+
+template <>
+struct Relax<Relaxation::normal> {
+  static constexpr int inverse_step = 6;
+  static constexpr int support = 6;  // 1 - Phi(6) = 9.9e-10
+  template <class T>
+  PCK_HD static T cdf(T x) {
+    return T(0.5) * std::erfc(x * T(-0.70710678118654752440));
+  }
+  template <class T>
+  PCK_HD static T pdf(T x) {
+    return T(0.39894228040143267794) * std::exp(T(-0.5) * x * x);
+  }
+};
+
+// Taps on either side of a node that the band convolution needs.
+template <Relaxation R>
+inline constexpr int kBand = Relax<R>::support * Relax<R>::inverse_step;
+
+// ---------------------------------------------------------------------------------------------
+// Penalties of a rank residual e = r_S - r_T, and their slopes.
+// ---------------------------------------------------------------------------------------------
+
+enum class Penalty { squared, absolute, huber };
+
+inline constexpr float kHuberDelta = 0.1f;  // in units of normalised rank
+
+template <Penalty P>
+PCK_HD float penalty_value(float e) {
+  const float a = std::fabs(e);
+  if constexpr (P == Penalty::squared) return e * e;
+  if constexpr (P == Penalty::absolute) return a;
+  return a <= kHuberDelta ? 0.5f * e * e : kHuberDelta * (a - 0.5f * kHuberDelta);
+}
+
+template <Penalty P>
+PCK_HD float penalty_slope(float e) {
+  if constexpr (P == Penalty::squared) return 2.0f * e;
+  if constexpr (P == Penalty::absolute) return static_cast<float>((e > 0.0f) - (e < 0.0f));
+  return e > kHuberDelta ? kHuberDelta : (e < -kHuberDelta ? -kHuberDelta : e);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The stencil. A cell is one grid step wide; u in [-1/2, 1/2] is the place inside it. A smooth
+// function known at the kNodes nearest nodes is, inside the cell,
+//
+//     f(u) = sum_a u^a sum_n stencil.weight[a][n] f(node n),    a < kTerms,
+//
+// the degree-7 Lagrange interpolant economised to a cubic (its Chebyshev series on the cell cut
+// after T_3). Gathering reads values this way; spreading is the same matrix transposed: a cell's
+// moments sum_k w_k u_k^a become weights on nodes. See docs/method.md, "The stencil".
+// ---------------------------------------------------------------------------------------------
+
+inline constexpr int kNodes = 8;
+inline constexpr int kTerms = 4;
+
+struct Stencil {
+  float weight[kTerms][kNodes];
+};
+
+constexpr Stencil make_stencil() {
+  Stencil stencil{};
+  // T_k(v) in powers of v, and v^k in Chebyshev polynomials, for k < kNodes.
+  double chebyshev[kNodes][kNodes] = {};
+  chebyshev[0][0] = chebyshev[1][1] = 1.0;
+  for (int k = 2; k < kNodes; ++k)
+    for (int a = 0; a < kNodes; ++a)
+      chebyshev[k][a] = (a > 0 ? 2.0 * chebyshev[k - 1][a - 1] : 0.0) - chebyshev[k - 2][a];
+  double power[kNodes][kNodes] = {};
+  power[0][0] = 1.0;
+  for (int k = 1; k < kNodes; ++k)  // v T_j = (T_{j+1} + T_{|j-1|}) / 2, and v T_0 = T_1
+    for (int j = 0; j < k; ++j) {
+      power[k][j + 1] += (j == 0 ? 1.0 : 0.5) * power[k - 1][j];
+      if (j > 0) power[k][j - 1] += 0.5 * power[k - 1][j];
+    }
+  for (int n = 0; n < kNodes; ++n) {
+    double lagrange[kNodes] = {1.0};  // prod_{k != n} (u - x_k) / (x_n - x_k), in powers of u
+    for (int k = 0, degree = 0; k < kNodes; ++k) {
+      if (k == n) continue;
+      const double x = k - 0.5 * (kNodes - 1);
+      const double gap = n - k;
+      ++degree;
+      for (int a = degree; a >= 0; --a)
+        lagrange[a] = ((a > 0 ? lagrange[a - 1] : 0.0) - x * lagrange[a]) / gap;
+    }
+    double series[kNodes] = {};  // with v = 2u, in Chebyshev polynomials of v
+    double scale = 1.0;
+    for (int k = 0; k < kNodes; ++k, scale *= 0.5)
+      for (int j = 0; j <= k; ++j) series[j] += lagrange[k] * scale * power[k][j];
+    for (int a = 0; a < kTerms; ++a) {
+      double coefficient = 0.0;
+      for (int j = 0; j < kTerms; ++j) coefficient += series[j] * chebyshev[j][a];
+      for (int k = 0; k < a; ++k) coefficient *= 2.0;  // back from v to u
+      stencil.weight[a][n] = static_cast<float>(coefficient);
+    }
+  }
+  return stencil;
+}
+
+inline constexpr Stencil kStencil = make_stencil();
+
+}  // namespace pck

@@ -1,0 +1,79 @@
+"""Checks of the tensors that users pass: each failure names the argument, what came, what may."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FLOAT_NAMES = "float32, float64, bfloat16 or float16"
+
+
+def check_floating(argument: str, x: object) -> Tensor:
+    """`x` if it is a dense floating-point tensor; raises TypeError otherwise."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{argument} must be {_FLOAT_NAMES}; got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{argument} must be a dense tensor; got layout {x.layout}")
+    return x
+
+
+def check_matrix(argument: str, x: object, meaning: str) -> Tensor:
+    """`x` if it is a floating-point matrix; `meaning` says what its two dimensions are."""
+    matrix = check_floating(argument, x)
+    if matrix.dim() != 2:
+        raise ValueError(f"{argument} must be {meaning}; got shape {tuple(matrix.shape)}")
+    return matrix
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Raises unless all the tensors given are on one device."""
+    present = {name: x.device for name, x in tensors.items() if x is not None}
+    if len(set(present.values())) > 1:
+        places = ", ".join(f"{name} on {device}" for name, device in present.items())
+        raise ValueError(f"all tensors must be on one device; got {places}")
+
+
+def check_features(
+    student: object, teacher: object, student_refs: object, teacher_refs: object
+) -> None:
+    """Checks the features of a loss or a coherence: [A, Ds], [A, Dt], and [M, Ds], [M, Dt] or None."""
+    s = check_matrix("student", student, "[anchors, width]")
+    t = check_matrix("teacher", teacher, "[anchors, width]")
+    if s.shape[0] != t.shape[0]:
+        raise ValueError(
+            f"student and teacher must hold the same inputs: got {s.shape[0]} and {t.shape[0]} rows"
+        )
+    if (student_refs is None) != (teacher_refs is None):
+        missing = "student_refs" if student_refs is None else "teacher_refs"
+        raise ValueError(f"student_refs and teacher_refs go together; {missing} is missing")
+    for name, x in (("student", s), ("teacher", t)):
+        if x.shape[1] == 0:
+            raise ValueError(f"{name} has no features: its shape is {tuple(x.shape)}")
+    if student_refs is None:
+        check_same_device(student=s, teacher=t)
+        return
+    s_refs = check_matrix("student_refs", student_refs, "[references, width]")
+    t_refs = check_matrix("teacher_refs", teacher_refs, "[references, width]")
+    if s_refs.shape[0] != t_refs.shape[0]:
+        raise ValueError(
+            "student_refs and teacher_refs must hold the same inputs: got "
+            f"{s_refs.shape[0]} and {t_refs.shape[0]} rows"
+        )
+    for side, x, refs in (("student", s, s_refs), ("teacher", t, t_refs)):
+        if x.shape[1] != refs.shape[1]:
+            raise ValueError(
+                f"{side} and {side}_refs must have the same width; got {x.shape[1]} and {refs.shape[1]}"
+            )
+        if x.dtype != refs.dtype:
+            raise TypeError(
+                f"{side} and {side}_refs must have the same dtype; got {x.dtype} and {refs.dtype}"
+            )
+    check_same_device(student=s, teacher=t, student_refs=s_refs, teacher_refs=t_refs)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """What the kernels compute in: float64 if any input is, float32 otherwise."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

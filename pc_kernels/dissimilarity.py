@@ -1,0 +1,297 @@
+"""Stage `dissimilarity`: features in, chunks of δ(i, j) rows out, and gradients back.
+
+The metrics built on inner products (`euclidean`, `sqeuclidean`, `cosine`) leave the stage as Gram
+rows: the backend turns them into dissimilarities where it ranks them, and hands back
+V(i, j) = ∂L/∂δ(i, j) · c(i, j), scaled such that ∂L/∂a_i = Σ_j V(i, j) (a_i − b_j). Any other metric
+leaves as dissimilarities, and its own backward takes ∂L/∂δ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .options import Metric
+
+GRAM_METRICS = ("euclidean", "sqeuclidean", "cosine")
+
+NEAR = 1 / 64
+"""Squared distances below this share of |a|² + |b|² are summed again from the differences."""
+
+
+@dataclass
+class Rows:
+    """A chunk of anchors against all references.
+
+    `values` [C, M] holds inner products and the other fields what makes squared distances of them;
+    for metric "given" it holds dissimilarities and the rest is None.
+    """
+
+    values: Tensor
+    metric: str = "given"
+    anchors: Tensor | None = None  # [C, D]
+    references: Tensor | None = None  # [M, D]
+    anchor_sq: Tensor | None = None  # [C]
+    reference_sq: Tensor | None = None  # [M]
+
+
+class Side(Protocol):
+    """The student's or the teacher's half of a sweep over chunks of anchors."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows of anchors start … stop−1."""
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """Takes what the backend left in `rows(start, stop).values`."""
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """∂L/∂anchors [A, D] and ∂L/∂references [M, D]: None if the anchors are the references."""
+
+
+def centre(references: Tensor) -> Tensor:
+    """A shift [D] that brings features near the origin and costs no digits.
+
+    Distances do not change under a shift, but |a|² + |b|² − 2ab loses what |a|² has more digits than
+    |a − b|². The mean of each feature is rounded to a multiple of a power of two about as large as
+    the feature's spread: the subtraction is then exact in the features' own precision, and features
+    that are centred already stay as they are, bit for bit.
+    """
+    if references.shape[0] == 0:
+        return references.new_zeros(references.shape[1])
+    deviation, mean = torch.std_mean(references, dim=0, correction=0)
+    quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
+    shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
+    return torch.where(shift.isfinite(), shift, 0)
+
+
+class GramSide:
+    """`euclidean`, `sqeuclidean` and `cosine`: one GEMM a chunk, and two for its gradient."""
+
+    def __init__(self, metric: str, anchors: Tensor, references: Tensor | None) -> None:
+        """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
+        self.metric = metric
+        self._shared = references is None
+        points = [anchors] if references is None else [anchors, references]
+        self._lengths: list[Tensor] = []
+        if metric == "cosine":
+            self._lengths = [x.norm(dim=1, keepdim=True) for x in points]
+            points = [_divide(x, n) for x, n in zip(points, self._lengths, strict=True)]
+        self._shift = centre(points[-1])
+        points = [x - self._shift for x in points]
+        squares = [x.square().sum(1) for x in points]
+        for sq, length in zip(squares, self._lengths, strict=False):
+            # A vector of zeros lies as far from all others as orthogonal ones: (1 + |0 - b|²)/2 = 1.
+            sq += length[:, 0] == 0
+        self._anchors, self._references = points[0], points[-1]
+        self._anchor_sq, self._reference_sq = squares[0], squares[-1]
+        self._gram: Tensor | None = None
+        self._grad_anchors: Tensor | None = None
+        self._grad_references: Tensor | None = None
+        self._column_sum: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Inner products, in a buffer that the next chunk reuses."""
+        anchors = self._anchors[start:stop]
+        if self._gram is None or self._gram.shape[0] < stop - start:
+            self._gram = anchors.new_empty(stop - start, self._references.shape[0])
+        gram = self._gram[: stop - start]
+        torch.mm(anchors, self._references.T, out=gram)
+        return Rows(
+            gram, self.metric, anchors, self._references, self._anchor_sq[start:stop], self._reference_sq
+        )
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
+        if self._grad_anchors is None or self._grad_references is None:
+            self._grad_anchors = torch.empty_like(self._anchors)
+            self._grad_references = torch.zeros_like(self._references)
+            self._column_sum = self._reference_sq.new_zeros(self._references.shape[0])
+        assert self._column_sum is not None
+        anchors = self._anchors[start:stop]
+        own = self._grad_anchors[start:stop]
+        torch.mul(anchors, grad.sum(1, keepdim=True), out=own)
+        own.addmm_(grad, self._references, alpha=-1)
+        self._column_sum += grad.sum(0)
+        self._grad_references.addmm_(grad.T, anchors, alpha=-1)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Sums up; for cosine, goes back through the normalisation."""
+        if self._grad_anchors is None:  # no chunk: no anchors
+            zeros = torch.zeros_like(self._anchors)
+            return zeros, None if self._shared else torch.zeros_like(self._references)
+        assert self._grad_references is not None and self._column_sum is not None
+        to_anchors = self._grad_anchors
+        to_references = self._grad_references.addcmul_(
+            self._references, self._column_sum[:, None]
+        )
+        if self._shared:
+            return self._through_norm(to_anchors.add_(to_references), 0), None
+        return self._through_norm(to_anchors, 0), self._through_norm(to_references, -1)
+
+    def _through_norm(self, grad: Tensor, which: int) -> Tensor:
+        if not self._lengths:
+            return grad
+        unit = (self._anchors if which == 0 else self._references) + self._shift
+        tangent = grad - unit * (grad * unit).sum(1, keepdim=True)
+        return _divide(tangent, self._lengths[which])
+
+
+def _divide(x: Tensor, length: Tensor) -> Tensor:
+    """x / length by rows, 0 where the length is 0."""
+    return torch.where(length == 0, 0, x / length)
+
+
+class CityblockSide:
+    """`cityblock`: no inner products; PyTorch's own forward and backward."""
+
+    def __init__(self, anchors: Tensor, references: Tensor | None) -> None:
+        """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
+        self._shared = references is None
+        self._anchors = anchors.contiguous()
+        self._references = self._anchors if references is None else references.contiguous()
+        self._grad_anchors = torch.zeros_like(self._anchors)
+        self._grad_references = torch.zeros_like(self._references)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Σ_d |a_d − b_d|."""
+        return Rows(torch.cdist(self._anchors[start:stop], self._references, p=1.0))
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """∂|a_d − b_d|/∂a_d = sign(a_d − b_d)."""
+        backward = torch.ops.aten._cdist_backward
+        anchors = self._anchors[start:stop]
+        self._grad_anchors[start:stop] = backward(grad, anchors, self._references, 1.0, grad)
+        transposed = grad.T.contiguous()
+        self._grad_references += backward(transposed, self._references, anchors, 1.0, transposed)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """The sums so far."""
+        if self._shared:
+            return self._grad_anchors + self._grad_references, None
+        return self._grad_anchors, self._grad_references
+
+
+class CallableSide:
+    """Any function (anchors [C, D], references [M, D]) -> [C, M] that autograd can go through."""
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        anchors: Tensor,
+        references: Tensor | None,
+        with_grad: bool,
+    ) -> None:
+        """Takes the function and the features it is given, chunk by chunk."""
+        self._function = function
+        self._with_grad = with_grad
+        self._shared = references is None
+        self._anchors = anchors.detach()
+        self._references = self._anchors if references is None else references.detach()
+        self._grad_anchors = torch.zeros_like(self._anchors)
+        self._grad_references = torch.zeros_like(self._references)
+        self._graph: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Calls the function, keeping its graph until `accumulate`."""
+        anchors, references = self._anchors[start:stop].clone(), self._references
+        with torch.set_grad_enabled(self._with_grad):
+            if self._with_grad:
+                anchors.requires_grad_()
+                references = references.detach().requires_grad_()
+            d = self._function(anchors, references)
+        expected = (stop - start, references.shape[0])
+        if not isinstance(d, Tensor) or tuple(d.shape) != expected:
+            came = f"shape {tuple(d.shape)}" if isinstance(d, Tensor) else type(d).__name__
+            raise ValueError(
+                f"a dissimilarity callable must return a tensor of shape {expected}; got {came}"
+            )
+        if self._with_grad and not d.requires_grad:
+            raise ValueError("a dissimilarity callable must be differentiable; its result has no graph")
+        self._graph = (d, anchors, references)
+        values = d.detach().to(self._anchors.dtype)
+        return Rows(values.clone(memory_format=torch.contiguous_format))
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """Goes back through the function's graph."""
+        assert self._graph is not None
+        d, anchors, references = self._graph
+        to_anchors, to_references = torch.autograd.grad(
+            d, (anchors, references), grad.to(d.dtype), allow_unused=True
+        )
+        if to_anchors is not None:
+            self._grad_anchors[start:stop] = to_anchors
+        if to_references is not None:
+            self._grad_references += to_references
+        self._graph = None
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """The sums so far."""
+        if self._shared:
+            return self._grad_anchors + self._grad_references, None
+        return self._grad_anchors, self._grad_references
+
+
+class GivenSide:
+    """Dissimilarities that the caller has: matrices [A, M]."""
+
+    def __init__(self, matrix: Tensor, with_grad: bool) -> None:
+        """Takes the matrix; its rows are copied, since backends write over them."""
+        self._matrix = matrix
+        self._grad = torch.empty_like(matrix) if with_grad else None
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """A copy of the rows."""
+        return Rows(self._matrix[start:stop].clone(memory_format=torch.contiguous_format))
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """Stores the rows' gradient."""
+        assert self._grad is not None
+        self._grad[start:stop] = grad
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """∂L/∂matrix, and None."""
+        assert self._grad is not None
+        return self._grad, None
+
+
+def make_side(metric: Metric, anchors: Tensor, references: Tensor | None, with_grad: bool) -> Side:
+    """The side that computes `metric` for anchors [A, D] and references [M, D] or None."""
+    if callable(metric):
+        return CallableSide(metric, anchors, references, with_grad)
+    if metric == "cityblock":
+        return CityblockSide(anchors, references)
+    return GramSide(metric, anchors, references)
+
+
+def squared_distances(rows: Rows) -> Tensor:
+    """|a_i − b_j|² [C, M] of Gram rows, in plain PyTorch; the short ones from the differences."""
+    assert rows.anchor_sq is not None and rows.reference_sq is not None
+    assert rows.anchors is not None and rows.references is not None
+    scale = rows.anchor_sq[:, None] + rows.reference_sq
+    squared = torch.sub(scale, rows.values, alpha=2)
+    i, j = torch.nonzero(squared < NEAR * scale, as_tuple=True)
+    for block_i, block_j in zip(i.split(65536), j.split(65536), strict=True):
+        difference = rows.anchors[block_i] - rows.references[block_j]
+        squared[block_i, block_j] = difference.square().sum(1)
+    return squared
+
+
+def dissimilarities(rows: Rows) -> Tensor:
+    """δ(i, j) [C, M], in plain PyTorch."""
+    if rows.metric == "given":
+        return rows.values
+    squared = squared_distances(rows)
+    if rows.metric == "euclidean":
+        return squared.sqrt()
+    return squared if rows.metric == "sqeuclidean" else squared / 2
+
+
+def dissimilarities_backward(metric: str, d: Tensor, grad: Tensor) -> Tensor:
+    """∂L/∂δ to V (see the top of this file), in plain PyTorch."""
+    if metric == "euclidean":
+        return torch.where(d == 0, 0, grad / d)
+    return grad * 2 if metric == "sqeuclidean" else grad

@@ -1,0 +1,252 @@
+"""The `torch` backend's ranks: the grid method in plain PyTorch, on any device, O(m) a row.
+
+A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read at the row's own points.
+*Spread* the points onto a uniform grid, *convolve* with Φ (and with φ = Φ′, for the gradient),
+*gather* at the points: docs/method.md, Eq. 3-6. float32 and float64 differ only in `GridSpec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .options import RankOptions
+from .reference import relaxation_cdf
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """Grid nodes per unit of temperature, stencil nodes, and where Φ is 0 or 1 to rounding."""
+
+    inverse_step: int
+    stencil: int
+    support: int
+
+    @property
+    def band(self) -> int:
+        """Nodes on either side that a node's convolution needs."""
+        return self.support * self.inverse_step
+
+
+SPECS = {
+    ("logistic", torch.float32): GridSpec(4, 8, 17),
+    ("normal", torch.float32): GridSpec(6, 8, 6),
+    ("logistic", torch.float64): GridSpec(8, 16, 36),
+    ("normal", torch.float64): GridSpec(12, 16, 9),
+}
+
+CELLS_PER_POINT = 8
+"""Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
+
+
+def hard_rank(x: Tensor) -> Tensor:
+    """Mid-ranks in [0, 1] of the rows of x [N, m]; a row with a NaN is NaN, m = 1 gives ½."""
+    m = x.shape[1]
+    if m < 2:
+        return torch.full_like(x, 0.5) + x * 0
+    ordered = x.sort(dim=1).values
+    below = torch.searchsorted(ordered, x)
+    not_above = torch.searchsorted(ordered, x, right=True)
+    rank = (below + not_above - 1).to(x.dtype) / (2 * (m - 1))
+    return torch.where(x.isnan().any(1, keepdim=True), torch.nan, rank)
+
+
+def soft_rank(x: Tensor, options: RankOptions) -> Tensor:
+    """Soft ranks in [0, 1] of the rows of x [N, m]; a row that is not finite is NaN."""
+    if x.shape[1] < 2:
+        return torch.full_like(x, 0.5) + x * 0
+    row = _Rows(x, options)
+    rank = (row.rank_sums() - 0.5) / (x.shape[1] - 1)
+    return row.settle(rank, 0.5)
+
+
+def soft_rank_backward(grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+    """Σ_j grad_rank_j ∂r_j/∂x for the rows of x [N, m]; also through σ under scale "std"."""
+    if x.shape[1] < 2:
+        return torch.zeros_like(x) + x * 0
+    row = _Rows(x, options)
+    slope = grad_rank / (x.shape[1] - 1)
+    grad = row.slope_sums(slope) / row.tau
+    if options.scale == "std":
+        # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
+        standard = row.centred / row.sigma
+        grad = grad - standard * (grad * standard).mean(1, keepdim=True)
+    return row.settle(grad, 0.0)
+
+
+class _Rows:
+    """Rows x [N, m], m ≥ 2, located on a grid (or, nearly hard, sorted), ready for sums over pairs."""
+
+    def __init__(self, x: Tensor, options: RankOptions) -> None:
+        self.finite = x.isfinite().all(1, keepdim=True)
+        x = torch.where(self.finite, x, 0)
+        first = x[:, :1]
+        self.constant = (x == first).all(1, keepdim=True) & (options.scale == "std")
+        # Halves first: the difference of two finite numbers may overflow, that of halves may not.
+        centre = (x / 2).mean(1, keepdim=True) * 2
+        centred = x - centre
+        self.centred = centred - centred.mean(1, keepdim=True)
+        self.sigma = torch.where(self.constant, 1, _deviation(self.centred))
+        self.tau = options.temperature * (
+            self.sigma if options.scale == "std" else torch.ones_like(self.sigma)
+        )
+        self.spec = SPECS[options.relaxation, x.dtype]
+        self.relaxation = options.relaxation
+        points = torch.where(self.constant, 0, _wide(self.centred) / _wide(self.tau))
+        self.order: Tensor | None = None
+        limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
+        if x.numel() and not bool((points.amax(1) - points.amin(1)).max() <= limit):
+            points = self._close_gaps(x)
+            if not bool((points.amax(1) - points.amin(1)).max() <= limit):
+                self.order = points.argsort(dim=1)
+                self.points = points
+                return
+        self._place(points)
+
+    def settle(self, result: Tensor, constant: float) -> Tensor:
+        """`result` with constant rows set to `constant` and undefined ones to NaN."""
+        result = torch.where(self.constant, constant, result)
+        return torch.where(self.finite, result, torch.nan)
+
+    def _close_gaps(self, x: Tensor) -> Tensor:
+        """Places in units of τ, with gaps beyond the support closed to just over it.
+
+        Points so far apart do not see each other, however far apart they are.
+        """
+        ordered, order = _wide(x).sort(dim=1)
+        gaps = (ordered.diff(dim=1) / _wide(self.tau)).clamp(max=self.spec.support + 1)
+        gaps = torch.where(self.constant, 0, gaps)
+        places = torch.nn.functional.pad(gaps.cumsum(1), (1, 0))
+        return torch.zeros_like(places).scatter_(1, order, places)
+
+    def _place(self, points: Tensor) -> None:
+        scaled = points * self.spec.inverse_step
+        scaled = scaled - scaled.amin(1, keepdim=True).floor() if scaled.numel() else scaled
+        cell = scaled.floor()
+        self.cell = cell.long()
+        self.cells = int(self.cell.max()) + 1 if scaled.numel() else 1
+        place = (scaled - cell - 0.5).to(self.tau.dtype)
+        self.weights = _lagrange_weights(place, self.spec.stencil)
+
+    def rank_sums(self) -> Tensor:
+        """Σ_k Φ((x_j − x_k)/τ), k = j included: [N, m]."""
+        if self.order is not None:
+            return self._pair_sums()
+        mass = self._spread(torch.ones_like(self.weights[0]))
+        return self._gather(self._convolve(mass, "cdf"))
+
+    def slope_sums(self, slope: Tensor) -> Tensor:
+        """Σ_k (slope_j − slope_k) φ((x_j − x_k)/τ): [N, m]."""
+        if self.order is not None:
+            return self._pair_slopes(slope)
+        density = self._gather(self._convolve(self._spread(torch.ones_like(slope)), "pdf"))
+        weighted = self._gather(self._convolve(self._spread(slope), "pdf"))
+        return slope * density - weighted
+
+    def _spread(self, weight: Tensor) -> Tensor:
+        nodes = weight.new_zeros(weight.shape[0], self.cells + self.spec.stencil - 1)
+        for n, stencil in enumerate(self.weights):
+            nodes.scatter_add_(1, self.cell + n, stencil * weight)
+        return nodes
+
+    def _gather(self, nodes: Tensor) -> Tensor:
+        total = torch.zeros_like(self.weights[0])
+        for n, stencil in enumerate(self.weights):
+            total.addcmul_(stencil, nodes.gather(1, self.cell + n))
+        return total
+
+    def _convolve(self, mass: Tensor, kind: str) -> Tensor:
+        """Mass [N, nodes] convolved with Φ or φ: in blocks, each against itself and its neighbours."""
+        block, count = self.spec.band, mass.shape[1]
+        blocks = -(-count // block)
+        padded = torch.nn.functional.pad(mass, (block, block + blocks * block - count))
+        windows = padded.unfold(1, 3 * block, block)  # [N, blocks, 3 block]
+        taps = _taps(self.spec, self.relaxation, kind, mass.dtype, mass.device)
+        result = windows @ taps
+        if kind == "cdf":  # what lies below a block's window counts in full
+            totals = padded.unfold(1, block, block).sum(2)
+            below = totals.cumsum(1)[:, :blocks] - totals[:, :blocks]
+            result = result + below[:, :, None]
+        return result.flatten(1)[:, :count]
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        assert self.order is not None
+        return self.points.gather(1, self.order), self.order
+
+    def _pair_sums(self) -> Tensor:
+        """rank_sums over the pairs within the support: points in order, at every distance in rank."""
+        places, order = self._pairs()
+        m = places.shape[1]
+        total = torch.arange(m, device=places.device, dtype=places.dtype).repeat(len(places), 1)
+        total += 0.5
+        for offset in range(1, m):
+            gap = places[:, offset:] - places[:, :-offset]
+            if not bool((gap <= self.spec.support).any()):
+                break
+            above = relaxation_cdf(-gap, self.relaxation)  # of the lower point over the upper one
+            total[:, offset:] -= above
+            total[:, :-offset] += above
+        return torch.zeros_like(total).scatter_(1, order, total).to(self.tau.dtype)
+
+    def _pair_slopes(self, slope: Tensor) -> Tensor:
+        places, order = self._pairs()
+        ordered = _wide(slope).gather(1, order)
+        total = torch.zeros_like(ordered)
+        for offset in range(1, places.shape[1]):
+            gap = places[:, offset:] - places[:, :-offset]
+            if not bool((gap <= self.spec.support).any()):
+                break
+            push = (ordered[:, offset:] - ordered[:, :-offset]) * relaxation_pdf(gap, self.relaxation)
+            total[:, offset:] += push
+            total[:, :-offset] -= push
+        return torch.zeros_like(total).scatter_(1, order, total).to(slope.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float64, where the device has it: places in units of τ need more digits than sums do."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def _deviation(centred: Tensor) -> Tensor:
+    """Population standard deviation of centred rows, free of over- and underflow."""
+    largest = centred.abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1)
+    return unit * (centred / unit).square().mean(1, keepdim=True).sqrt()
+
+
+def relaxation_pdf(x: Tensor, relaxation: str) -> Tensor:
+    """φ = Φ′."""
+    if relaxation == "logistic":
+        return torch.sigmoid(x) * torch.sigmoid(-x)
+    return torch.exp(-x.square() / 2) / (2 * torch.pi) ** 0.5
+
+
+def _lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
+    """Weights of the `count` nodes around the cell, for u in [−½, ½] inside it."""
+    nodes = [n - (count - 1) / 2 for n in range(count)]
+    below, above = [torch.ones_like(place)], [torch.ones_like(place)]
+    for n in range(count - 1):
+        below.append(below[-1] * (place - nodes[n]))
+        above.append(above[-1] * (place - nodes[count - 1 - n]))
+    weights = []
+    for n in range(count):
+        scale = 1.0
+        for k in range(count):
+            scale *= nodes[n] - nodes[k] if k != n else 1.0
+        weights.append(below[n] * above[count - 1 - n] / scale)
+    return weights
+
+
+@lru_cache(maxsize=64)
+def _taps(
+    spec: GridSpec, relaxation: str, kind: str, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The constant matrix [3 band, band] from a window of nodes to the block in its middle."""
+    source = torch.arange(3 * spec.band, dtype=torch.float64) - spec.band
+    target = torch.arange(spec.band, dtype=torch.float64)
+    x = (target[None, :] - source[:, None]) / spec.inverse_step
+    values = relaxation_cdf(x, relaxation) if kind == "cdf" else relaxation_pdf(x, relaxation)
+    return values.to(dtype=dtype, device=device)

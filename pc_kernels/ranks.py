@@ -1,0 +1,87 @@
+"""Stage `rank`, standing alone: differentiable soft ranks, and hard mid-ranks, along any dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops  # noqa: F401 - registers the operators
+from .backends import BACKENDS, select
+from .checks import check_floating, compute_dtype
+from .options import RankOptions, one_of
+
+
+def _check_values(x: Tensor, dim: int, backend: str) -> None:
+    check_floating("x", x)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension; got a scalar")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int; got {type(dim).__name__}")
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim must be in [{-x.dim()}, {x.dim() - 1}] for shape {tuple(x.shape)}; got {dim}")
+    one_of("backend", backend, ("auto", *BACKENDS))
+    if backend != "auto":
+        select(backend, x.device, compute_dtype(x))
+
+
+def soft_rank(
+    x: Tensor,
+    temperature: float = 0.1,
+    relaxation: str = "logistic",
+    scale: str | None = None,
+    dim: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    """Differentiable ranks in [0, 1]: r(j) = Σ_{k≠j} Φ((x_j − x_k)/τ) / (m − 1).
+
+    O(m) a row, exact to rounding at every temperature.
+
+    Args:
+        x: values, of any shape; ranked along `dim`, of length m.
+        temperature: τ, in units of x, or of its standard deviation under scale "std". > 0.
+        relaxation: Φ: "logistic" or "normal".
+        scale: "std": τ = temperature · σ, σ the population standard deviation of the m values, with
+            the gradient through it; equal values all have rank ½ and no gradient. None: τ = temperature.
+        dim: the dimension to rank along.
+        backend: see `python -m pc_kernels.info`.
+
+    Returns:
+        Ranks, of the shape and dtype of x. m = 1 gives ½; a row with a NaN or an infinity is NaN.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
+    """
+    _check_values(x, dim, backend)
+    RankOptions(relaxation, temperature, scale)
+    rows = x.movedim(dim, -1)
+    rank = torch.ops.pc_kernels.soft_rank(
+        rows.reshape(-1, rows.shape[-1]) if rows.numel() else rows.reshape(0, max(rows.shape[-1], 1)),
+        float(temperature),
+        relaxation,
+        scale,
+        backend,
+    )
+    return rank.reshape(rows.shape).movedim(-1, dim)
+
+
+def hard_rank(x: Tensor, dim: int = -1, backend: str = "auto") -> Tensor:
+    """Mid-ranks in [0, 1]: r(j) = (#{k≠j: x_k < x_j} + ½ #{k≠j: x_k = x_j}) / (m − 1). No gradient.
+
+    Args:
+        x: values, of any shape; ranked along `dim`, of length m.
+        dim: the dimension to rank along.
+        backend: see `python -m pc_kernels.info`.
+
+    Returns:
+        Ranks, of the shape and dtype of x. m = 1 gives ½; a row with a NaN is NaN.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
+    """
+    _check_values(x, dim, backend)
+    rows = x.detach().movedim(dim, -1)
+    rank = torch.ops.pc_kernels.hard_rank(
+        rows.reshape(-1, rows.shape[-1]) if rows.numel() else rows.reshape(0, max(rows.shape[-1], 1)),
+        backend,
+    )
+    return rank.reshape(rows.shape).movedim(-1, dim)

@@ -1,0 +1,234 @@
+"""The definitions, in plain PyTorch: what every backend must compute.
+
+Direct O(m²)-a-row formulas, any floating dtype, any device, differentiable by autograd. In float64
+they are the truth that the tests compare with. Read them to know what the package computes; never use
+them for speed: `perception_coherence_loss` builds a tensor of anchors × references × references.
+
+Notation: δ(i, j) is the dissimilarity of anchor i and reference j, m the number of references of an
+anchor, r_T and r_S the teacher's and the student's ranks, Φ a relaxation, τ_i a temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HUBER_DELTA = 0.1
+"""Where the `huber` penalty turns from square to line, in units of normalised rank."""
+
+
+class Coherence(NamedTuple):
+    """How far two representations order the references of an anchor the same way, on average."""
+
+    agreement: Tensor
+    """Share of reference pairs ordered the same way, in [0, 1]; a tie on either side counts half."""
+    spearman: Tensor
+    """Spearman's rank correlation of the two rows of dissimilarities, in [-1, 1]."""
+
+
+def pairwise_dissimilarity(
+    x: Tensor, y: Tensor | None = None, metric: str | Callable[[Tensor, Tensor], Tensor] = "euclidean"
+) -> Tensor:
+    """δ(i, j) between the rows of x [A, D] and of y [M, D] (of x itself by default): [A, M].
+
+    A distance of 0 has gradient 0. A vector of zeros has cosine dissimilarity 1 to everything.
+    """
+    y = x if y is None else y
+    if callable(metric):
+        return metric(x, y)
+    if metric == "cosine":
+        return 1 - _unit(x) @ _unit(y).T
+    difference = x[:, None, :] - y[None, :, :]
+    if metric == "cityblock":
+        return difference.abs().sum(-1)
+    squared = difference.square().sum(-1)
+    if metric == "sqeuclidean":
+        return squared
+    if metric == "euclidean":
+        positive = squared > 0
+        return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    raise ValueError(f"unknown metric {metric!r}")
+
+
+def _unit(x: Tensor) -> Tensor:
+    length = x.square().sum(-1, keepdim=True)
+    positive = length > 0
+    return torch.where(positive, x / torch.where(positive, length, 1).sqrt(), 0)
+
+
+def hard_rank(x: Tensor, dim: int = -1) -> Tensor:
+    """Mid-ranks r(j) = (#{k≠j: x_k < x_j} + ½ #{k≠j: x_k = x_j}) / (m−1), in [0, 1]; ½ if m = 1."""
+    x = x.movedim(dim, -1)
+    m = x.shape[-1]
+    difference = x[..., :, None] - x[..., None, :]
+    above = (difference > 0).to(x.dtype).sum(-1)
+    equal = (difference == 0).to(x.dtype).sum(-1) - 1
+    rank = (above + equal / 2) / (m - 1) if m > 1 else torch.full_like(x, 0.5)
+    return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, rank).movedim(-1, dim)
+
+
+def relaxation_cdf(x: Tensor, relaxation: str) -> Tensor:
+    """Φ(x), the smooth step that replaces a comparison."""
+    if relaxation == "logistic":
+        return torch.sigmoid(x)
+    if relaxation == "normal":
+        return torch.special.ndtr(x)
+    raise ValueError(f"unknown relaxation {relaxation!r}")
+
+
+def soft_rank(
+    x: Tensor,
+    temperature: float = 0.1,
+    relaxation: str = "logistic",
+    scale: str | None = None,
+    dim: int = -1,
+) -> Tensor:
+    """r(j) = Σ_{k≠j} Φ((x_j − x_k)/τ) / (m−1), in [0, 1]; ½ if m = 1.
+
+    τ = temperature, times the population standard deviation of the m values if scale is "std" (a
+    row of equal values then has every rank ½ and no gradient).
+    """
+    x = x.movedim(dim, -1)
+    m = x.shape[-1]
+    difference = x[..., :, None] - x[..., None, :]
+    if scale == "std":
+        centred = x - x.mean(-1, keepdim=True)
+        constant = (x == x[..., :1]).all(-1, keepdim=True)
+        variance = torch.where(constant, 1, centred.square().mean(-1, keepdim=True))
+        difference = torch.where(constant[..., None], 0, difference)
+        tau = temperature * variance.sqrt()[..., None]
+    else:
+        tau = torch.full_like(difference, temperature)
+    steps = relaxation_cdf(difference / tau, relaxation)
+    own = torch.eye(m, dtype=torch.bool, device=x.device)
+    rank = torch.where(own, 0, steps).sum(-1) / max(m - 1, 1)
+    if m == 1:
+        rank = rank + 0.5
+    return torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan).movedim(-1, dim)
+
+
+def rank_penalty(residual: Tensor, kind: str = "squared") -> Tensor:
+    """ℓ(r_S − r_T)."""
+    if kind == "squared":
+        return residual.square()
+    if kind == "absolute":
+        return residual.abs()
+    if kind == "huber":
+        return torch.nn.functional.huber_loss(
+            residual, torch.zeros_like(residual), reduction="none", delta=HUBER_DELTA
+        )
+    raise ValueError(f"unknown penalty {kind!r}")
+
+
+def _without_self(d: Tensor) -> Tensor:
+    """[B, B] without its diagonal: [B, B−1]."""
+    b = d.shape[0]
+    keep = ~torch.eye(b, dtype=torch.bool, device=d.device)
+    return d[keep].view(b, b - 1) if b > 0 else d
+
+
+def coherence_loss_from_dissimilarities(
+    d_s: Tensor,
+    d_t: Tensor,
+    *,
+    exclude_self: bool = False,
+    relaxation: str = "logistic",
+    temperature: float = 0.1,
+    scale: str | None = "std",
+    penalty: str = "squared",
+    reduction: str = "mean",
+) -> Tensor:
+    """L_i = mean_j ℓ(r_S(i, j) − r_T(i, j)) over the rows of two matrices [A, M], reduced over i.
+
+    With `exclude_self` the matrices are [B, B] and their diagonals are left out. Fewer than two
+    references rank nothing: the loss is 0.
+    """
+    if exclude_self:
+        d_s, d_t = _without_self(d_s), _without_self(d_t)
+    if d_s.shape[-1] < 2:
+        rows = (d_s + d_t.to(d_s)).sum(-1) * 0
+    else:
+        student_rank = soft_rank(d_s, temperature, relaxation, scale)
+        teacher_rank = hard_rank(d_t).to(d_s.dtype)
+        teacher_rank = torch.where(d_t.isfinite().all(-1, keepdim=True), teacher_rank, torch.nan)
+        rows = rank_penalty(student_rank - teacher_rank, penalty).mean(-1)
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" or rows.numel() == 0 else rows.mean()
+
+
+def perception_coherence_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_refs: Tensor | None = None,
+    teacher_refs: Tensor | None = None,
+    *,
+    dissimilarity: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
+    teacher_dissimilarity: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    relaxation: str = "logistic",
+    temperature: float = 0.1,
+    scale: str | None = "std",
+    penalty: str = "squared",
+    reduction: str = "mean",
+) -> Tensor:
+    """The loss of features student [A, Ds] and teacher [A, Dt].
+
+    References are the rest of the batch, or student_refs [M, Ds] with teacher_refs [M, Dt].
+    """
+    d_s = pairwise_dissimilarity(student, student_refs, dissimilarity)
+    d_t = pairwise_dissimilarity(teacher, teacher_refs, teacher_dissimilarity or dissimilarity)
+    return coherence_loss_from_dissimilarities(
+        d_s,
+        d_t.detach(),
+        exclude_self=student_refs is None,
+        relaxation=relaxation,
+        temperature=temperature,
+        scale=scale,
+        penalty=penalty,
+        reduction=reduction,
+    )
+
+
+def coherence_from_dissimilarities(
+    d_s: Tensor, d_t: Tensor, *, exclude_self: bool = False
+) -> Coherence:
+    """Agreement and Spearman's correlation of the rows of two matrices [A, M], averaged over rows.
+
+    A row with fewer than two references has no pair and is not counted; a row that one side holds
+    equal throughout has correlation 0.
+    """
+    if exclude_self:
+        d_s, d_t = _without_self(d_s), _without_self(d_t)
+    m = d_s.shape[-1]
+    if m < 2 or d_s.shape[0] == 0:
+        nothing = d_s.new_full((), torch.nan)
+        return Coherence(nothing, nothing.clone())
+    order_s = (d_s[:, :, None] - d_s[:, None, :]).sign()
+    order_t = (d_t[:, :, None] - d_t[:, None, :]).sign()
+    tau = (order_s * order_t.to(order_s)).sum((1, 2)) / (m * (m - 1))
+    rank_s = hard_rank(d_s) - 0.5
+    rank_t = hard_rank(d_t).to(rank_s) - 0.5
+    norm = (rank_s.square().sum(-1) * rank_t.square().sum(-1)).sqrt()
+    product = (rank_s * rank_t).sum(-1)
+    spearman = torch.where(norm == 0, torch.zeros_like(norm), product / norm)
+    return Coherence(((1 + tau) / 2).mean(), spearman.mean())
+
+
+def coherence(
+    student: Tensor,
+    teacher: Tensor,
+    student_refs: Tensor | None = None,
+    teacher_refs: Tensor | None = None,
+    *,
+    dissimilarity: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
+    teacher_dissimilarity: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Coherence:
+    """`coherence_from_dissimilarities` of features; arguments as for the loss."""
+    return coherence_from_dissimilarities(
+        pairwise_dissimilarity(student, student_refs, dissimilarity),
+        pairwise_dissimilarity(teacher, teacher_refs, teacher_dissimilarity or dissimilarity),
+        exclude_self=student_refs is None,
+    )

@@ -1,0 +1,94 @@
+"""One pass over chunks of anchors: the loss and its gradients together, the B×B matrices never stored.
+
+Rows are independent and the loss is a sum over them, so a chunk of anchors goes through all stages
+before the next one starts: dissimilarity -> rank -> loss -> gradient. Beside the inputs and the
+gradients, only a chunk's rows live at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import Backend
+from .dissimilarity import Side
+from .options import CoherenceOptions
+
+CPU_CHUNK_BYTES = 256 << 20
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """The working memory that a sweep allows itself: 256 MiB, on a GPU at most a quarter of what is free."""
+    if device.type != "cuda":
+        return CPU_CHUNK_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max((free + reusable) // 4, CPU_CHUNK_BYTES)
+
+
+def chunk_anchors(backend: Backend, references: int, itemsize: int, chunk_bytes: int) -> int:
+    """Anchors a chunk: as many as `chunk_bytes` holds, at least 1.
+
+    An anchor takes a student's and a teacher's row, and the backend's working memory. No more than
+    `backend.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
+    """
+    row = references * (2 * itemsize + backend.working_bytes)
+    return max(1, min(chunk_bytes // max(row, 1), backend.chunk_rows))
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Autocast off, and float32 products in full float32 whatever the global setting is."""
+    with torch.autocast(device.type, enabled=False):
+        switches: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+        before = [switch.fp32_precision for switch in switches]
+        changed = [s for s, value in zip(switches, before, strict=True) if value not in ("ieee", "none")]
+        try:
+            for switch in changed:
+                switch.fp32_precision = "ieee"
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                if switch in changed:
+                    switch.fp32_precision = value
+
+
+def sweep(
+    student: Side,
+    teacher: Side,
+    weights: Tensor,
+    options: CoherenceOptions,
+    backend: Backend,
+    *,
+    chunk: int,
+    self_start: int | None,
+    with_grad: bool,
+) -> Tensor:
+    """Losses [A] of all anchors; with_grad, `student.gradients()` then holds those of Σ_i w_i L_i.
+
+    Args:
+        student: the student's side.
+        teacher: the teacher's side.
+        weights: w [A], one for each anchor.
+        options: relaxation, temperature, scale, penalty.
+        backend: what computes the rows.
+        chunk: anchors at a time.
+        self_start: anchor i is reference self_start + i and left out; None: it is none of them.
+        with_grad: whether the gradients are wanted.
+    """
+    anchors = weights.shape[0]
+    losses = torch.empty_like(weights)
+    for start in range(0, anchors, chunk):
+        stop = min(start + chunk, anchors)
+        own = None if self_start is None else self_start + start
+        student_rows, teacher_rows = student.rows(start, stop), teacher.rows(start, stop)
+        losses[start:stop] = backend.coherence_rows(
+            student_rows, teacher_rows, weights[start:stop], options, own, with_grad
+        )
+        if with_grad:
+            student.accumulate(start, stop, student_rows.values)
+    return losses
