@@ -9,10 +9,12 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of pc_kernels; their operators are in torch.ops.pc_kernels.";
-  module.def("cpu_isa", [] { return pck::row_kernels().name; },
-             "The instruction set of the CPU kernels in use.");
-  module.def("threads", [] { return at::get_num_threads(); },
-             "Threads that the CPU kernels share with PyTorch.");
+  module.def(
+      "cpu_isa", [] { return pck::row_kernels().name; },
+      "The instruction set of the CPU kernels in use.");
+  module.def(
+      "threads", [] { return at::get_num_threads(); },
+      "Threads that the CPU kernels share with PyTorch.");
   module.def("compiler", [] { return __VERSION__; }, "The compiler that built this module.");
   module.def(
       "stencil",

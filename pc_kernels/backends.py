@@ -1,8 +1,9 @@
 """The backends: what each needs, and the stages as it computes them.
 
-A backend is its stages: `dissimilarity` of a chunk's rows, `hard_rank`, `soft_rank`, `soft_rank_backward` on matrices of rows, and
-`coherence_rows`, an anchor's whole chain dissimilarity -> rank -> loss -> gradient. The last has a
-plain PyTorch form here that any backend inherits until it fuses its own.
+A backend is its stages: `dissimilarity` of a chunk's rows; `hard_rank`, `soft_rank` and
+`soft_rank_backward` of matrices of rows; and `coherence_rows`, an anchor's whole chain
+dissimilarity -> rank -> loss -> gradient. The last has a plain PyTorch form here that any backend
+inherits until it fuses its own.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def centre(references: Tensor) -> Tensor:
     """
     if references.shape[0] == 0:
         return references.new_zeros(references.shape[1])
-    deviation, mean = torch.std_mean(references, dim=0, correction=0)
+    mean = references.mean(dim=0)
+    deviation = (references - mean).square_().mean(dim=0).sqrt_()
     quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
     shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
     return torch.where(shift.isfinite(), shift, 0)
@@ -101,7 +102,12 @@ class GramSide:
         gram = self._gram[: stop - start]
         torch.mm(anchors, self._references.T, out=gram)
         return Rows(
-            gram, self.metric, anchors, self._references, self._anchor_sq[start:stop], self._reference_sq
+            gram,
+            self.metric,
+            anchors,
+            self._references,
+            self._anchor_sq[start:stop],
+            self._reference_sq,
         )
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
@@ -125,9 +131,7 @@ class GramSide:
             return zeros, None if self._shared else torch.zeros_like(self._references)
         assert self._grad_references is not None and self._column_sum is not None
         to_anchors = self._grad_anchors
-        to_references = self._grad_references.addcmul_(
-            self._references, self._column_sum[:, None]
-        )
+        to_references = self._grad_references.addcmul_(self._references, self._column_sum[:, None])
         if self._shared:
             return self._through_norm(to_anchors.add_(to_references), 0), None
         return self._through_norm(to_anchors, 0), self._through_norm(to_references, -1)
@@ -141,7 +145,7 @@ class GramSide:
 
 
 def _divide(x: Tensor, length: Tensor) -> Tensor:
-    """x / length by rows, 0 where the length is 0."""
+    """Rows of x over their lengths, 0 where the length is 0."""
     return torch.where(length == 0, 0, x / length)
 
 
@@ -210,7 +214,9 @@ class CallableSide:
                 f"a dissimilarity callable must return a tensor of shape {expected}; got {came}"
             )
         if self._with_grad and not d.requires_grad:
-            raise ValueError("a dissimilarity callable must be differentiable; its result has no graph")
+            raise ValueError(
+                "a dissimilarity callable must be differentiable; its result has no graph"
+            )
         self._graph = (d, anchors, references)
         values = d.detach().to(self._anchors.dtype)
         return Rows(values.clone(memory_format=torch.contiguous_format))

@@ -41,13 +41,20 @@ def gather_features(
         ValueError: the ranks' widths or dtypes differ (on every rank).
     """
     mine = torch.tensor(
-        [*student.shape, teacher.shape[1], _DTYPES.index(student.dtype), _DTYPES.index(teacher.dtype)],
+        [
+            *student.shape,
+            teacher.shape[1],
+            _DTYPES.index(student.dtype),
+            _DTYPES.index(teacher.dtype),
+        ],
         device=student.device,
     )
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     described = [tuple(int(v) for v in rank) for rank in everyone]
-    for index, argument in enumerate(("student width", "teacher width", "student dtype", "teacher dtype")):
+    for index, argument in enumerate(
+        ("student width", "teacher width", "student dtype", "teacher dtype")
+    ):
         values = [rank[index + 1] for rank in described]
         if len(set(values)) > 1:
             shown = [str(_DTYPES[v]) for v in values] if "dtype" in argument else values

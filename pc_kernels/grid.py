@@ -199,7 +199,9 @@ class _Rows:
             gap = places[:, offset:] - places[:, :-offset]
             if not bool((gap <= self.spec.support).any()):
                 break
-            push = (ordered[:, offset:] - ordered[:, :-offset]) * relaxation_pdf(gap, self.relaxation)
+            push = (ordered[:, offset:] - ordered[:, :-offset]) * relaxation_pdf(
+                gap, self.relaxation
+            )
             total[:, offset:] += push
             total[:, :-offset] -= push
         return torch.zeros_like(total).scatter_(1, order, total).to(slope.dtype)

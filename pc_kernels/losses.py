@@ -1,4 +1,4 @@
-"""Perception coherence as a loss: features -> dissimilarity -> rank -> loss -> gradient. Read this first.
+"""Perception coherence: features -> dissimilarity -> rank -> loss -> gradient. Read this first.
 
 The path of a call: `PerceptionCoherenceLoss` -> `perception_coherence_loss` (checks) ->
 `PerceptionCoherenceFunction` (autograd) -> `torch.ops.pc_kernels.perception_coherence` (dispatcher,
@@ -94,9 +94,21 @@ def _run(
     """Through the dispatcher where the metrics have names, straight to the sweep for callables."""
     metric, teacher_metric, relaxation, temperature, scale, penalty, *rest = arguments
     if callable(metric) or callable(teacher_metric):
-        options = CoherenceOptions(relaxation, temperature, scale, penalty)
+        student, teacher, student_refs, teacher_refs = features
+        self_start, chunk_bytes, backend = rest
         return ops.run_features(
-            *features, weights, metric, teacher_metric, options, *rest, with_grad
+            student,
+            teacher,
+            student_refs,
+            teacher_refs,
+            weights,
+            metric,
+            teacher_metric,
+            CoherenceOptions(relaxation, temperature, scale, penalty),
+            self_start,
+            chunk_bytes,
+            backend,
+            with_grad,
         )
     return torch.ops.pc_kernels.perception_coherence(*features, weights, *arguments, with_grad)
 
@@ -167,7 +179,9 @@ def perception_coherence_loss(
     """
     check_features(student, teacher, student_refs, teacher_refs)
     check_metric("dissimilarity", dissimilarity)
-    teacher_dissimilarity = dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    teacher_dissimilarity = (
+        dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    )
     check_metric("teacher_dissimilarity", teacher_dissimilarity)
     CoherenceOptions(relaxation, temperature, scale, penalty)
     _check_run(reduction, chunk_bytes, backend)
@@ -183,14 +197,30 @@ def perception_coherence_loss(
     )
     if process_group is None:
         return PerceptionCoherenceFunction.apply(
-            student, teacher, student_refs, teacher_refs, *run_options, reduction, None, chunk_bytes, backend
+            student,
+            teacher,
+            student_refs,
+            teacher_refs,
+            *run_options,
+            reduction,
+            None,
+            chunk_bytes,
+            backend,
         )
     if student_refs is not None:
         raise ValueError("process_group gathers the references itself: leave student_refs out")
     joint_student, joint_teacher, start, sizes = gather_features(student, teacher, process_group)
     local = "none" if reduction == "none" else "sum"
     losses = PerceptionCoherenceFunction.apply(
-        student, teacher, joint_student, joint_teacher, *run_options, local, start, chunk_bytes, backend
+        student,
+        teacher,
+        joint_student,
+        joint_teacher,
+        *run_options,
+        local,
+        start,
+        chunk_bytes,
+        backend,
     )
     return joint_loss(losses, reduction, sizes, process_group)
 
@@ -354,6 +384,14 @@ class PerceptionCoherenceLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options that differ from nothing."""
-        names = ("dissimilarity", "relaxation", "temperature", "scale", "penalty", "reduction", "backend")
+        """The options, for printing."""
+        names = (
+            "dissimilarity",
+            "relaxation",
+            "temperature",
+            "scale",
+            "penalty",
+            "reduction",
+            "backend",
+        )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -19,7 +19,9 @@ COHERENCE_WORKING_BYTES = 128
 """Working memory for each pair of a chunk: integer ranks and their permutations."""
 
 
-def pairwise_dissimilarity(x: Tensor, y: Tensor | None = None, metric: Metric = "euclidean") -> Tensor:
+def pairwise_dissimilarity(
+    x: Tensor, y: Tensor | None = None, metric: Metric = "euclidean"
+) -> Tensor:
     """δ(i, j) of all rows of x and y, accurate for near-duplicates too, with gradients.
 
     Args:
@@ -62,7 +64,9 @@ class _Pairwise(torch.autograd.Function):
         x, y = ctx.saved_tensors
         side, d = _matrix(x, y, ctx.metric)
         with exact_arithmetic(x.device):
-            side.accumulate(0, x.shape[0], dissimilarities_backward(ctx.metric, d, grad.to(d.dtype)))
+            side.accumulate(
+                0, x.shape[0], dissimilarities_backward(ctx.metric, d, grad.to(d.dtype))
+            )
             to_x, to_y = side.gradients()
         return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
 
@@ -108,7 +112,9 @@ def coherence(
     """
     check_features(student, teacher, student_refs, teacher_refs)
     check_metric("dissimilarity", dissimilarity)
-    teacher_dissimilarity = dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    teacher_dissimilarity = (
+        dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    )
     check_metric("teacher_dissimilarity", teacher_dissimilarity)
     device, dtype = student.device, compute_dtype(student, teacher)
     features = [

@@ -7,7 +7,8 @@ them, and the option classes do so again here for whoever calls an operator dire
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,32 @@ from .dissimilarity import GivenSide, make_side
 from .options import CoherenceOptions, Metric, RankOptions
 from .sweep import chunk_anchors, default_chunk_bytes, exact_arithmetic, sweep
 
-# Schemas are inferred from annotations, which must then be objects of the `typing` kind.
-# ruff: noqa: UP045
+_library = torch.library.Library("pc_kernels", "FRAGMENT")
+
+
+def operator(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers `kernel` as pc_kernels::<its name>, with the schema that its annotations say.
+
+    One kernel for all devices: it chooses the backend itself. (torch.library.custom_op would do, but
+    loads the compiler stack, a second and more, on the first call.)
+    """
+    schema = torch.library.infer_schema(kernel, mutates_args=())
+    name = kernel.__name__
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    return kernel
+
+
+def fake(name: str) -> Callable[..., Any]:
+    """Registers the decorated function as what pc_kernels::name does to shapes and dtypes."""
+    return torch.library.register_fake(f"pc_kernels::{name}", lib=_library)
+
+
+def autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Registers the backward of pc_kernels::name."""
+    torch.library.register_autograd(
+        f"pc_kernels::{name}", backward, setup_context=setup, lib=_library
+    )
 
 
 def run_features(
@@ -73,21 +98,21 @@ def run_features(
     return losses, grad, nothing if grad_refs is None else grad_refs
 
 
-@torch.library.custom_op("pc_kernels::perception_coherence", mutates_args=())
+@operator
 def perception_coherence(
     student: Tensor,
     teacher: Tensor,
-    student_refs: Optional[Tensor],
-    teacher_refs: Optional[Tensor],
+    student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
     weights: Tensor,
     dissimilarity: str,
     teacher_dissimilarity: str,
     relaxation: str,
     temperature: float,
-    scale: Optional[str],
+    scale: str | None,
     penalty: str,
-    self_start: Optional[int],
-    chunk_bytes: Optional[int],
+    self_start: int | None,
+    chunk_bytes: int | None,
     backend: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,12 +134,12 @@ def perception_coherence(
     )
 
 
-@perception_coherence.register_fake
+@fake("perception_coherence")
 def _(
     student: Tensor,
     teacher: Tensor,
-    student_refs: Optional[Tensor],
-    teacher_refs: Optional[Tensor],
+    student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
     weights: Tensor,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,10 +170,10 @@ def _features_backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> tuple[A
     return grad.to(student.dtype), None, to_refs, None, *skipped
 
 
-perception_coherence.register_autograd(_features_backward, setup_context=_save_features)
+autograd("perception_coherence", _features_backward, _save_features)
 
 
-@torch.library.custom_op("pc_kernels::coherence_from_dissimilarities", mutates_args=())
+@operator
 def coherence_from_dissimilarities(
     d_s: Tensor,
     d_t: Tensor,
@@ -156,9 +181,9 @@ def coherence_from_dissimilarities(
     exclude_self: bool,
     relaxation: str,
     temperature: float,
-    scale: Optional[str],
+    scale: str | None,
     penalty: str,
-    chunk_bytes: Optional[int],
+    chunk_bytes: int | None,
     backend: str,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -182,7 +207,7 @@ def coherence_from_dissimilarities(
     return losses, side.gradients()[0] if with_grad else losses.new_empty(0)
 
 
-@coherence_from_dissimilarities.register_fake
+@fake("coherence_from_dissimilarities")
 def _(d_s: Tensor, d_t: Tensor, weights: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(d_s, d_t)
     losses = d_s.new_empty(d_s.shape[0], dtype=dtype)
@@ -207,12 +232,12 @@ def _matrices_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[An
     return grad.to(d_s.dtype), *skipped
 
 
-coherence_from_dissimilarities.register_autograd(_matrices_backward, setup_context=_save_matrices)
+autograd("coherence_from_dissimilarities", _matrices_backward, _save_matrices)
 
 
-@torch.library.custom_op("pc_kernels::soft_rank", mutates_args=())
+@operator
 def soft_rank(
-    x: Tensor, temperature: float, relaxation: str, scale: Optional[str], backend: str
+    x: Tensor, temperature: float, relaxation: str, scale: str | None, backend: str
 ) -> Tensor:
     """Soft ranks of the rows of x [N, m], in the dtype of x."""
     dtype = compute_dtype(x)
@@ -222,18 +247,18 @@ def soft_rank(
     return rank.to(x.dtype).contiguous()
 
 
-@soft_rank.register_fake
+@fake("soft_rank")
 def _(x: Tensor, *options: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("pc_kernels::soft_rank_backward", mutates_args=())
+@operator
 def soft_rank_backward(
     grad_rank: Tensor,
     x: Tensor,
     temperature: float,
     relaxation: str,
-    scale: Optional[str],
+    scale: str | None,
     backend: str,
 ) -> Tensor:
     """The gradient in x [N, m] of soft ranks with gradient grad_rank [N, m], in the dtype of x."""
@@ -246,7 +271,7 @@ def soft_rank_backward(
     return grad.to(x.dtype).contiguous()
 
 
-@soft_rank_backward.register_fake
+@fake("soft_rank_backward")
 def _(grad_rank: Tensor, x: Tensor, *options: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -262,10 +287,10 @@ def _rank_backward(ctx: Any, grad_rank: Tensor) -> tuple[Any, ...]:
     return grad, None, None, None, None
 
 
-soft_rank.register_autograd(_rank_backward, setup_context=_save_points)
+autograd("soft_rank", _rank_backward, _save_points)
 
 
-@torch.library.custom_op("pc_kernels::hard_rank", mutates_args=())
+@operator
 def hard_rank(x: Tensor, backend: str) -> Tensor:
     """Mid-ranks of the rows of x [N, m], in the dtype of x."""
     dtype = compute_dtype(x)
@@ -273,6 +298,6 @@ def hard_rank(x: Tensor, backend: str) -> Tensor:
     return rank.to(x.dtype).contiguous()
 
 
-@hard_rank.register_fake
+@fake("hard_rank")
 def _(x: Tensor, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)

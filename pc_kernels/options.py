@@ -19,7 +19,9 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def one_of(argument: str, given: object, allowed: tuple[object, ...]) -> None:
     """Raises ValueError unless `given` is among `allowed`."""
-    if not any(given is choice or (given == choice and type(given) is type(choice)) for choice in allowed):
+    if not any(
+        given is choice or (given == choice and type(given) is type(choice)) for choice in allowed
+    ):
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{argument} must be one of {choices}; got {given!r}")
 
@@ -49,9 +51,7 @@ class RankOptions:
         one_of("relaxation", self.relaxation, RELAXATIONS)
         one_of("scale", self.scale, SCALES)
         if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
-            raise TypeError(
-                f"temperature must be a number; got {type(self.temperature).__name__}"
-            )
+            raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be finite and > 0; got {self.temperature}")
 

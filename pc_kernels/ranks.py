@@ -18,10 +18,17 @@ def _check_values(x: Tensor, dim: int, backend: str) -> None:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int; got {type(dim).__name__}")
     if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"dim must be in [{-x.dim()}, {x.dim() - 1}] for shape {tuple(x.shape)}; got {dim}")
+        raise ValueError(
+            f"dim must be in [{-x.dim()}, {x.dim() - 1}] for shape {tuple(x.shape)}; got {dim}"
+        )
     one_of("backend", backend, ("auto", *BACKENDS))
     if backend != "auto":
         select(backend, x.device, compute_dtype(x))
+
+
+def _matrix(rows: Tensor) -> Tensor:
+    """Rows of any batch shape as a matrix; an empty tensor as no rows."""
+    return rows.reshape(-1 if rows.numel() else 0, max(rows.shape[-1], 1))
 
 
 def soft_rank(
@@ -41,7 +48,8 @@ def soft_rank(
         temperature: τ, in units of x, or of its standard deviation under scale "std". > 0.
         relaxation: Φ: "logistic" or "normal".
         scale: "std": τ = temperature · σ, σ the population standard deviation of the m values, with
-            the gradient through it; equal values all have rank ½ and no gradient. None: τ = temperature.
+            the gradient through it; equal values all have rank ½ and no gradient.
+            None: τ = temperature.
         dim: the dimension to rank along.
         backend: see `python -m pc_kernels.info`.
 
@@ -55,7 +63,7 @@ def soft_rank(
     RankOptions(relaxation, temperature, scale)
     rows = x.movedim(dim, -1)
     rank = torch.ops.pc_kernels.soft_rank(
-        rows.reshape(-1, rows.shape[-1]) if rows.numel() else rows.reshape(0, max(rows.shape[-1], 1)),
+        _matrix(rows),
         float(temperature),
         relaxation,
         scale,
@@ -80,8 +88,5 @@ def hard_rank(x: Tensor, dim: int = -1, backend: str = "auto") -> Tensor:
     """
     _check_values(x, dim, backend)
     rows = x.detach().movedim(dim, -1)
-    rank = torch.ops.pc_kernels.hard_rank(
-        rows.reshape(-1, rows.shape[-1]) if rows.numel() else rows.reshape(0, max(rows.shape[-1], 1)),
-        backend,
-    )
+    rank = torch.ops.pc_kernels.hard_rank(_matrix(rows), backend)
     return rank.reshape(rows.shape).movedim(-1, dim)

@@ -30,7 +30,9 @@ class Coherence(NamedTuple):
 
 
 def pairwise_dissimilarity(
-    x: Tensor, y: Tensor | None = None, metric: str | Callable[[Tensor, Tensor], Tensor] = "euclidean"
+    x: Tensor,
+    y: Tensor | None = None,
+    metric: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
 ) -> Tensor:
     """δ(i, j) between the rows of x [A, D] and of y [M, D] (of x itself by default): [A, M].
 

@@ -22,7 +22,7 @@ CPU_CHUNK_BYTES = 256 << 20
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """The working memory that a sweep allows itself: 256 MiB, on a GPU at most a quarter of what is free."""
+    """Working memory that a sweep allows itself: 256 MiB, on a GPU a quarter of what is free."""
     if device.type != "cuda":
         return CPU_CHUNK_BYTES
     free, _ = torch.cuda.mem_get_info(device)
@@ -44,9 +44,11 @@ def chunk_anchors(backend: Backend, references: int, itemsize: int, chunk_bytes:
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """Autocast off, and float32 products in full float32 whatever the global setting is."""
     with torch.autocast(device.type, enabled=False):
-        switches: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+        switches: list[Any] = [getattr(torch.backends, name).matmul for name in ("mkldnn", "cuda")]
         before = [switch.fp32_precision for switch in switches]
-        changed = [s for s, value in zip(switches, before, strict=True) if value not in ("ieee", "none")]
+        changed = [
+            s for s, value in zip(switches, before, strict=True) if value not in ("ieee", "none")
+        ]
         try:
             for switch in changed:
                 switch.fp32_precision = "ieee"

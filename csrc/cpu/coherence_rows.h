@@ -41,9 +41,8 @@ inline float coherence_row(const Row& student, const Row& teacher, const RankOpt
   else
     rank_sums<R>(plan, rank, scratch);
   const float* const target = scratch.teacher;
-  const double loss = lane_sum(count, [=](int64_t j) {
-    return penalty_value<P>((rank[j] - 0.5f) * unit - target[j]);
-  });
+  const double loss =
+      lane_sum(count, [=](int64_t j) { return penalty_value<P>((rank[j] - 0.5f) * unit - target[j]); });
   if (with_grad) {
     if (plan.way == Plan::Way::constant) {
       fill(student.values, student.count, 0.0f);

@@ -1,8 +1,8 @@
 // Stage `hard_rank`: mid-ranks in [0, 1], O(count). Included inside the namespace of one
 // instruction set.
 //
-// A monotone map drops the values into at least two buckets a point; a counting sort by bucket leaves them
-// in order but for the few that share a bucket. Within a window as wide as the fullest bucket, a
+// A monotone map drops the values into at least one bucket a point; a counting sort by bucket leaves
+// them in order but for the few that share a bucket. Within a window as wide as the fullest bucket, a
 // value's rank is then its place plus how many neighbours compare below it: no branches, no sort.
 
 constexpr int kWidestWindow = 24;
@@ -18,11 +18,13 @@ inline void rank_by_window(const float* sorted, const int32_t* order, int64_t co
       below += other < key;
       not_above += other <= key;
     }
-    const int32_t base = 2 * (static_cast<int32_t>(i) - window) - 1;  // its own place counts as <=
+    // Twice the rank, in whole numbers; its own place is among those not above it.
+    const Wide twice = __builtin_convertvector(-(below + not_above), Wide) + 2.0f * lane_index() +
+                       static_cast<float>(2 * (i - window) - 1);
+    float value[kWide];
+    store(value, twice * unit);
     const int64_t here = count - i < kWide ? count - i : kWide;
-    for (int64_t l = 0; l < here; ++l)
-      rank[order[i + l]] =
-          unit * static_cast<float>(base + 2 * static_cast<int32_t>(l) - below[l] - not_above[l]);
+    for (int64_t l = 0; l < here; ++l) rank[order[i + l]] = value[l];
   }
 }
 

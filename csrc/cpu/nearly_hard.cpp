@@ -60,8 +60,7 @@ void rank_sums(int64_t count, float* rank, Scratch& scratch) {
   const int32_t* const order = scratch.order;
   for (int64_t j = 0; j < count; ++j) rank[j] = 0.5f;  // Phi(0), the point itself
   for_window<R>(
-      count, scratch,
-      [&](int64_t k, int64_t below) { rank[order[k]] += static_cast<float>(below); },
+      count, scratch, [&](int64_t k, int64_t below) { rank[order[k]] += static_cast<float>(below); },
       [&](int64_t i, int64_t k, double gap) {
         const auto step = static_cast<float>(Relax<R>::cdf(gap));
         rank[order[k]] += step;
@@ -76,8 +75,8 @@ void rank_gradient(int64_t count, double tau, const float* slope, float* grad, S
   for_window<R>(
       count, scratch, [](int64_t, int64_t) {},
       [&](int64_t i, int64_t k, double gap) {
-        const double push = (static_cast<double>(slope[order[k]]) - slope[order[i]]) *
-                            (Relax<R>::pdf(gap) / tau);
+        const double push =
+            (static_cast<double>(slope[order[k]]) - slope[order[i]]) * (Relax<R>::pdf(gap) / tau);
         grad[order[k]] += static_cast<float>(push);
         grad[order[i]] -= static_cast<float>(push);
       });

@@ -38,9 +38,8 @@ constexpr Name<Metric> kMetrics[] = {{"given", Metric::given},
                                      {"cosine", Metric::cosine}};
 constexpr Name<Relaxation> kRelaxations[] = {{"logistic", Relaxation::logistic},
                                              {"normal", Relaxation::normal}};
-constexpr Name<Penalty> kPenalties[] = {{"squared", Penalty::squared},
-                                        {"absolute", Penalty::absolute},
-                                        {"huber", Penalty::huber}};
+constexpr Name<Penalty> kPenalties[] = {
+    {"squared", Penalty::squared}, {"absolute", Penalty::absolute}, {"huber", Penalty::huber}};
 
 RankOptions rank_options(const std::string& relaxation, double temperature, bool scale_std,
                          const std::string& penalty = "squared") {
@@ -117,9 +116,9 @@ Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, double tempe
 // One side (student or teacher) of a chunk of anchors.
 class Side {
  public:
-  Side(const char* name, const Tensor& values, const std::string& metric,
-       const OptionalTensor& anchors, const OptionalTensor& references,
-       const OptionalTensor& anchor_sq, const OptionalTensor& reference_sq)
+  Side(const char* name, const Tensor& values, const std::string& metric, const OptionalTensor& anchors,
+       const OptionalTensor& references, const OptionalTensor& anchor_sq,
+       const OptionalTensor& reference_sq)
       : metric_(parse("metric", metric, kMetrics)),
         values_(values.data_ptr<float>()),
         rows_(values.size(0)),
@@ -131,10 +130,10 @@ class Side {
     check_matrix(name, *anchors);
     check_matrix(name, *references);
     width_ = anchors->size(1);
-    TORCH_CHECK_VALUE(anchors->size(0) == rows_ && references->size(0) == count_ &&
-                          references->size(1) == width_,
-                      name, ": anchors ", anchors->sizes(), " and references ", references->sizes(),
-                      " do not fit values ", values.sizes());
+    TORCH_CHECK_VALUE(
+        anchors->size(0) == rows_ && references->size(0) == count_ && references->size(1) == width_,
+        name, ": anchors ", anchors->sizes(), " and references ", references->sizes(),
+        " do not fit values ", values.sizes());
     for (const Tensor& sq : {*anchor_sq, *reference_sq})
       TORCH_CHECK_VALUE(sq.scalar_type() == at::kFloat && sq.device().is_cpu() && sq.is_contiguous(),
                         name, ": squared norms must be contiguous float32 on the CPU");
@@ -150,8 +149,15 @@ class Side {
     const int64_t self = self_start < 0 ? -1 : self_start + i;
     if (metric_ == Metric::given)
       return {values_ + i * count_, nullptr, nullptr, nullptr, 0.0f, count_, 0, self, metric_};
-    return {values_ + i * count_, anchors_ + i * width_, references_, reference_sq_, anchor_sq_[i],
-            count_,               width_,                self,        metric_};
+    return {values_ + i * count_,
+            anchors_ + i * width_,
+            references_,
+            reference_sq_,
+            anchor_sq_[i],
+            count_,
+            width_,
+            self,
+            metric_};
   }
 
  private:
@@ -167,9 +173,8 @@ class Side {
 };
 
 void check_self(int64_t self_start, const Tensor& values) {
-  TORCH_CHECK_VALUE(self_start < 0 || self_start + values.size(0) <= values.size(1),
-                    "self_start ", self_start, " puts an anchor outside the ", values.size(1),
-                    " references");
+  TORCH_CHECK_VALUE(self_start < 0 || self_start + values.size(0) <= values.size(1), "self_start ",
+                    self_start, " puts an anchor outside the ", values.size(1), " references");
 }
 
 void dissimilarity_(Tensor values, const std::string& metric, const OptionalTensor& anchors,
@@ -186,8 +191,7 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& student_anchor_sq,
                       const OptionalTensor& student_reference_sq, Tensor teacher,
                       const std::string& teacher_metric, const OptionalTensor& teacher_anchors,
-                      const OptionalTensor& teacher_references,
-                      const OptionalTensor& teacher_anchor_sq,
+                      const OptionalTensor& teacher_references, const OptionalTensor& teacher_anchor_sq,
                       const OptionalTensor& teacher_reference_sq, const Tensor& weights,
                       int64_t self_start, double temperature, const std::string& relaxation,
                       bool scale_std, const std::string& penalty, bool with_grad) {
@@ -219,8 +223,7 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   library.def("cpu_hard_rank(Tensor x) -> Tensor");
-  library.def(
-      "cpu_soft_rank(Tensor x, float temperature, str relaxation, bool scale_std) -> Tensor");
+  library.def("cpu_soft_rank(Tensor x, float temperature, str relaxation, bool scale_std) -> Tensor");
   library.def(
       "cpu_soft_rank_backward(Tensor grad_rank, Tensor x, float temperature, str relaxation, "
       "bool scale_std) -> Tensor");

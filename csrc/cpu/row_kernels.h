@@ -45,12 +45,14 @@ inline float coherence_row_of(const Row& student, const Row& teacher, const Rank
 inline float coherence_row_entry(const Row& student, const Row& teacher, const RankOptions& options,
                                  float weight, bool with_grad, Scratch& scratch) {
   if (options.relaxation == Relaxation::logistic)
-    return coherence_row_of<Relaxation::logistic>(student, teacher, options, weight, with_grad, scratch);
+    return coherence_row_of<Relaxation::logistic>(student, teacher, options, weight, with_grad,
+                                                  scratch);
   return coherence_row_of<Relaxation::normal>(student, teacher, options, weight, with_grad, scratch);
 }
 
-inline constexpr RowKernels kRows{PCK_ISA_NAME,    hard_rank,     soft_rank_entry, soft_rank_backward_entry,
-                                  dissimilarity, coherence_row_entry};
+inline constexpr RowKernels kRows{PCK_ISA_NAME,    hard_rank,
+                                  soft_rank_entry, soft_rank_backward_entry,
+                                  dissimilarity,   coherence_row_entry};
 
 }  // namespace PCK_ISA
 }  // namespace pck

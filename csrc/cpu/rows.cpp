@@ -43,7 +43,9 @@ void* allocate(Layout layout) {
   return memory;
 }
 
-void release(void* memory) { ::operator delete(memory, std::align_val_t(kAlign)); }
+void release(void* memory) {
+  ::operator delete(memory, std::align_val_t(kAlign));
+}
 
 }  // namespace
 

@@ -15,10 +15,10 @@ enum class Metric { given, euclidean, sqeuclidean, cosine };
 // inner products of the anchor with the references, and the other fields what turns them into
 // squared distances.
 struct Row {
-  float* values;             // [count]
-  const float* anchor;       // [width]
-  const float* references;   // [count, width]
-  const float* reference_sq; // [count]
+  float* values;              // [count]
+  const float* anchor;        // [width]
+  const float* references;    // [count, width]
+  const float* reference_sq;  // [count]
   float anchor_sq;
   int64_t count;
   int64_t width;
@@ -49,10 +49,10 @@ struct Scratch {
   float* density;  // S1 at the points
   float* place;    // u, the place inside the cell
   int32_t* cell;
-  double* wide;    // sorted coordinates of the slow path
+  double* wide;  // sorted coordinates of the slow path
   int32_t* order;
-  float* sorted;         // hard_rank's bucketed keys, with room to read past both ends
-  uint32_t* buckets;     // [hard_rank_buckets(count) + 1]
+  float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
+  uint32_t* buckets;  // [hard_rank_buckets(count) + 1]
 
   // [cells] each, times the constant shown
   float* moments;      // x kTerms
@@ -73,7 +73,7 @@ inline constexpr int kTermPad = 32;
 
 constexpr int64_t hard_rank_buckets(int64_t count) {
   int64_t buckets = 64;
-  while (buckets < 2 * count) buckets *= 2;
+  while (buckets < count) buckets *= 2;
   return buckets;
 }
 

@@ -165,7 +165,7 @@ struct Plan {
     undefined,  // a value is not finite: everything is NaN
     constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
     grid,
-    windowed    // nearly hard: pairs within the support, summed directly
+    windowed  // nearly hard: pairs within the support, summed directly
   };
   Way way;
   Grid grid;
@@ -193,8 +193,8 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
   const double limit = 8.0 * static_cast<double>(count);
   plan.way = Plan::Way::grid;
   if (!(high - low <= limit) || !(inverse_step < 1e30)) {
-    plan.grid.cells = place_nearly_hard(x, count, plan.tau, Relax<R>::support,
-                                        Relax<R>::inverse_step, limit, scratch);
+    plan.grid.cells = place_nearly_hard(x, count, plan.tau, Relax<R>::support, Relax<R>::inverse_step,
+                                        limit, scratch);
     if (plan.grid.cells == 0) plan.way = Plan::Way::windowed;
   } else {
     // One cell of slack on either side: rounding may differ by one between here and the loop.
@@ -220,8 +220,7 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
 // rank[j] <- sum_k Phi((x_j - x_k)/tau), k = j included; leaves phi's sum in Scratch::density.
 template <Relaxation R>
 inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
-  if (plan.way == Plan::Way::windowed)
-    return windowed_rank_sums(R, plan.grid.count, rank, scratch);
+  if (plan.way == Plan::Way::windowed) return windowed_rank_sums(R, plan.grid.count, rank, scratch);
   const Grid& grid = plan.grid;
   spread(grid, nullptr, scratch);
   nodes_from_moments(grid, kBand<R>, scratch);
@@ -232,8 +231,7 @@ inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
   for (int64_t j = 0; j < grid.count; j += 4) {
     const Quad u = load<Quad>(scratch.place + j);
     store_quad(rank + j, gather(scratch.polynomials, stride, scratch.cell + j, u));
-    store_quad(scratch.density + j,
-               gather(scratch.polynomials + kTerms, stride, scratch.cell + j, u));
+    store_quad(scratch.density + j, gather(scratch.polynomials + kTerms, stride, scratch.cell + j, u));
   }
 }
 
@@ -266,8 +264,8 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   const float offset = plan.moments.offset;
   const double sigma = plan.moments.sigma;
   const float unit = static_cast<float>(1.0 / sigma);
-  const double pull = lane_sum(
-      count, [=](int64_t j) { return grad[j] * (((x[j] - centre) - offset) * unit); });
+  const double pull =
+      lane_sum(count, [=](int64_t j) { return grad[j] * (((x[j] - centre) - offset) * unit); });
   const float share = static_cast<float>(pull / static_cast<double>(count));
   for (int64_t j = 0; j < count; ++j) grad[j] -= share * (((x[j] - centre) - offset) * unit);
 }

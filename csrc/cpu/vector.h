@@ -18,8 +18,19 @@ inline V load(const float* p) {
     return *reinterpret_cast<const WideLoose*>(p);
 }
 
-inline void store(float* p, Wide v) { *reinterpret_cast<WideLoose*>(p) = v; }
-inline void store_quad(float* p, Quad v) { *reinterpret_cast<QuadLoose*>(p) = v; }
+inline void store(float* p, Wide v) {
+  *reinterpret_cast<WideLoose*>(p) = v;
+}
+inline void store_quad(float* p, Quad v) {
+  *reinterpret_cast<QuadLoose*>(p) = v;
+}
+
+// 0, 1, 2, ...
+inline Wide lane_index() {
+  Wide index;
+  for (int l = 0; l < kWide; ++l) index[l] = static_cast<float>(l);
+  return index;
+}
 
 #if defined(__clang__)
 #define PCK_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)

@@ -1,0 +1,76 @@
+# make demo    distil a student on 1,797 real images, print the table, draw the plots
+# make test    lint, types, all tests
+# make bench   benchmarks with their correctness gate
+#
+# Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
+# constraints.txt, the C++ build. `make test PYTHON=python3 NO_VENV=1` uses the interpreter at hand
+# and installs nothing; it builds the extension in place if it can.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+ifeq ($(NO_VENV),1)
+RUN := $(PYTHON)
+READY := build/in-place
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+endif
+
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.*)
+INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: all demo test lint types bench info format clean
+all: test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the extension compiles against it, and an unpinned resolve could bring another.
+$(VENV)/torch: $(VENV)/bin/python constraints.txt
+	$(INSTALL) torch
+	$(INSTALL) numpy setuptools wheel ninja pybind11
+	@touch $@
+
+$(VENV)/ready: $(VENV)/torch $(SOURCES)
+	$(INSTALL) --no-build-isolation -e ".[test,lint,benchmark,distill]"
+	@touch $@
+
+build/in-place: $(SOURCES)
+	$(RUN) setup.py -q build_ext --inplace || echo "no extension: the PyTorch backend serves"
+	@mkdir -p build && touch $@
+
+demo: $(READY)
+	$(RUN) -m pc_kernels.distill $(DEMO_ARGS)
+
+test: lint types $(READY)
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+ifeq ($(NO_VENV),1)
+lint types:
+else
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+
+types: $(READY)
+	$(RUN) -m mypy
+endif
+
+format: $(READY)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+
+bench: $(READY)
+	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+
+info: $(READY)
+	$(RUN) -m pc_kernels.info
+
+clean:
+	rm -rf $(VENV) build *.egg-info pc_kernels/_C*.so

@@ -1,0 +1,56 @@
+"""`python -m pc_kernels.info`: which backends are usable here, or why not, and what `auto` picks."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from . import __version__
+from .backends import BACKENDS, extension_obstacle, select
+
+
+def describe_devices() -> list[torch.device]:
+    """The CPU, and the first accelerator if PyTorch sees one."""
+    devices = [torch.device("cpu")]
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None:
+            devices.append(accelerator)
+    return devices
+
+
+def describe_extension() -> str:
+    """The compiled extension in a line."""
+    reason = extension_obstacle()
+    if reason is not None:
+        return f"not loaded: {reason}"
+    from . import _C
+
+    return f"{_C.cpu_isa()} kernels, {_C.threads()} threads, built with GCC/Clang {_C.compiler()}"
+
+
+def report() -> str:
+    """The whole report, as text."""
+    lines = [
+        f"pc_kernels  {__version__}",
+        f"torch       {torch.__version__}",
+        f"python      {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"extension   {describe_extension()}",
+    ]
+    for device in describe_devices():
+        lines += ["", f"backends for float32 tensors on {device.type}:"]
+        default = select("auto", device, torch.float32).name
+        for name, backend in BACKENDS.items():
+            reason = backend.obstacle(device, torch.float32)
+            state = "usable" if reason is None else f"not usable: {reason}"
+            mark = " (auto)" if name == default else ""
+            lines.append(f"  {name:<10}  {state}{mark}")
+        wide = select("auto", device, torch.float64).name
+        lines.append(f"  float64 tensors: auto takes {wide}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report() + "\n")
