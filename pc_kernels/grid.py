@@ -95,7 +95,7 @@ class _Rows:
         )
         self.spec = SPECS[options.relaxation, x.dtype]
         self.relaxation = options.relaxation
-        points = torch.where(self.constant, 0, _wide(self.centred) / _wide(self.tau))
+        points = torch.where(self.constant, 0, (_wide(x) - _wide(centre)) / _wide(self.tau))
         self.order: Tensor | None = None
         limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
         if x.numel() and not bool((points.amax(1) - points.amin(1)).max() <= limit):

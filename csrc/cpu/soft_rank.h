@@ -197,16 +197,16 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
                                         limit, scratch);
     if (plan.grid.cells == 0) plan.way = Plan::Way::windowed;
   } else {
-    // One cell of slack on either side: rounding may differ by one between here and the loop.
-    const float shift = static_cast<float>(std::floor(-low) + 2.0);
+    // In double: a small value beside a large one has digits that their difference in fp32 has not.
+    // One cell of slack on either side, whatever rounding does.
+    const double shift = std::floor(-low) + 2.0;
     plan.grid.cells = static_cast<int64_t>(high + shift) + 2;
-    const float centre = plan.moments.centre;
-    const float step = static_cast<float>(inverse_step);
+    const double offset = shift - plan.moments.centre * inverse_step;
     for (int64_t j = 0; j < count; ++j) {
-      const float centred = x[j] - centre;
-      const int32_t cell = static_cast<int32_t>(centred * step + shift);
+      const double t = static_cast<double>(x[j]) * inverse_step + offset;
+      const auto cell = static_cast<int32_t>(t);
       scratch.cell[j] = cell;
-      scratch.place[j] = centred * step - (static_cast<float>(cell) - shift + 0.5f);
+      scratch.place[j] = static_cast<float>(t - (static_cast<double>(cell) + 0.5));
     }
   }
   for (int64_t j = count; j < count + 4; ++j) {  // whole quads for `gather`
