@@ -8,6 +8,7 @@ leaves as dissimilarities, and its own backward takes ∂L/∂δ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +43,9 @@ class Rows:
 class Side(Protocol):
     """The student's or the teacher's half of a sweep over chunks of anchors."""
 
+    unit: float
+    """What the dissimilarities of `rows` are to be multiplied by: 1 but for extreme features."""
+
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of anchors start … stop−1."""
 
@@ -52,21 +56,45 @@ class Side(Protocol):
         """∂L/∂anchors [A, D] and ∂L/∂references [M, D]: None if the anchors are the references."""
 
 
-def centre(references: Tensor) -> Tensor:
-    """A shift [D] that brings features near the origin and costs no digits.
+def centre(points: list[Tensor]) -> list[Tensor]:
+    """The points [·, D] shifted near the origin, where that costs no digit.
 
     Distances do not change under a shift, but |a|² + |b|² − 2ab loses what |a|² has more digits than
     |a − b|². The mean of each feature is rounded to a multiple of a power of two about as large as
-    the feature's spread: the subtraction is then exact in the features' own precision, and features
-    that are centred already stay as they are, bit for bit.
+    the feature's spread, and a feature is shifted only if the subtraction is exact for every point.
+    Features that are centred already stay as they are, bit for bit.
     """
+    references = points[-1]
     if references.shape[0] == 0:
-        return references.new_zeros(references.shape[1])
+        return points
     mean = references.mean(dim=0)
     deviation = (references - mean).square_().mean(dim=0).sqrt_()
     quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
     shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
-    return torch.where(shift.isfinite(), shift, 0)
+    shift = torch.where(shift.isfinite(), shift, 0)
+    if shift.device.type == "cpu" and not shift.any():
+        return points
+    exact = torch.stack([((x - shift) + shift == x).all(dim=0) for x in points]).all(dim=0)
+    shift = torch.where(exact, shift, 0)
+    return [x - shift for x in points]
+
+
+def power_of_two(points: list[Tensor]) -> float:
+    """A unit 2^k in which the squares of features [·, D] neither over- nor underflow; mostly 1.
+
+    Looks only where looking is free, on the CPU; on other devices extreme features do over- and underflow.
+    """
+    if points[0].device.type != "cpu" or points[-1].numel() == 0:
+        return 1.0
+    extremes = [bound for x in points if x.numel() for bound in x.aminmax()]
+    largest = max(abs(float(bound)) for bound in extremes)
+    if largest == 0.0 or not math.isfinite(largest):
+        return 1.0
+    safe = (
+        -math.log2(torch.finfo(points[0].dtype).tiny) / 4
+    )  # squares then have half the range left
+    exponent = math.frexp(largest)[1]
+    return 1.0 if abs(exponent) < safe else math.ldexp(1.0, exponent)
 
 
 class GramSide:
@@ -78,11 +106,19 @@ class GramSide:
         self._shared = references is None
         points = [anchors] if references is None else [anchors, references]
         self._lengths: list[Tensor] = []
+        self._units: list[Tensor] = []
+        self._scale = 1.0
         if metric == "cosine":
-            self._lengths = [x.norm(dim=1, keepdim=True) for x in points]
-            points = [_divide(x, n) for x, n in zip(points, self._lengths, strict=True)]
-        self._shift = centre(points[-1])
-        points = [x - self._shift for x in points]
+            self._lengths = [_length(x) for x in points]
+            points = self._units = [
+                _divide(x, n) for x, n in zip(points, self._lengths, strict=True)
+            ]
+        else:
+            self._scale = power_of_two(points)
+            if self._scale != 1.0:
+                points = [x / self._scale for x in points]
+        self.unit = self._scale**2 if metric == "sqeuclidean" else self._scale
+        points = centre(points)
         squares = [x.square().sum(1) for x in points]
         for sq, length in zip(squares, self._lengths, strict=False):
             # A vector of zeros lies as far from all others as orthogonal ones: (1 + |0 - b|²)/2 = 1.
@@ -133,15 +169,21 @@ class GramSide:
         to_anchors = self._grad_anchors
         to_references = self._grad_references.addcmul_(self._references, self._column_sum[:, None])
         if self._shared:
-            return self._through_norm(to_anchors.add_(to_references), 0), None
-        return self._through_norm(to_anchors, 0), self._through_norm(to_references, -1)
+            return self._to_features(to_anchors.add_(to_references), 0), None
+        return self._to_features(to_anchors, 0), self._to_features(to_references, -1)
 
-    def _through_norm(self, grad: Tensor, which: int) -> Tensor:
-        if not self._lengths:
-            return grad
-        unit = (self._anchors if which == 0 else self._references) + self._shift
-        tangent = grad - unit * (grad * unit).sum(1, keepdim=True)
-        return _divide(tangent, self._lengths[which])
+    def _to_features(self, grad: Tensor, which: int) -> Tensor:
+        """From the points that the Gram matrix is made of, back to the features."""
+        if self.metric != "cosine":
+            return grad if self._scale == 1.0 else grad / self._scale
+        unit = self._units[which]
+        return _divide(grad - unit * (grad * unit).sum(1, keepdim=True), self._lengths[which])
+
+
+def _length(x: Tensor) -> Tensor:
+    """Euclidean norms [n, 1] of rows of any size, extreme ones too."""
+    largest = x.abs().amax(dim=1, keepdim=True)
+    return largest * _divide(x, largest).norm(dim=1, keepdim=True)
 
 
 def _divide(x: Tensor, length: Tensor) -> Tensor:
@@ -151,6 +193,8 @@ def _divide(x: Tensor, length: Tensor) -> Tensor:
 
 class CityblockSide:
     """`cityblock`: no inner products; PyTorch's own forward and backward."""
+
+    unit = 1.0
 
     def __init__(self, anchors: Tensor, references: Tensor | None) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
@@ -181,6 +225,8 @@ class CityblockSide:
 
 class CallableSide:
     """Any function (anchors [C, D], references [M, D]) -> [C, M] that autograd can go through."""
+
+    unit = 1.0
 
     def __init__(
         self,
@@ -243,6 +289,8 @@ class CallableSide:
 
 class GivenSide:
     """Dissimilarities that the caller has: matrices [A, M]."""
+
+    unit = 1.0
 
     def __init__(self, matrix: Tensor, with_grad: bool) -> None:
         """Takes the matrix; its rows are copied, since backends write over them."""

@@ -72,9 +72,8 @@ def soft_rank_backward(grad_rank: Tensor, x: Tensor, options: RankOptions) -> Te
     grad = row.slope_sums(slope) / row.tau
     if options.scale == "std":
         # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
-        standard = row.centred / row.sigma
-        grad = grad - standard * (grad * standard).mean(1, keepdim=True)
-    return row.settle(grad, 0.0)
+        grad = grad - row.standard * (grad * row.standard).mean(1, keepdim=True)
+    return row.settle(grad, 0.0).to(x.dtype)
 
 
 class _Rows:
@@ -82,25 +81,24 @@ class _Rows:
 
     def __init__(self, x: Tensor, options: RankOptions) -> None:
         self.finite = x.isfinite().all(1, keepdim=True)
-        x = torch.where(self.finite, x, 0)
-        first = x[:, :1]
-        self.constant = (x == first).all(1, keepdim=True) & (options.scale == "std")
-        # Halves first: the difference of two finite numbers may overflow, that of halves may not.
-        centre = (x / 2).mean(1, keepdim=True) * 2
-        centred = x - centre
-        self.centred = centred - centred.mean(1, keepdim=True)
-        self.sigma = torch.where(self.constant, 1, _deviation(self.centred))
-        self.tau = options.temperature * (
-            self.sigma if options.scale == "std" else torch.ones_like(self.sigma)
-        )
         self.spec = SPECS[options.relaxation, x.dtype]
         self.relaxation = options.relaxation
-        points = torch.where(self.constant, 0, (_wide(x) - _wide(centre)) / _wide(self.tau))
+        self.dtype = x.dtype
+        # Places need more digits than sums: beside a large value a small one has digits that their
+        # difference in float32 has not, and at a low temperature these decide.
+        wide = _wide(torch.where(self.finite, x, 0))
+        self.constant = (wide == wide[:, :1]).all(1, keepdim=True) & (options.scale == "std")
+        centred = wide - wide.mean(1, keepdim=True)
+        self.sigma = torch.where(self.constant, 1, _deviation(centred))
+        self.standard = centred / self.sigma
+        self.tau = self.sigma if options.scale == "std" else torch.ones_like(self.sigma)
+        self.tau = self.tau * options.temperature
+        points = torch.where(self.constant, 0, centred / self.tau)
         self.order: Tensor | None = None
         limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
-        if x.numel() and not bool((points.amax(1) - points.amin(1)).max() <= limit):
-            points = self._close_gaps(x)
-            if not bool((points.amax(1) - points.amin(1)).max() <= limit):
+        if not _fits(points, limit):
+            points = self._close_gaps(wide)
+            if not _fits(points, limit):
                 self.order = points.argsort(dim=1)
                 self.points = points
                 return
@@ -116,8 +114,8 @@ class _Rows:
 
         Points so far apart do not see each other, however far apart they are.
         """
-        ordered, order = _wide(x).sort(dim=1)
-        gaps = (ordered.diff(dim=1) / _wide(self.tau)).clamp(max=self.spec.support + 1)
+        ordered, order = x.sort(dim=1)
+        gaps = (ordered.diff(dim=1) / self.tau).clamp(max=self.spec.support + 1)
         gaps = torch.where(self.constant, 0, gaps)
         places = torch.nn.functional.pad(gaps.cumsum(1), (1, 0))
         return torch.zeros_like(places).scatter_(1, order, places)
@@ -128,7 +126,7 @@ class _Rows:
         cell = scaled.floor()
         self.cell = cell.long()
         self.cells = int(self.cell.max()) + 1 if scaled.numel() else 1
-        place = (scaled - cell - 0.5).to(self.tau.dtype)
+        place = (scaled - cell - 0.5).to(self.dtype)
         self.weights = _lagrange_weights(place, self.spec.stencil)
 
     def rank_sums(self) -> Tensor:
@@ -147,10 +145,11 @@ class _Rows:
         return slope * density - weighted
 
     def _spread(self, weight: Tensor) -> Tensor:
-        nodes = weight.new_zeros(weight.shape[0], self.cells + self.spec.stencil - 1)
+        # In float64: where many points fall together, fp32 would round all their terms the same way.
+        nodes = _wide(weight.new_zeros(weight.shape[0], self.cells + self.spec.stencil - 1))
         for n, stencil in enumerate(self.weights):
-            nodes.scatter_add_(1, self.cell + n, stencil * weight)
-        return nodes
+            nodes.scatter_add_(1, self.cell + n, _wide(stencil * weight))
+        return nodes.to(self.dtype)
 
     def _gather(self, nodes: Tensor) -> Tensor:
         total = torch.zeros_like(self.weights[0])
@@ -189,7 +188,7 @@ class _Rows:
             above = relaxation_cdf(-gap, self.relaxation)  # of the lower point over the upper one
             total[:, offset:] -= above
             total[:, :-offset] += above
-        return torch.zeros_like(total).scatter_(1, order, total).to(self.tau.dtype)
+        return torch.zeros_like(total).scatter_(1, order, total).to(self.dtype)
 
     def _pair_slopes(self, slope: Tensor) -> Tensor:
         places, order = self._pairs()
@@ -207,8 +206,13 @@ class _Rows:
         return torch.zeros_like(total).scatter_(1, order, total).to(slope.dtype)
 
 
+def _fits(points: Tensor, limit: float) -> bool:
+    """Whether every row of points spans at most `limit`."""
+    return points.numel() == 0 or bool((points.amax(1) - points.amin(1)).max() <= limit)
+
+
 def _wide(x: Tensor) -> Tensor:
-    """Float64, where the device has it: places in units of τ need more digits than sums do."""
+    """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
 
 

@@ -56,7 +56,8 @@ class _Pairwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.metric = metric
-        return _matrix(x, y, metric)[1].to(x.dtype)
+        side, d = _matrix(x, y, metric)
+        return (d * side.unit).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -64,15 +65,14 @@ class _Pairwise(torch.autograd.Function):
         x, y = ctx.saved_tensors
         side, d = _matrix(x, y, ctx.metric)
         with exact_arithmetic(x.device):
-            side.accumulate(
-                0, x.shape[0], dissimilarities_backward(ctx.metric, d, grad.to(d.dtype))
-            )
+            grad = dissimilarities_backward(ctx.metric, d, grad.to(d.dtype) * side.unit)
+            side.accumulate(0, x.shape[0], grad)
             to_x, to_y = side.gradients()
         return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
 
 
 def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Tensor]:
-    """The side of x and y, and their dissimilarities [A, M] in the compute dtype."""
+    """The side of x and y, and their dissimilarities [A, M] in its unit and the compute dtype."""
     dtype = compute_dtype(x) if y is None else compute_dtype(x, y)
     features = [None if v is None else v.detach().to(dtype).contiguous() for v in (x, y)]
     assert features[0] is not None

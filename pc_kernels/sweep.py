@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,6 +85,8 @@ def sweep(
     """
     anchors = weights.shape[0]
     losses = torch.empty_like(weights)
+    if options.scale is None and student.unit != 1.0:  # the temperature is one in units of δ
+        options = replace(options, temperature=options.temperature / student.unit)
     for start in range(0, anchors, chunk):
         stop = min(start + chunk, anchors)
         own = None if self_start is None else self_start + start

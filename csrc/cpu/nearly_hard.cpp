@@ -5,16 +5,6 @@
 
 namespace pck {
 
-Moments wide_moments(const float* x, int64_t count, float low) {
-  double first = 0.0;
-  for (int64_t j = 0; j < count; ++j) first += static_cast<double>(x[j]) - low;
-  const double mean = low + first / static_cast<double>(count);
-  double second = 0.0;
-  for (int64_t j = 0; j < count; ++j) second += (x[j] - mean) * (x[j] - mean);
-  const float centre = static_cast<float>(mean);
-  return {centre, static_cast<float>(mean - centre), std::sqrt(second / static_cast<double>(count))};
-}
-
 int64_t place_nearly_hard(const float* x, int64_t count, double tau, int support, int inverse_step,
                           double limit, Scratch& scratch) {
   sort_order(x, count, scratch.order);
@@ -55,31 +45,35 @@ void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair) {
   }
 }
 
+// Sums in double, one pair after another: in fp32 their roundings would add up.
 template <Relaxation R>
 void rank_sums(int64_t count, float* rank, Scratch& scratch) {
-  const int32_t* const order = scratch.order;
-  for (int64_t j = 0; j < count; ++j) rank[j] = 0.5f;  // Phi(0), the point itself
+  double* const sum = scratch.sum;
+  std::fill_n(sum, count, 0.5);  // Phi(0), the point itself
   for_window<R>(
-      count, scratch, [&](int64_t k, int64_t below) { rank[order[k]] += static_cast<float>(below); },
-      [&](int64_t i, int64_t k, double gap) {
-        const auto step = static_cast<float>(Relax<R>::cdf(gap));
-        rank[order[k]] += step;
-        rank[order[i]] += 1.0f - step;
+      count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
+      [=](int64_t i, int64_t k, double gap) {
+        const double step = Relax<R>::cdf(gap);
+        sum[k] += step;
+        sum[i] += 1.0 - step;
       });
+  for (int64_t k = 0; k < count; ++k) rank[scratch.order[k]] = static_cast<float>(sum[k]);
 }
 
 template <Relaxation R>
-void rank_gradient(int64_t count, double tau, const float* slope, float* grad, Scratch& scratch) {
+void rank_gradient(int64_t count, const float* slope, float* grad, Scratch& scratch) {
+  double* const sum = scratch.sum;
   const int32_t* const order = scratch.order;
-  for (int64_t j = 0; j < count; ++j) grad[j] = 0.0f;
+  std::fill_n(sum, count, 0.0);
   for_window<R>(
       count, scratch, [](int64_t, int64_t) {},
-      [&](int64_t i, int64_t k, double gap) {
+      [=](int64_t i, int64_t k, double gap) {
         const double push =
-            (static_cast<double>(slope[order[k]]) - slope[order[i]]) * (Relax<R>::pdf(gap) / tau);
-        grad[order[k]] += static_cast<float>(push);
-        grad[order[i]] -= static_cast<float>(push);
+            (static_cast<double>(slope[order[k]]) - slope[order[i]]) * Relax<R>::pdf(gap);
+        sum[k] += push;
+        sum[i] -= push;
       });
+  for (int64_t k = 0; k < count; ++k) grad[order[k]] = static_cast<float>(sum[k]);
 }
 
 }  // namespace
@@ -91,12 +85,12 @@ void windowed_rank_sums(Relaxation relaxation, int64_t count, float* rank, Scrat
     rank_sums<Relaxation::normal>(count, rank, scratch);
 }
 
-void windowed_rank_gradient(Relaxation relaxation, int64_t count, double tau, const float* slope,
-                            float* grad, Scratch& scratch) {
+void windowed_rank_gradient(Relaxation relaxation, int64_t count, const float* slope, float* grad,
+                            Scratch& scratch) {
   if (relaxation == Relaxation::logistic)
-    rank_gradient<Relaxation::logistic>(count, tau, slope, grad, scratch);
+    rank_gradient<Relaxation::logistic>(count, slope, grad, scratch);
   else
-    rank_gradient<Relaxation::normal>(count, tau, slope, grad, scratch);
+    rank_gradient<Relaxation::normal>(count, slope, grad, scratch);
 }
 
 }  // namespace pck

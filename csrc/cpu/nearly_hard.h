@@ -1,21 +1,10 @@
-// The slow, wide-precision side of `soft_rank`: rows whose range is so large against the temperature
-// that a grid over all of it would cost more than a sort, and rows whose sums leave fp32's range.
+// The nearly hard side of `soft_rank`: rows whose range is so large against the temperature that a grid
+// over all of it would cost more than a sort.
 #pragma once
 
 #include "rows.h"
 
 namespace pck {
-
-// Mean and population standard deviation of a row of finite values, and the row relative to them:
-// x_j - mean = (x_j - centre) - offset, the parts kept apart for the digits' sake.
-struct Moments {
-  float centre;
-  float offset;
-  double sigma;
-};
-
-// The same with double sums, for rows whose fp32 sums over- or underflow.
-Moments wide_moments(const float* x, int64_t count, float low);
 
 // Sorts the row, closes the gaps wider than the support (points so far apart do not see each other,
 // however far it is) and places the points on a grid of at most `limit` cells: returns the cells.
@@ -23,10 +12,10 @@ Moments wide_moments(const float* x, int64_t count, float low);
 int64_t place_nearly_hard(const float* x, int64_t count, double tau, int support, int inverse_step,
                           double limit, Scratch& scratch);
 
-// The sums of soft_rank.h's rank_sums and rank_gradient over the pairs within the support, after
-// place_nearly_hard.
+// The sums of soft_rank.h's rank_sums, and those of rank_gradient before they are divided by tau, over
+// the pairs within the support, after place_nearly_hard.
 void windowed_rank_sums(Relaxation relaxation, int64_t count, float* rank, Scratch& scratch);
-void windowed_rank_gradient(Relaxation relaxation, int64_t count, double tau, const float* slope,
-                            float* grad, Scratch& scratch);
+void windowed_rank_gradient(Relaxation relaxation, int64_t count, const float* slope, float* grad,
+                            Scratch& scratch);
 
 }  // namespace pck

@@ -55,6 +55,7 @@ Scratch::Scratch(int64_t count) {
     for (float** array : {&student, &teacher, &slope, &density, &place}) cutter.cut(*array, padded);
     cutter.cut(cell, padded);
     cutter.cut(wide, padded);
+    cutter.cut(sum, padded);
     cutter.cut(order, padded);
     cutter.cut(sorted, padded + 2 * kSortedPad);
     cutter.cut(buckets, hard_rank_buckets(count) + 1);

@@ -49,13 +49,14 @@ struct Scratch {
   float* density;  // S1 at the points
   float* place;    // u, the place inside the cell
   int32_t* cell;
-  double* wide;  // sorted coordinates of the slow path
+  double* wide;  // sorted coordinates of the nearly hard path
+  double* sum;   // and its sums
   int32_t* order;
   float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
   uint32_t* buckets;  // [hard_rank_buckets(count) + 1]
 
   // [cells] each, times the constant shown
-  float* moments;      // x kTerms
+  double* moments;     // x kTerms
   float* terms;        // x kTerms, with kTermPad zeros on both sides of each
   float* polynomials;  // x 2 kTerms
   float* mass;         // nodes, with a band of zeros on both sides
@@ -73,7 +74,7 @@ inline constexpr int kTermPad = 32;
 
 constexpr int64_t hard_rank_buckets(int64_t count) {
   int64_t buckets = 64;
-  while (buckets < count) buckets *= 2;
+  while (buckets < count && buckets < (1 << 20)) buckets *= 2;  // exact as a float, and then some
   return buckets;
 }
 

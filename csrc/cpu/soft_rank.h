@@ -9,12 +9,13 @@ struct Grid {
   int64_t nodes() const { return cells + kNodes - 1; }
 };
 
-// Spread: moments[cell][a] = sum of w u^a over the cell's points. `weight` is null for w = 1.
+// Spread: moments[cell][a] = sum of w u^a over the cell's points. `weight` is null for w = 1. Sums are
+// in double: where many points fall together, fp32 would round all their terms the same way.
 inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
-  float* const moments = scratch.moments;
+  double* const moments = scratch.moments;
   const int32_t* const cell = scratch.cell;
   const float* const place = scratch.place;
-  for (int64_t i = 0; i < (grid.cells + 3) * kTerms; ++i) moments[i] = 0.0f;
+  for (int64_t i = 0; i < (grid.cells + 3) * kTerms; ++i) moments[i] = 0.0;
   int64_t j = 0;
   for (; j + 4 <= grid.count; j += 4) {
     const Quad u = load<Quad>(place + j);
@@ -22,8 +23,9 @@ inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
     Quad b = a * u, c = b * u, d = c * u;
     transpose(a, b, c, d);
     const auto add = [&](int64_t k, Quad powers) {
-      float* const target = moments + static_cast<int64_t>(cell[k]) * kTerms;
-      store_quad(target, load<Quad>(target) + powers);
+      auto& target =
+          *reinterpret_cast<QuadDoubleLoose*>(moments + static_cast<int64_t>(cell[k]) * kTerms);
+      target += __builtin_convertvector(powers, QuadDouble);
     };
     add(j, a);
     add(j + 1, b);
@@ -31,7 +33,7 @@ inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
     add(j + 3, d);
   }
   for (; j < grid.count; ++j) {
-    float power = weight ? weight[j] : 1.0f;
+    double power = weight ? weight[j] : 1.0;
     for (int a = 0; a < kTerms; ++a, power *= place[j])
       moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
   }
@@ -50,7 +52,9 @@ inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch)
   }
   for (int64_t c = 0; c < padded; c += 4) {
     Quad m[kTerms];
-    for (int k = 0; k < 4; ++k) m[k] = load<Quad>(scratch.moments + (c + k) * kTerms);
+    for (int k = 0; k < 4; ++k)
+      m[k] = __builtin_convertvector(
+          *reinterpret_cast<const QuadDoubleLoose*>(scratch.moments + (c + k) * kTerms), Quad);
     transpose(m[0], m[1], m[2], m[3]);
     for (int a = 0; a < kTerms; ++a) store_quad(term[a] + c, m[a]);
   }
@@ -147,16 +151,17 @@ inline Quad gather(const float* polynomials, int stride, const int32_t* cell, Qu
   return ((d * u + c) * u + b) * u + a;
 }
 
-inline Moments moments_of(const float* x, int64_t count, const Range& range) {
+// Mean and population standard deviation of a row of finite values.
+struct Moments {
+  double mean;
+  double sigma;
+};
+
+inline Moments moments_of(const float* x, int64_t count, double low) {
   const double n = static_cast<double>(count);
-  const float centre = static_cast<float>(lane_sum(count, [=](int64_t j) { return x[j]; }) / n);
-  const double first = lane_sum(count, [=](int64_t j) { return x[j] - centre; }) / n;
-  const double second =
-      lane_sum(count, [=](int64_t j) { return (x[j] - centre) * (x[j] - centre); }) / n;
-  const double variance = second - first * first;
-  if (variance > 1e-30 && variance < 1e30)
-    return {centre, static_cast<float>(first), std::sqrt(variance)};
-  return wide_moments(x, count, range.low);  // fp32 sums over- or underflowed
+  const double mean = low + lane_sum(count, [=](int64_t j) { return x[j] - low; }) / n;
+  const double variance = lane_sum(count, [=](int64_t j) { return (x[j] - mean) * (x[j] - mean); }) / n;
+  return {mean, std::sqrt(variance)};
 }
 
 // How a row goes through the stage.
@@ -185,11 +190,11 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     return plan;
   }
   if (count == 1 || (options.scale_std && range.low == range.high)) return plan;
-  plan.moments = moments_of(x, count, range);
+  plan.moments = moments_of(x, count, range.low);
   plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
   const double inverse_step = Relax<R>::inverse_step / plan.tau;
-  const double low = (static_cast<double>(range.low) - plan.moments.centre) * inverse_step;
-  const double high = (static_cast<double>(range.high) - plan.moments.centre) * inverse_step;
+  const double low = (static_cast<double>(range.low) - plan.moments.mean) * inverse_step;
+  const double high = (static_cast<double>(range.high) - plan.moments.mean) * inverse_step;
   const double limit = 8.0 * static_cast<double>(count);
   plan.way = Plan::Way::grid;
   if (!(high - low <= limit) || !(inverse_step < 1e30)) {
@@ -201,7 +206,7 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     // One cell of slack on either side, whatever rounding does.
     const double shift = std::floor(-low) + 2.0;
     plan.grid.cells = static_cast<int64_t>(high + shift) + 2;
-    const double offset = shift - plan.moments.centre * inverse_step;
+    const double offset = shift - plan.moments.mean * inverse_step;
     for (int64_t j = 0; j < count; ++j) {
       const double t = static_cast<double>(x[j]) * inverse_step + offset;
       const auto cell = static_cast<int32_t>(t);
@@ -242,9 +247,8 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
                           float* grad, Scratch& scratch) {
   const Grid& grid = plan.grid;
   const int64_t count = grid.count;
-  const float inverse_tau = static_cast<float>(1.0 / plan.tau);
   if (plan.way == Plan::Way::windowed) {
-    windowed_rank_gradient(R, count, plan.tau, slope, grad, scratch);
+    windowed_rank_gradient(R, count, slope, grad, scratch);
   } else {
     spread(grid, slope, scratch);
     nodes_from_moments(grid, kBand<R>, scratch);
@@ -253,21 +257,24 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
     for (int64_t j = 0; j < count; j += 4) {
       const Quad weighted =
           gather(scratch.polynomials, kTerms, scratch.cell + j, load<Quad>(scratch.place + j));
-      const Quad sum = load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted;
-      store_quad(grad + j, sum * inverse_tau);
+      store_quad(grad + j, load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted);
     }
   }
-  if (!scale_std) return;
+  // At the smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
+  const float inverse_tau = static_cast<float>(std::fmin(1.0 / plan.tau, 3.4e38));
+  if (!scale_std) {
+    for (int64_t j = 0; j < count; ++j) grad[j] *= inverse_tau;
+    return;
+  }
   // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
   // dtau/dx_j = temperature (x_j - mean)/(count sigma).
-  const float centre = plan.moments.centre;
-  const float offset = plan.moments.offset;
-  const double sigma = plan.moments.sigma;
-  const float unit = static_cast<float>(1.0 / sigma);
-  const double pull =
-      lane_sum(count, [=](int64_t j) { return grad[j] * (((x[j] - centre) - offset) * unit); });
+  const double mean = plan.moments.mean;
+  const double unit = 1.0 / plan.moments.sigma;
+  float* const standard = scratch.density;  // read for the last time above
+  for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * unit);
+  const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
   const float share = static_cast<float>(pull / static_cast<double>(count));
-  for (int64_t j = 0; j < count; ++j) grad[j] -= share * (((x[j] - centre) - offset) * unit);
+  for (int64_t j = 0; j < count; ++j) grad[j] = (grad[j] - share * standard[j]) * inverse_tau;
 }
 
 inline void fill(float* values, int64_t count, float value) {

@@ -3,6 +3,8 @@
 
 using Quad = float __attribute__((vector_size(16)));
 using QuadLoose = float __attribute__((vector_size(16), aligned(4), may_alias));
+using QuadDouble = double __attribute__((vector_size(32)));
+using QuadDoubleLoose = double __attribute__((vector_size(32), aligned(8), may_alias));
 using Wide = float __attribute__((vector_size(PCK_VECTOR_BYTES)));
 using WideLoose = float __attribute__((vector_size(PCK_VECTOR_BYTES), aligned(4), may_alias));
 
@@ -52,16 +54,16 @@ inline void transpose(Quad& a, Quad& b, Quad& c, Quad& d) {
 }
 #undef PCK_SHUFFLE
 
-// sum_i term(i) for i < count, in a fixed order (16 interleaved partial sums) on every instruction
-// set, so that a result depends on the input alone.
+// sum_i term(i) for i < count, in double and in a fixed order (16 interleaved partial sums) on every
+// instruction set, so that a result depends on the input alone.
 template <class Term>
 inline double lane_sum(int64_t count, Term term) {
   constexpr int lanes = 16;
-  float partial[lanes] = {};
+  double partial[lanes] = {};
   const int64_t whole = count - count % lanes;
   for (int64_t i = 0; i < whole; i += lanes)
-    for (int l = 0; l < lanes; ++l) partial[l] += term(i + l);
-  for (int64_t i = whole; i < count; ++i) partial[i - whole] += term(i);
+    for (int l = 0; l < lanes; ++l) partial[l] += static_cast<double>(term(i + l));
+  for (int64_t i = whole; i < count; ++i) partial[i - whole] += static_cast<double>(term(i));
   double total = 0.0;
   for (int l = 0; l < lanes; ++l) total += partial[l];
   return total;
