@@ -88,6 +88,8 @@ PCK_HD float penalty_slope(float e) {
 // the degree-7 Lagrange interpolant economised to a cubic (its Chebyshev series on the cell cut
 // after T_3). Gathering reads values this way; spreading is the same matrix transposed: a cell's
 // moments sum_k w_k u_k^a become weights on nodes. See docs/method.md, "The stencil".
+//
+// Its third use is to integrate: the rank function F is the integral of the density S1.
 // ---------------------------------------------------------------------------------------------
 
 inline constexpr int kNodes = 8;
@@ -95,6 +97,7 @@ inline constexpr int kTerms = 4;
 
 struct Stencil {
   float weight[kTerms][kNodes];
+  float integral[kNodes];  // of the interpolant over the cell, du
 };
 
 constexpr Stencil make_stencil() {
@@ -122,6 +125,13 @@ constexpr Stencil make_stencil() {
       for (int a = degree; a >= 0; --a)
         lagrange[a] = ((a > 0 ? lagrange[a - 1] : 0.0) - x * lagrange[a]) / gap;
     }
+    double integral = 0.0;
+    for (int k = 0; k < kNodes; k += 2) {  // odd powers cancel
+      double term = lagrange[k] / (k + 1);
+      for (int i = 0; i < k; ++i) term *= 0.5;
+      integral += term;
+    }
+    stencil.integral[n] = static_cast<float>(integral);
     double series[kNodes] = {};  // with v = 2u, in Chebyshev polynomials of v
     double scale = 1.0;
     for (int k = 0; k < kNodes; ++k, scale *= 0.5)

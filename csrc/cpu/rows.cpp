@@ -82,9 +82,10 @@ void Scratch::reserve_cells(int64_t cells) {
   cells_ = allocate([&](Cutter& cutter) {
     cutter.cut(moments, (capacity + 4) * kTerms);
     cutter.cut(terms, (nodes + 2 * kTermPad) * kTerms);
-    cutter.cut(polynomials, (capacity + tile) * 2 * kTerms);
+    cutter.cut(polynomials, (capacity + tile) * kTerms);
     cutter.cut(mass, nodes + 2 * band);
-    cutter.cut(rank_nodes, nodes);
+    cutter.cut(level, capacity + tile);
+    cutter.cut(gain, capacity + tile);
     cutter.cut(density_nodes, nodes);
   });
   cell_capacity_ = capacity;

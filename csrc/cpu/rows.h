@@ -58,9 +58,10 @@ struct Scratch {
   // [cells] each, times the constant shown
   double* moments;     // x kTerms
   float* terms;        // x kTerms, with kTermPad zeros on both sides of each
-  float* polynomials;  // x 2 kTerms
+  float* polynomials;  // x kTerms
   float* mass;         // nodes, with a band of zeros on both sides
-  float* rank_nodes;
+  float* level;
+  float* gain;
   float* density_nodes;
 
  private:

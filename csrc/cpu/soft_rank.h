@@ -2,6 +2,9 @@
 // Included inside the namespace of one instruction set. docs/method.md tells the maths: spread each
 // point to the grid, convolve with Phi or phi, gather at the points.
 
+// The node at a cell's left edge is this many after the cell's first node.
+constexpr int kLeftNode = kNodes / 2 - 1;
+
 // Where a row's points lie on the grid, in `Scratch::cell` and `Scratch::place`.
 struct Grid {
   int64_t count;
@@ -70,18 +73,20 @@ inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch)
   for (int64_t i = band + n; i < grid.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
 }
 
-// Phi and phi at the nodes of a band, reversed, so that a convolution reads forwards.
+// phi at the nodes of a band (even, so that a convolution may read forwards), and Phi from one band
+// below a node to the stencil's end above it.
 template <Relaxation R>
 struct Taps {
   static constexpr int band = kBand<R>;
-  float cdf[2 * band + 1];
   float pdf[2 * band + 1];
+  float cdf[band + kNodes];
   Taps() {
-    for (int d = -band; d <= band; ++d) {
-      const double x = -static_cast<double>(d) / Relax<R>::inverse_step;
-      cdf[d + band] = static_cast<float>(Relax<R>::cdf(x));
-      pdf[d + band] = static_cast<float>(Relax<R>::pdf(x));
-    }
+    for (int d = -band; d <= band; ++d)
+      pdf[d + band] =
+          static_cast<float>(Relax<R>::pdf(static_cast<double>(d) / Relax<R>::inverse_step));
+    for (int n = 0; n < band + kNodes; ++n)
+      cdf[n] = static_cast<float>(
+          Relax<R>::cdf(static_cast<double>(kLeftNode - n) / Relax<R>::inverse_step));
   }
 };
 
@@ -91,44 +96,27 @@ inline const Taps<R>& taps() {
   return table;
 }
 
-// rank_nodes <- mass * Phi, density_nodes <- mass * phi; only the latter unless `with_rank`.
-template <Relaxation R, bool with_rank>
+// Convolve: density <- mass * phi at the nodes.
+template <Relaxation R>
 inline void convolve(const Grid& grid, Scratch& scratch) {
   constexpr int band = kBand<R>;
   constexpr int tile = 4;
-  const Taps<R>& table = taps<R>();
-  const float* const mass = scratch.mass;
+  const float* const pdf = taps<R>().pdf;
   for (int64_t n = 0; n < grid.nodes(); n += tile * kWide) {
-    Wide rank[tile] = {}, density[tile] = {};
-    for (int d = 0; d <= 2 * band; ++d) {
-      const float* const source = mass + n + d;
-      for (int t = 0; t < tile; ++t) {
-        const Wide value = load(source + t * kWide);
-        if (with_rank) rank[t] += value * table.cdf[d];
-        density[t] += value * table.pdf[d];
-      }
-    }
-    for (int t = 0; t < tile; ++t) {
-      if (with_rank) store(scratch.rank_nodes + n + t * kWide, rank[t]);
-      store(scratch.density_nodes + n + t * kWide, density[t]);
-    }
-  }
-  if (with_rank) {  // every point below the band counts in full
-    double below = 0.0;
-    for (int64_t n = band + 1; n < grid.nodes(); ++n) {
-      below += mass[n - 1];  // mass[n - 1] lies band + 1 nodes before node n
-      scratch.rank_nodes[n] += static_cast<float>(below);
-    }
+    Wide density[tile] = {};
+    for (int d = 0; d <= 2 * band; ++d)
+      for (int t = 0; t < tile; ++t) density[t] += load(scratch.mass + n + d + t * kWide) * pdf[d];
+    for (int t = 0; t < tile; ++t) store(scratch.density_nodes + n + t * kWide, density[t]);
   }
 }
 
-// Node values to the cubic of every cell, `stride` floats apart.
-inline void cell_polynomials(const Grid& grid, const float* nodes, float* polynomials, int stride) {
+// Node densities to the cubic of every cell.
+inline void cell_polynomials(const Grid& grid, Scratch& scratch) {
   for (int64_t c = 0; c < grid.cells; c += kWide) {
     float coefficient[kTerms][kWide];
     Wide sum[kTerms] = {};
     for (int n = 0; n < kNodes; ++n) {
-      const Wide value = load(nodes + c + n);
+      const Wide value = load(scratch.density_nodes + c + n);
       for (int a = 0; a < kTerms; ++a) sum[a] += value * kStencil.weight[a][n];
     }
     for (int a = 0; a < kTerms; ++a) store(coefficient[a], sum[a]);
@@ -136,19 +124,58 @@ inline void cell_polynomials(const Grid& grid, const float* nodes, float* polyno
       Quad q[kTerms];
       for (int a = 0; a < kTerms; ++a) q[a] = load<Quad>(coefficient[a] + l);
       transpose(q[0], q[1], q[2], q[3]);
-      for (int k = 0; k < 4; ++k) store_quad(polynomials + (c + l + k) * stride, q[k]);
+      for (int k = 0; k < 4; ++k) store_quad(scratch.polynomials + (c + l + k) * kTerms, q[k]);
     }
   }
 }
 
-// Gather four points' values of a cubic: one load a point, transposed, one Horner for the four.
-inline Quad gather(const float* polynomials, int stride, const int32_t* cell, Quad u) {
-  Quad a = load<Quad>(polynomials + static_cast<int64_t>(cell[0]) * stride);
-  Quad b = load<Quad>(polynomials + static_cast<int64_t>(cell[1]) * stride);
-  Quad c = load<Quad>(polynomials + static_cast<int64_t>(cell[2]) * stride);
-  Quad d = load<Quad>(polynomials + static_cast<int64_t>(cell[3]) * stride);
-  transpose(a, b, c, d);
-  return ((d * u + c) * u + b) * u + a;
+// Integrate: F = Phi * mass is the integral of the density, so no second convolution is needed.
+// level[c] <- the constant that makes level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function
+// in cell c. F starts from its value at the first cell's left edge, where only the first band has a
+// say.
+template <Relaxation R>
+inline void integrate(const Grid& grid, Scratch& scratch) {
+  constexpr float h = 1.0f / Relax<R>::inverse_step;
+  const float* const nodes = scratch.density_nodes;
+  float* const level = scratch.level;
+  float* const gain = scratch.gain;
+  for (int64_t c = 0; c < grid.cells; c += kWide) {
+    Wide whole = {}, half = {};
+    for (int n = 0; n < kNodes; ++n) {
+      const Wide value = load(nodes + c + n);
+      whole += value * (h * kStencil.integral[n]);
+      half += value * (h * (kStencil.weight[0][n] / 2 - kStencil.weight[1][n] / 8 +
+                            kStencil.weight[2][n] / 24 - kStencil.weight[3][n] / 64));
+    }
+    store(gain + c, whole);
+    store(level + c, half);  // of the cubic, from the left edge to u = 0
+  }
+  const float* const mass = scratch.mass + kBand<R>;
+  const float* const cdf = taps<R>().cdf;
+  const int64_t nearby = kBand<R> + kNodes < grid.nodes() ? kBand<R> + kNodes : grid.nodes();
+  double rank = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
+  for (int64_t c = 0; c < grid.cells; ++c) {
+    level[c] = static_cast<float>(rank + level[c]);
+    rank += gain[c];
+  }
+}
+
+// Gather: the cubics of four points, one load a point, transposed.
+struct Cubics {
+  Quad a, b, c, d;
+  Quad at(Quad u) const { return ((d * u + c) * u + b) * u + a; }
+  Quad integral_at(Quad u) const {
+    return (((d * 0.25f * u + c * (1.0f / 3.0f)) * u + b * 0.5f) * u + a) * u;
+  }
+};
+
+inline Cubics gather(const Scratch& scratch, int64_t j) {
+  const auto cubic = [&](int64_t k) {
+    return load<Quad>(scratch.polynomials + static_cast<int64_t>(scratch.cell[k]) * kTerms);
+  };
+  Cubics four{cubic(j), cubic(j + 1), cubic(j + 2), cubic(j + 3)};
+  transpose(four.a, four.b, four.c, four.d);
+  return four;
 }
 
 // Mean and population standard deviation of a row of finite values.
@@ -229,14 +256,18 @@ inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
   const Grid& grid = plan.grid;
   spread(grid, nullptr, scratch);
   nodes_from_moments(grid, kBand<R>, scratch);
-  convolve<R, true>(grid, scratch);
-  constexpr int stride = 2 * kTerms;
-  cell_polynomials(grid, scratch.rank_nodes, scratch.polynomials, stride);
-  cell_polynomials(grid, scratch.density_nodes, scratch.polynomials + kTerms, stride);
+  convolve<R>(grid, scratch);
+  cell_polynomials(grid, scratch);
+  integrate<R>(grid, scratch);
+  constexpr float h = 1.0f / Relax<R>::inverse_step;
+  const float* const level = scratch.level;
+  const int32_t* const cell = scratch.cell;
   for (int64_t j = 0; j < grid.count; j += 4) {
     const Quad u = load<Quad>(scratch.place + j);
-    store_quad(rank + j, gather(scratch.polynomials, stride, scratch.cell + j, u));
-    store_quad(scratch.density + j, gather(scratch.polynomials + kTerms, stride, scratch.cell + j, u));
+    const Cubics density = gather(scratch, j);
+    const Quad base{level[cell[j]], level[cell[j + 1]], level[cell[j + 2]], level[cell[j + 3]]};
+    store_quad(scratch.density + j, density.at(u));
+    store_quad(rank + j, base + h * density.integral_at(u));
   }
 }
 
@@ -252,11 +283,10 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   } else {
     spread(grid, slope, scratch);
     nodes_from_moments(grid, kBand<R>, scratch);
-    convolve<R, false>(grid, scratch);
-    cell_polynomials(grid, scratch.density_nodes, scratch.polynomials, kTerms);
+    convolve<R>(grid, scratch);
+    cell_polynomials(grid, scratch);
     for (int64_t j = 0; j < count; j += 4) {
-      const Quad weighted =
-          gather(scratch.polynomials, kTerms, scratch.cell + j, load<Quad>(scratch.place + j));
+      const Quad weighted = gather(scratch, j).at(load<Quad>(scratch.place + j));
       store_quad(grad + j, load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted);
     }
   }
