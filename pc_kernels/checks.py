@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,3 +81,21 @@ def check_features(
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """What the kernels compute in: float64 if any input is, float32 otherwise."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a backward that has no derivative: refuses `create_graph=True` instead of dropping it.
+
+    (`once_differentiable` notices only where the incoming gradient requires one itself.)
+    """
+
+    @functools.wraps(backward)
+    def refusing(*args: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "pc_kernels has no second derivatives: call backward or autograd.grad without "
+                "create_graph=True, or use pc_kernels.reference, which has them"
+            )
+        return backward(*args)
+
+    return refusing

@@ -82,7 +82,7 @@ def centre(points: list[Tensor]) -> list[Tensor]:
 def power_of_two(points: list[Tensor]) -> float:
     """A unit 2^k in which the squares of features [·, D] neither over- nor underflow; mostly 1.
 
-    Looks only where looking is free, on the CPU; on other devices extreme features do over- and underflow.
+    Looks only where looking is free, on the CPU; elsewhere extreme features over- and underflow.
     """
     if points[0].device.type != "cpu" or points[-1].numel() == 0:
         return 1.0

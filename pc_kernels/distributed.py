@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .checks import first_order_only
 
 Group = dist.ProcessGroup
 
@@ -95,7 +96,7 @@ class _AllGather(torch.autograd.Function):
         return _all_gather(x, sizes, group)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # float32 on the way: a sum over many ranks must not be rounded to bfloat16 at every step.
         total = grad.contiguous().to(torch.promote_types(grad.dtype, torch.float32), copy=True)
@@ -116,7 +117,7 @@ class _AllReduce(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.ranks, None
 
@@ -130,6 +131,6 @@ class _ScaleGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None

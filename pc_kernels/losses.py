@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from . import ops
 from .backends import BACKENDS, select
-from .checks import check_features, check_matrix, check_same_device, compute_dtype
+from .checks import (
+    check_features,
+    check_matrix,
+    check_same_device,
+    compute_dtype,
+    first_order_only,
+)
 from .distributed import Group, gather_features, joint_loss
 from .options import REDUCTIONS, CoherenceOptions, Metric, check_metric, one_of
 
@@ -76,7 +81,7 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         return losses if reduction == "none" else (losses * weights).sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         """Gradients of student and student_refs, in their dtypes."""
         if ctx.at_once:
@@ -305,7 +310,7 @@ class _MatrixFunction(torch.autograd.Function):
         return losses if reduction == "none" else (losses * weights).sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         if ctx.at_once:
             grad = ctx.saved_tensors[0] * grad_loss

@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .backends import select
-from .checks import check_features, check_matrix, check_same_device, compute_dtype
+from .checks import (
+    check_features,
+    check_matrix,
+    check_same_device,
+    compute_dtype,
+    first_order_only,
+)
 from .dissimilarity import Side, dissimilarities_backward, make_side
 from .options import Metric, check_metric
 from .reference import Coherence
@@ -60,7 +65,7 @@ class _Pairwise(torch.autograd.Function):
         return (d * side.unit).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, y = ctx.saved_tensors
         side, d = _matrix(x, y, ctx.metric)

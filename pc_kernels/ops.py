@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import select
-from .checks import check_features, compute_dtype
+from .checks import check_features, compute_dtype, first_order_only
 from .dissimilarity import GivenSide, make_side
 from .options import CoherenceOptions, Metric, RankOptions
 from .sweep import chunk_anchors, default_chunk_bytes, exact_arithmetic, sweep
@@ -158,6 +158,7 @@ def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
+@first_order_only
 def _features_backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     student, teacher, student_refs, teacher_refs = ctx.saved_tensors
     skipped = (None,) * (len(ctx.options) + 2)  # weights … with_grad
@@ -221,6 +222,7 @@ def _save_matrices(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
+@first_order_only
 def _matrices_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
     d_s, d_t = ctx.saved_tensors
     skipped = (None,) * (len(ctx.options) + 3)
@@ -281,6 +283,7 @@ def _save_points(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.options = inputs[1:]
 
 
+@first_order_only
 def _rank_backward(ctx: Any, grad_rank: Tensor) -> tuple[Any, ...]:
     (x,) = ctx.saved_tensors
     grad = torch.ops.pc_kernels.soft_rank_backward(grad_rank, x, *ctx.options)

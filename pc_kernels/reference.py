@@ -65,9 +65,8 @@ def hard_rank(x: Tensor, dim: int = -1) -> Tensor:
     """Mid-ranks r(j) = (#{k≠j: x_k < x_j} + ½ #{k≠j: x_k = x_j}) / (m−1), in [0, 1]; ½ if m = 1."""
     x = x.movedim(dim, -1)
     m = x.shape[-1]
-    difference = x[..., :, None] - x[..., None, :]
-    above = (difference > 0).to(x.dtype).sum(-1)
-    equal = (difference == 0).to(x.dtype).sum(-1) - 1
+    above = (x[..., :, None] > x[..., None, :]).to(x.dtype).sum(-1)
+    equal = (x[..., :, None] == x[..., None, :]).to(x.dtype).sum(-1) - 1
     rank = (above + equal / 2) / (m - 1) if m > 1 else torch.full_like(x, 0.5)
     return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, rank).movedim(-1, dim)
 
