@@ -26,9 +26,7 @@ inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
     Quad b = a * u, c = b * u, d = c * u;
     transpose(a, b, c, d);
     const auto add = [&](int64_t k, Quad powers) {
-      auto& target =
-          *reinterpret_cast<QuadDoubleLoose*>(moments + static_cast<int64_t>(cell[k]) * kTerms);
-      target += __builtin_convertvector(powers, QuadDouble);
+      add_quad(moments + static_cast<int64_t>(cell[k]) * kTerms, powers);
     };
     add(j, a);
     add(j + 1, b);
@@ -55,11 +53,9 @@ inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch)
   }
   for (int64_t c = 0; c < padded; c += 4) {
     Quad m[kTerms];
-    for (int k = 0; k < 4; ++k)
-      m[k] = __builtin_convertvector(
-          *reinterpret_cast<const QuadDoubleLoose*>(scratch.moments + (c + k) * kTerms), Quad);
+    for (int k = 0; k < 4; ++k) m[k] = load_quad(scratch.moments + (c + k) * kTerms);
     transpose(m[0], m[1], m[2], m[3]);
-    for (int a = 0; a < kTerms; ++a) store_quad(term[a] + c, m[a]);
+    for (int a = 0; a < kTerms; ++a) store(term[a] + c, m[a]);
   }
   float* const mass = scratch.mass;
   for (int64_t i = 0; i < band; ++i) mass[i] = 0.0f;
@@ -124,7 +120,7 @@ inline void cell_polynomials(const Grid& grid, Scratch& scratch) {
       Quad q[kTerms];
       for (int a = 0; a < kTerms; ++a) q[a] = load<Quad>(coefficient[a] + l);
       transpose(q[0], q[1], q[2], q[3]);
-      for (int k = 0; k < 4; ++k) store_quad(scratch.polynomials + (c + l + k) * kTerms, q[k]);
+      for (int k = 0; k < 4; ++k) store(scratch.polynomials + (c + l + k) * kTerms, q[k]);
     }
   }
 }
@@ -266,8 +262,8 @@ inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
     const Quad u = load<Quad>(scratch.place + j);
     const Cubics density = gather(scratch, j);
     const Quad base{level[cell[j]], level[cell[j + 1]], level[cell[j + 2]], level[cell[j + 3]]};
-    store_quad(scratch.density + j, density.at(u));
-    store_quad(rank + j, base + h * density.integral_at(u));
+    store(scratch.density + j, density.at(u));
+    store(rank + j, base + h * density.integral_at(u));
   }
 }
 
@@ -287,7 +283,7 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
     cell_polynomials(grid, scratch);
     for (int64_t j = 0; j < count; j += 4) {
       const Quad weighted = gather(scratch, j).at(load<Quad>(scratch.place + j));
-      store_quad(grad + j, load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted);
+      store(grad + j, load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted);
     }
   }
   // At the smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.

@@ -2,29 +2,37 @@
 // AVX2, AVX-512 and NEON. Included inside the namespace of one instruction set.
 
 using Quad = float __attribute__((vector_size(16)));
-using QuadLoose = float __attribute__((vector_size(16), aligned(4), may_alias));
 using QuadDouble = double __attribute__((vector_size(32)));
-using QuadDoubleLoose = double __attribute__((vector_size(32), aligned(8), may_alias));
 using Wide = float __attribute__((vector_size(PCK_VECTOR_BYTES)));
-using WideLoose = float __attribute__((vector_size(PCK_VECTOR_BYTES), aligned(4), may_alias));
-
 using WideMask = int32_t __attribute__((vector_size(PCK_VECTOR_BYTES)));  // -1 where true
 
 constexpr int kWide = PCK_VECTOR_BYTES / 4;
 
+// Any address will do: compilers make one unaligned instruction of these copies.
 template <class V = Wide>
 inline V load(const float* p) {
-  if constexpr (sizeof(V) == 16)
-    return *reinterpret_cast<const QuadLoose*>(p);
-  else
-    return *reinterpret_cast<const WideLoose*>(p);
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
 }
 
-inline void store(float* p, Wide v) {
-  *reinterpret_cast<WideLoose*>(p) = v;
+template <class V>
+inline void store(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
 }
-inline void store_quad(float* p, Quad v) {
-  *reinterpret_cast<QuadLoose*>(p) = v;
+
+// Four doubles as floats, and four floats added to four doubles.
+inline Quad load_quad(const double* p) {
+  QuadDouble v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, Quad);
+}
+
+inline void add_quad(double* p, Quad term) {
+  QuadDouble v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  v += __builtin_convertvector(term, QuadDouble);
+  __builtin_memcpy(p, &v, sizeof(v));
 }
 
 // 0, 1, 2, ...
