@@ -40,11 +40,16 @@ class Backend:
         """Mid-ranks of the rows of x [N, m]."""
         raise NotImplementedError
 
-    def soft_rank(self, x: Tensor, options: RankOptions) -> Tensor:
-        """Soft ranks of the rows of x [N, m]."""
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+        """Soft ranks of the rows of x [N, m]; with_grad, what their backward needs, else empty.
+
+        That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without.
+        """
         raise NotImplementedError
 
-    def soft_rank_backward(self, grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
         raise NotImplementedError
 
@@ -80,11 +85,12 @@ class Backend:
                 student.values.copy_(student_values)
             return (d_s.sum(1) + d_t.sum(1)) * 0
         r_t = torch.where(d_t.isfinite().all(1, keepdim=True), self.hard_rank(d_t), torch.nan)
-        residual = self.soft_rank(d_s, options) - r_t
+        r_s, density = self.soft_rank(d_s, options, with_grad)
+        residual = r_s - r_t
         loss = reference.rank_penalty(residual, options.penalty).mean(1)
         if with_grad:
             slope = penalty_slope(residual, options.penalty) * (weights / m)[:, None]
-            grad = self.soft_rank_backward(slope, d_s, options)
+            grad = self.soft_rank_backward(slope, d_s, density, options)
             grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
             grad = dissimilarities_backward(student.metric, d_s, grad)
             if others is None:
@@ -123,11 +129,14 @@ class ReferenceBackend(Backend):
         """See `Backend`."""
         return reference.hard_rank(x)
 
-    def soft_rank(self, x: Tensor, options: RankOptions) -> Tensor:
-        """See `Backend`."""
-        return reference.soft_rank(x, options.temperature, options.relaxation, options.scale)
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+        """See `Backend`; its backward starts from x."""
+        rank = reference.soft_rank(x, options.temperature, options.relaxation, options.scale)
+        return rank, torch.zeros_like(x) if with_grad else x.new_empty(0)
 
-    def soft_rank_backward(self, grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
         """See `Backend`; by explicit formula, since operators run below autograd."""
         difference = x[:, :, None] - x[:, None, :]
         centred = x - x.mean(1, keepdim=True)
@@ -158,13 +167,15 @@ class TorchBackend(Backend):
         """See `Backend`."""
         return grid.hard_rank(x)
 
-    def soft_rank(self, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return grid.soft_rank(x, options)
+        return grid.soft_rank(x, options, with_grad)
 
-    def soft_rank_backward(self, grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
         """See `Backend`."""
-        return grid.soft_rank_backward(grad_rank, x, options)
+        return grid.soft_rank_backward(grad_rank, x, density, options)
 
 
 class CpuBackend(Backend):
@@ -194,14 +205,16 @@ class CpuBackend(Backend):
         """See `Backend`."""
         return torch.ops.pc_kernels.cpu_hard_rank(x.contiguous())
 
-    def soft_rank(self, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return torch.ops.pc_kernels.cpu_soft_rank(x.contiguous(), *_arguments(options))
+        return torch.ops.pc_kernels.cpu_soft_rank(x.contiguous(), *_arguments(options), with_grad)
 
-    def soft_rank_backward(self, grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
         """See `Backend`."""
         return torch.ops.pc_kernels.cpu_soft_rank_backward(
-            grad_rank.contiguous(), x.contiguous(), *_arguments(options)
+            grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
         )
 
     def coherence_rows(

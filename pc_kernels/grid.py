@@ -54,22 +54,27 @@ def hard_rank(x: Tensor) -> Tensor:
     return torch.where(x.isnan().any(1, keepdim=True), torch.nan, rank)
 
 
-def soft_rank(x: Tensor, options: RankOptions) -> Tensor:
-    """Soft ranks in [0, 1] of the rows of x [N, m]; a row that is not finite is NaN."""
+def soft_rank(x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Soft ranks in [0, 1] of the rows of x [N, m]; a row that is not finite is NaN.
+
+    Also, with_grad, the density Σ_k φ((x_j − x_k)/τ) that the backward needs, else an empty tensor.
+    """
     if x.shape[1] < 2:
-        return torch.full_like(x, 0.5) + x * 0
+        return torch.full_like(x, 0.5) + x * 0, torch.zeros_like(x if with_grad else x[:0, 0])
     row = _Rows(x, options)
-    rank = (row.rank_sums() - 0.5) / (x.shape[1] - 1)
-    return row.settle(rank, 0.5)
+    sums, density = row.rank_sums(with_grad)
+    return row.settle((sums - 0.5) / (x.shape[1] - 1), 0.5), density
 
 
-def soft_rank_backward(grad_rank: Tensor, x: Tensor, options: RankOptions) -> Tensor:
+def soft_rank_backward(
+    grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+) -> Tensor:
     """Σ_j grad_rank_j ∂r_j/∂x for the rows of x [N, m]; also through σ under scale "std"."""
     if x.shape[1] < 2:
         return torch.zeros_like(x) + x * 0
     row = _Rows(x, options)
     slope = grad_rank / (x.shape[1] - 1)
-    grad = row.slope_sums(slope) / row.tau
+    grad = row.slope_sums(slope, density) / row.tau
     if options.scale == "std":
         # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
         grad = grad - row.standard * (grad * row.standard).mean(1, keepdim=True)
@@ -129,20 +134,22 @@ class _Rows:
         place = (scaled - cell - 0.5).to(self.dtype)
         self.weights = _lagrange_weights(place, self.spec.stencil)
 
-    def rank_sums(self) -> Tensor:
-        """Σ_k Φ((x_j − x_k)/τ), k = j included: [N, m]."""
-        if self.order is not None:
-            return self._pair_sums()
+    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
+        """Σ_k Φ((x_j − x_k)/τ), k = j included, and Σ_k φ: [N, m] (the latter empty if not wanted)."""
+        if self.order is not None:  # the backward sums its pairs itself
+            sums = self._pair_sums()
+            return sums, torch.zeros_like(sums if with_density else sums[:0, 0])
         mass = self._spread(torch.ones_like(self.weights[0]))
-        return self._gather(self._convolve(mass, "cdf"))
+        sums = self._gather(self._convolve(mass, "cdf"))
+        if not with_density:
+            return sums, sums.new_empty(0)
+        return sums, self._gather(self._convolve(mass, "pdf"))
 
-    def slope_sums(self, slope: Tensor) -> Tensor:
+    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
         """Σ_k (slope_j − slope_k) φ((x_j − x_k)/τ): [N, m]."""
         if self.order is not None:
             return self._pair_slopes(slope)
-        density = self._gather(self._convolve(self._spread(torch.ones_like(slope)), "pdf"))
-        weighted = self._gather(self._convolve(self._spread(slope), "pdf"))
-        return slope * density - weighted
+        return slope * density - self._gather(self._convolve(self._spread(slope), "pdf"))
 
     def _spread(self, weight: Tensor) -> Tensor:
         # In float64: where many points fall together, fp32 would round all their terms the same way.

@@ -239,25 +239,31 @@ autograd("coherence_from_dissimilarities", _matrices_backward, _save_matrices)
 
 @operator
 def soft_rank(
-    x: Tensor, temperature: float, relaxation: str, scale: str | None, backend: str
-) -> Tensor:
-    """Soft ranks of the rows of x [N, m], in the dtype of x."""
+    x: Tensor, temperature: float, relaxation: str, scale: str | None, backend: str, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Soft ranks of the rows of x [N, m], in its dtype; with_grad, also the density for the backward.
+
+    The density comes in the compute dtype, and is empty if no gradient is wanted.
+    """
     dtype = compute_dtype(x)
     options = RankOptions(relaxation, temperature, scale)
     with exact_arithmetic(x.device):
-        rank = select(backend, x.device, dtype).soft_rank(x.to(dtype).contiguous(), options)
-    return rank.to(x.dtype).contiguous()
+        engine = select(backend, x.device, dtype)
+        rank, density = engine.soft_rank(x.to(dtype).contiguous(), options, with_grad)
+    return rank.to(x.dtype).contiguous(), density
 
 
 @fake("soft_rank")
-def _(x: Tensor, *options: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    rank = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return rank, x.new_empty(x.shape if options[-1] else (0,), dtype=compute_dtype(x))
 
 
 @operator
 def soft_rank_backward(
     grad_rank: Tensor,
     x: Tensor,
+    density: Tensor,
     temperature: float,
     relaxation: str,
     scale: str | None,
@@ -268,7 +274,7 @@ def soft_rank_backward(
     options = RankOptions(relaxation, temperature, scale)
     with exact_arithmetic(x.device):
         grad = select(backend, x.device, dtype).soft_rank_backward(
-            grad_rank.to(dtype).contiguous(), x.to(dtype).contiguous(), options
+            grad_rank.to(dtype).contiguous(), x.to(dtype).contiguous(), density, options
         )
     return grad.to(x.dtype).contiguous()
 
@@ -278,16 +284,22 @@ def _(grad_rank: Tensor, x: Tensor, *options: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _save_points(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.options = inputs[1:]
+def _save_points(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.options = inputs[1:-1]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 @first_order_only
-def _rank_backward(ctx: Any, grad_rank: Tensor) -> tuple[Any, ...]:
-    (x,) = ctx.saved_tensors
-    grad = torch.ops.pc_kernels.soft_rank_backward(grad_rank, x, *ctx.options)
-    return grad, None, None, None, None
+def _rank_backward(ctx: Any, grad_rank: Tensor | None, _: Any) -> tuple[Any, ...]:
+    x, density = ctx.saved_tensors
+    if grad_rank is None:
+        return (None,) * 6
+    if density.shape != x.shape:
+        raise RuntimeError("pc_kernels::soft_rank was called with_grad=False: it has no backward")
+    grad = torch.ops.pc_kernels.soft_rank_backward(grad_rank, x, density, *ctx.options)
+    return grad, None, None, None, None, None
 
 
 autograd("soft_rank", _rank_backward, _save_points)

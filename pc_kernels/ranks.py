@@ -62,12 +62,13 @@ def soft_rank(
     _check_values(x, dim, backend)
     RankOptions(relaxation, temperature, scale)
     rows = x.movedim(dim, -1)
-    rank = torch.ops.pc_kernels.soft_rank(
+    rank, _ = torch.ops.pc_kernels.soft_rank(
         _matrix(rows),
         float(temperature),
         relaxation,
         scale,
         backend,
+        torch.is_grad_enabled() and x.requires_grad,
     )
     return rank.reshape(rows.shape).movedim(-1, dim)
 

@@ -7,6 +7,8 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "rows.h"
 
@@ -81,34 +83,44 @@ Tensor hard_rank(const Tensor& x) {
   return rank;
 }
 
-Tensor soft_rank(const Tensor& x, double temperature, const std::string& relaxation, bool scale_std) {
+// Ranks, and with_grad what the backward needs of the forward (else empty).
+std::tuple<Tensor, Tensor> soft_rank(const Tensor& x, double temperature, const std::string& relaxation,
+                                     bool scale_std, bool with_grad) {
   check_matrix("x", x);
   const RankOptions options = rank_options(relaxation, temperature, scale_std);
   Tensor rank = at::empty_like(x);
+  Tensor density = with_grad ? at::empty_like(x) : at::empty({0}, x.options());
   const int64_t count = x.size(1);
   const float* const source = x.const_data_ptr<float>();
   float* const target = rank.mutable_data_ptr<float>();
+  float* const kept = with_grad ? density.mutable_data_ptr<float>() : nullptr;
   for_rows(x.size(0), count, [&](int64_t i, Scratch& scratch) {
-    row_kernels().soft_rank(source + i * count, count, options, target + i * count, scratch);
+    row_kernels().soft_rank(source + i * count, count, options, target + i * count,
+                            kept == nullptr ? nullptr : kept + i * count, scratch);
   });
-  return rank;
+  return {rank, density};
 }
 
-Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, double temperature,
-                          const std::string& relaxation, bool scale_std) {
+Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, const Tensor& density,
+                          double temperature, const std::string& relaxation, bool scale_std) {
   check_matrix("x", x);
-  check_matrix("grad_rank", grad_rank);
-  TORCH_CHECK_VALUE(grad_rank.sizes() == x.sizes(), "grad_rank must have the shape of x, ", x.sizes(),
-                    ", got ", grad_rank.sizes());
+  for (const auto& [name, like_x] :
+       {std::pair("grad_rank", grad_rank), std::pair("density", density)}) {
+    check_matrix(name, like_x);
+    TORCH_CHECK_VALUE(like_x.sizes() == x.sizes(), name, " must have the shape of x, ", x.sizes(),
+                      ", got ", like_x.sizes());
+  }
   const RankOptions options = rank_options(relaxation, temperature, scale_std);
   Tensor grad = at::empty_like(x);
   const int64_t count = x.size(1);
   const float* const source = x.const_data_ptr<float>();
   const float* const incoming = grad_rank.const_data_ptr<float>();
+  const float* const kept = density.const_data_ptr<float>();
   float* const target = grad.mutable_data_ptr<float>();
   for_rows(x.size(0), count, [&](int64_t i, Scratch& scratch) {
-    row_kernels().soft_rank_backward(incoming + i * count, source + i * count, count, options,
-                                     target + i * count, scratch);
+    const int64_t row = i * count;
+    row_kernels().soft_rank_backward(incoming + row, source + row, kept + row, count, options,
+                                     target + row, scratch);
   });
   return grad;
 }
@@ -223,10 +235,12 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   library.def("cpu_hard_rank(Tensor x) -> Tensor");
-  library.def("cpu_soft_rank(Tensor x, float temperature, str relaxation, bool scale_std) -> Tensor");
   library.def(
-      "cpu_soft_rank_backward(Tensor grad_rank, Tensor x, float temperature, str relaxation, "
-      "bool scale_std) -> Tensor");
+      "cpu_soft_rank(Tensor x, float temperature, str relaxation, bool scale_std, bool with_grad) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "cpu_soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, float temperature, "
+      "str relaxation, bool scale_std) -> Tensor");
   library.def(
       "cpu_dissimilarity_(Tensor(a!) values, str metric, Tensor? anchors, Tensor? references, "
       "Tensor? anchor_sq, Tensor? reference_sq) -> ()");

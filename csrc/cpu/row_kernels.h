@@ -14,19 +14,20 @@ namespace PCK_ISA {
 #include "coherence_rows.h"
 
 inline void soft_rank_entry(const float* x, int64_t count, const RankOptions& options, float* rank,
-                            Scratch& scratch) {
+                            float* density, Scratch& scratch) {
   if (options.relaxation == Relaxation::logistic)
-    soft_rank<Relaxation::logistic>(x, count, options, rank, scratch);
+    soft_rank<Relaxation::logistic>(x, count, options, rank, density, scratch);
   else
-    soft_rank<Relaxation::normal>(x, count, options, rank, scratch);
+    soft_rank<Relaxation::normal>(x, count, options, rank, density, scratch);
 }
 
-inline void soft_rank_backward_entry(const float* grad_rank, const float* x, int64_t count,
-                                     const RankOptions& options, float* grad_x, Scratch& scratch) {
+inline void soft_rank_backward_entry(const float* grad_rank, const float* x, const float* density,
+                                     int64_t count, const RankOptions& options, float* grad_x,
+                                     Scratch& scratch) {
   if (options.relaxation == Relaxation::logistic)
-    soft_rank_backward<Relaxation::logistic>(grad_rank, x, count, options, grad_x, scratch);
+    soft_rank_backward<Relaxation::logistic>(grad_rank, x, density, count, options, grad_x, scratch);
   else
-    soft_rank_backward<Relaxation::normal>(grad_rank, x, count, options, grad_x, scratch);
+    soft_rank_backward<Relaxation::normal>(grad_rank, x, density, count, options, grad_x, scratch);
 }
 
 template <Relaxation R>

@@ -84,11 +84,13 @@ struct RowKernels {
   const char* name;
   // Ranks of x[count] in [0, 1].
   void (*hard_rank)(const float* x, int64_t count, float* rank, Scratch& scratch);
+  // Soft ranks; `density`, if not null, takes what the backward needs of the forward.
   void (*soft_rank)(const float* x, int64_t count, const RankOptions& options, float* rank,
-                    Scratch& scratch);
+                    float* density, Scratch& scratch);
   // grad_x = sum_j grad_rank_j d rank_j / d x.
-  void (*soft_rank_backward)(const float* grad_rank, const float* x, int64_t count,
-                             const RankOptions& options, float* grad_x, Scratch& scratch);
+  void (*soft_rank_backward)(const float* grad_rank, const float* x, const float* density,
+                             int64_t count, const RankOptions& options, float* grad_x,
+                             Scratch& scratch);
   // Dissimilarities of a row, in place.
   void (*dissimilarity)(const Row& row);
   // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row).

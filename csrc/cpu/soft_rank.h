@@ -307,26 +307,33 @@ inline void fill(float* values, int64_t count, float value) {
   for (int64_t j = 0; j < count; ++j) values[j] = value;
 }
 
+// `density`, if wanted, is what soft_rank_backward needs of it.
 template <Relaxation R>
 inline void soft_rank(const float* x, int64_t count, const RankOptions& options, float* rank,
-                      Scratch& scratch) {
+                      float* density, Scratch& scratch) {
+  if (density != nullptr) fill(density, count, 0.0f);
   const Plan plan = plan_row<R>(x, count, options, scratch);
   if (plan.way == Plan::Way::undefined) return fill(rank, count, __builtin_nanf(""));
   if (plan.way == Plan::Way::constant) return fill(rank, count, 0.5f);
   rank_sums<R>(plan, scratch.student, scratch);
   const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
   for (int64_t j = 0; j < count; ++j) rank[j] = (scratch.student[j] - 0.5f) * unit;
+  if (density != nullptr && plan.way == Plan::Way::grid)
+    for (int64_t j = 0; j < count; ++j) density[j] = scratch.density[j];
 }
 
 template <Relaxation R>
-inline void soft_rank_backward(const float* grad_rank, const float* x, int64_t count,
-                               const RankOptions& options, float* grad_x, Scratch& scratch) {
+inline void soft_rank_backward(const float* grad_rank, const float* x, const float* density,
+                               int64_t count, const RankOptions& options, float* grad_x,
+                               Scratch& scratch) {
   const Plan plan = plan_row<R>(x, count, options, scratch);
   if (plan.way == Plan::Way::undefined) return fill(grad_x, count, __builtin_nanf(""));
   if (plan.way == Plan::Way::constant) return fill(grad_x, count, 0.0f);
-  rank_sums<R>(plan, scratch.student, scratch);
   const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
-  for (int64_t j = 0; j < count; ++j) scratch.slope[j] = grad_rank[j] * unit;
+  for (int64_t j = 0; j < count; ++j) {
+    scratch.density[j] = density[j];
+    scratch.slope[j] = grad_rank[j] * unit;
+  }
   rank_gradient<R>(plan, x, scratch.slope, options.scale_std, scratch.student, scratch);
   for (int64_t j = 0; j < count; ++j) grad_x[j] = scratch.student[j];
 }
