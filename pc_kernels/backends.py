@@ -183,7 +183,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     working_bytes = 0
-    chunk_rows = 512
+    chunk_rows = 1024
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Needs the compiled extension, CPU tensors, and float32 to compute in."""

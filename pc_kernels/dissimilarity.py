@@ -23,6 +23,12 @@ GRAM_METRICS = ("euclidean", "sqeuclidean", "cosine")
 NEAR = 1 / 64
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
+MIRROR_WIDTH = 256
+"""Features as wide as this make an inner product dearer than a copy from the mirrored place."""
+
+SMALLEST_BLOCK = 256
+"""Rows of a block below which a GEMM is too small to be efficient."""
+
 
 @dataclass
 class Rows:
@@ -68,12 +74,14 @@ def centre(points: list[Tensor]) -> list[Tensor]:
     if references.shape[0] == 0:
         return points
     mean = references.mean(dim=0)
+    if points[0].device.type == "cpu":  # where looking is free: is any mean as large as the spread?
+        power = torch.linalg.vector_norm(references, dim=0).square_() / references.shape[0]
+        if not (mean.square() * 2 >= power).any():
+            return points
     deviation = (references - mean).square_().mean(dim=0).sqrt_()
     quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
     shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
     shift = torch.where(shift.isfinite(), shift, 0)
-    if shift.device.type == "cpu" and not shift.any():
-        return points
     exact = torch.stack([((x - shift) + shift == x).all(dim=0) for x in points]).all(dim=0)
     shift = torch.where(exact, shift, 0)
     return [x - shift for x in points]
@@ -95,6 +103,19 @@ def power_of_two(points: list[Tensor]) -> float:
     )  # squares then have half the range left
     exponent = math.frexp(largest)[1]
     return 1.0 if abs(exponent) < safe else math.ldexp(1.0, exponent)
+
+
+def symmetric_product(x: Tensor, out: Tensor) -> None:
+    """Writes x xᵀ [n, n] for x [n, D], computing half of it and mirroring the other."""
+    n = x.shape[0]
+    if n < 2 * SMALLEST_BLOCK:
+        torch.mm(x, x.T, out=out)
+        return
+    half = n // 2
+    symmetric_product(x[:half], out[:half, :half])
+    symmetric_product(x[half:], out[half:, half:])
+    torch.mm(x[:half], x[half:].T, out=out[:half, half:])
+    out[half:, :half] = out[:half, half:].T
 
 
 class GramSide:
@@ -125,6 +146,8 @@ class GramSide:
             sq += length[:, 0] == 0
         self._anchors, self._references = points[0], points[-1]
         self._anchor_sq, self._reference_sq = squares[0], squares[-1]
+        wide = anchors.shape[1] >= MIRROR_WIDTH
+        self._halves = self._shared and wide and anchors.device.type == "cpu"
         self._gram: Tensor | None = None
         self._grad_anchors: Tensor | None = None
         self._grad_references: Tensor | None = None
@@ -136,7 +159,14 @@ class GramSide:
         if self._gram is None or self._gram.shape[0] < stop - start:
             self._gram = anchors.new_empty(stop - start, self._references.shape[0])
         gram = self._gram[: stop - start]
-        torch.mm(anchors, self._references.T, out=gram)
+        if self._halves:  # the anchors among themselves: symmetric
+            if start > 0:
+                torch.mm(anchors, self._references[:start].T, out=gram[:, :start])
+            if stop < gram.shape[1]:
+                torch.mm(anchors, self._references[stop:].T, out=gram[:, stop:])
+            symmetric_product(anchors, gram[:, start:stop])
+        else:
+            torch.mm(anchors, self._references.T, out=gram)
         return Rows(
             gram,
             self.metric,

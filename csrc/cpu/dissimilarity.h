@@ -15,7 +15,7 @@ inline void squared_distances(const Row& row) {
   float* const d = row.values;
   const float anchor_sq = row.anchor_sq;
   const float* const reference_sq = row.reference_sq;
-  int64_t near = 0;
+  int32_t near = 0;
   for (int64_t j = 0; j < row.count; ++j) {
     const float scale = anchor_sq + reference_sq[j];
     const float sq = scale - 2.0f * d[j];

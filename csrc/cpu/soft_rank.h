@@ -182,8 +182,8 @@ struct Moments {
 
 inline Moments moments_of(const float* x, int64_t count, double low) {
   const double n = static_cast<double>(count);
-  const double mean = low + lane_sum(count, [=](int64_t j) { return x[j] - low; }) / n;
-  const double variance = lane_sum(count, [=](int64_t j) { return (x[j] - mean) * (x[j] - mean); }) / n;
+  const double mean = low + sum_over(x, count, [=](auto v) { return v - low; }) / n;
+  const double variance = sum_over(x, count, [=](auto v) { return (v - mean) * (v - mean); }) / n;
   return {mean, std::sqrt(variance)};
 }
 
@@ -230,11 +230,18 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     const double shift = std::floor(-low) + 2.0;
     plan.grid.cells = static_cast<int64_t>(high + shift) + 2;
     const double offset = shift - plan.moments.mean * inverse_step;
-    for (int64_t j = 0; j < count; ++j) {
+    int64_t j = 0;
+    for (; j + kHalf <= count; j += kHalf) {
+      const HalfDouble t = load_double(x + j) * inverse_step + offset;
+      const HalfIndex cell = __builtin_convertvector(t, HalfIndex);
+      const HalfDouble middle = __builtin_convertvector(cell, HalfDouble) + 0.5;
+      store(scratch.cell + j, cell);
+      store(scratch.place + j, __builtin_convertvector(t - middle, Half));
+    }
+    for (; j < count; ++j) {
       const double t = static_cast<double>(x[j]) * inverse_step + offset;
-      const auto cell = static_cast<int32_t>(t);
-      scratch.cell[j] = cell;
-      scratch.place[j] = static_cast<float>(t - (static_cast<double>(cell) + 0.5));
+      scratch.cell[j] = static_cast<int32_t>(t);
+      scratch.place[j] = static_cast<float>(t - (scratch.cell[j] + 0.5));
     }
   }
   for (int64_t j = count; j < count + 4; ++j) {  // whole quads for `gather`

@@ -6,7 +6,13 @@ using QuadDouble = double __attribute__((vector_size(32)));
 using Wide = float __attribute__((vector_size(PCK_VECTOR_BYTES)));
 using WideMask = int32_t __attribute__((vector_size(PCK_VECTOR_BYTES)));  // -1 where true
 
+// Half as many floats, and as many doubles as there are of them.
+using Half = float __attribute__((vector_size(PCK_VECTOR_BYTES / 2)));
+using HalfIndex = int32_t __attribute__((vector_size(PCK_VECTOR_BYTES / 2)));
+using HalfDouble = double __attribute__((vector_size(PCK_VECTOR_BYTES)));
+
 constexpr int kWide = PCK_VECTOR_BYTES / 4;
+constexpr int kHalf = PCK_VECTOR_BYTES / 8;
 
 // Any address will do: compilers make one unaligned instruction of these copies.
 template <class V = Wide>
@@ -16,9 +22,14 @@ inline V load(const float* p) {
   return v;
 }
 
-template <class V>
-inline void store(float* p, V v) {
+template <class V, class T>
+inline void store(T* p, V v) {
+  static_assert(sizeof(V) > sizeof(T));
   __builtin_memcpy(p, &v, sizeof(V));
+}
+
+inline HalfDouble load_double(const float* p) {
+  return __builtin_convertvector(load<Half>(p), HalfDouble);
 }
 
 // Four doubles as floats, and four floats added to four doubles.
@@ -62,8 +73,7 @@ inline void transpose(Quad& a, Quad& b, Quad& c, Quad& d) {
 }
 #undef PCK_SHUFFLE
 
-// sum_i term(i) for i < count, in double and in a fixed order (16 interleaved partial sums) on every
-// instruction set, so that a result depends on the input alone.
+// sum_i term(i) for i < count, in double, in 16 interleaved partial sums.
 template <class Term>
 inline double lane_sum(int64_t count, Term term) {
   constexpr int lanes = 16;
@@ -77,35 +87,51 @@ inline double lane_sum(int64_t count, Term term) {
   return total;
 }
 
-// Smallest and largest of x; a NaN anywhere makes `finite` false, and so does an infinity.
+// sum_i term(x_i) in double; `term` takes a double or a vector of them.
+template <class Term>
+inline double sum_over(const float* x, int64_t count, Term term) {
+  HalfDouble even = {}, odd = {};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    even += term(load_double(x + i));
+    odd += term(load_double(x + i + kHalf));
+  }
+  even += odd;
+  double total = 0.0;
+  for (int l = 0; l < kHalf; ++l) total += even[l];
+  for (; i < count; ++i) total += term(static_cast<double>(x[i]));
+  return total;
+}
+
+// Smallest and largest of x; a NaN or an infinity anywhere makes `finite` false.
 struct Range {
   float low, high;
   bool finite;
 };
 
 inline Range range_of(const float* x, int64_t count) {
-  constexpr int lanes = 16;
-  float low[lanes], high[lanes], poison[lanes] = {};
-  for (int l = 0; l < lanes; ++l) low[l] = high[l] = x[0];
-  const int64_t whole = count - count % lanes;
-  for (int64_t i = 0; i < whole; i += lanes)
-    for (int l = 0; l < lanes; ++l) {
-      const float v = x[i + l];
-      low[l] = v < low[l] ? v : low[l];
-      high[l] = v > high[l] ? v : high[l];
-      poison[l] += v - v;  // 0 for a finite value, NaN otherwise
-    }
-  for (int64_t i = whole; i < count; ++i) {
-    const float v = x[i];
-    low[0] = v < low[0] ? v : low[0];
-    high[0] = v > high[0] ? v : high[0];
-    poison[0] += v - v;
+  Wide low = {}, high = {}, poison = {};  // poison: 0 for a finite value, NaN otherwise
+  low += x[0];
+  high += x[0];
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    const Wide v = load(x + i);
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+    poison += v - v;
   }
-  float total = poison[0];
-  for (int l = 1; l < lanes; ++l) {
-    low[0] = low[l] < low[0] ? low[l] : low[0];
-    high[0] = high[l] > high[0] ? high[l] : high[0];
+  Range range{x[0], x[0], true};
+  float total = 0.0f;
+  for (int l = 0; l < kWide; ++l) {
+    range.low = low[l] < range.low ? low[l] : range.low;
+    range.high = high[l] > range.high ? high[l] : range.high;
     total += poison[l];
   }
-  return {low[0], high[0], total == 0.0f};
+  for (; i < count; ++i) {
+    range.low = x[i] < range.low ? x[i] : range.low;
+    range.high = x[i] > range.high ? x[i] : range.high;
+    total += x[i] - x[i];
+  }
+  range.finite = total == 0.0f;
+  return range;
 }
