@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from . import grid, reference
-from .dissimilarity import Rows, dissimilarities, dissimilarities_backward
+from .dissimilarity import (
+    Rows,
+    dissimilarities,
+    dissimilarities_backward,
+    true_dissimilarities,
+)
 from .options import CoherenceOptions, RankOptions
 
 
@@ -33,7 +38,7 @@ class Backend:
         raise NotImplementedError
 
     def dissimilarity(self, rows: Rows) -> Tensor:
-        """δ(i, j) [C, M] of a chunk; may reuse the memory of its values."""
+        """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
         return dissimilarities(rows)
 
     def hard_rank(self, x: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ class Backend:
             slope = penalty_slope(residual, options.penalty) * (weights / m)[:, None]
             grad = self.soft_rank_backward(slope, d_s, density, options)
             grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
-            grad = dissimilarities_backward(student.metric, d_s, grad)
+            grad = dissimilarities_backward(student, true_dissimilarities(student, d_s), grad)
             if others is None:
                 student.values.copy_(grad)
             else:
@@ -253,6 +258,7 @@ def _fields(rows: Rows) -> tuple[Any, ...]:
         rows.references,
         rows.anchor_sq,
         rows.reference_sq,
+        rows.offsets,
     )
 
 

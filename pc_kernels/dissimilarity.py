@@ -9,7 +9,7 @@ leaves as dissimilarities, and its own backward takes ∂L/∂δ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,11 +20,17 @@ from .options import Metric
 
 GRAM_METRICS = ("euclidean", "sqeuclidean", "cosine")
 
+FAR = 64
+"""An anchor is far out if its |a|² is this many times the median of the references'."""
+
 NEAR = 1 / 64
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
 MIRROR_WIDTH = 256
 """Features as wide as this make an inner product dearer than a copy from the mirrored place."""
+
+CITYBLOCK_WIDTH = 64
+"""Features summed at a time by `cityblock`."""
 
 SMALLEST_BLOCK = 256
 """Rows of a block below which a GEMM is too small to be efficient."""
@@ -36,6 +42,9 @@ class Rows:
 
     `values` [C, M] holds inner products and the other fields what makes squared distances of them;
     for metric "given" it holds dissimilarities and the rest is None.
+
+    An anchor far out has distances that differ only in their last digits. Backends keep such a row,
+    whose offset |a| is then not 0, as δ − |a| (squared distances as δ − |a|²): ranks do not mind.
     """
 
     values: Tensor
@@ -44,6 +53,7 @@ class Rows:
     references: Tensor | None = None  # [M, D]
     anchor_sq: Tensor | None = None  # [C]
     reference_sq: Tensor | None = None  # [M]
+    offsets: Tensor | None = None  # [C]
 
 
 class Side(Protocol):
@@ -139,19 +149,31 @@ class GramSide:
             if self._scale != 1.0:
                 points = [x / self._scale for x in points]
         self.unit = self._scale**2 if metric == "sqeuclidean" else self._scale
-        points = centre(points)
-        squares = [x.square().sum(1) for x in points]
-        for sq, length in zip(squares, self._lengths, strict=False):
-            # A vector of zeros lies as far from all others as orthogonal ones: (1 + |0 - b|²)/2 = 1.
-            sq += length[:, 0] == 0
+        points, squares = self._near_origin(points)
         self._anchors, self._references = points[0], points[-1]
         self._anchor_sq, self._reference_sq = squares[0], squares[-1]
+        self._offsets = torch.zeros_like(self._anchor_sq)
+        if metric != "cosine" and self._reference_sq.numel() > 0:
+            far = self._anchor_sq > FAR * self._reference_sq.median()
+            self._offsets = torch.where(far, self._anchor_sq.sqrt(), 0)
         wide = anchors.shape[1] >= MIRROR_WIDTH
         self._halves = self._shared and wide and anchors.device.type == "cpu"
         self._gram: Tensor | None = None
         self._grad_anchors: Tensor | None = None
         self._grad_references: Tensor | None = None
         self._column_sum: Tensor | None = None
+
+    def _near_origin(self, points: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The points centred, and their squared norms."""
+        shifted = centre(points)
+        squares = [x.square().sum(1) for x in shifted]
+        if self.metric != "cosine":
+            return shifted, squares
+        # A vector of zeros has no direction and is 1 from everything, exactly, as orthogonal ones are:
+        # (1 + 1)/2 - 0. Where there is one, nothing is shifted and all norms count as 1.
+        zeros = torch.cat([length == 0 for length in self._lengths]).any()
+        shifted = [torch.where(zeros, x, y) for x, y in zip(points, shifted, strict=True)]
+        return shifted, [torch.where(zeros, 1, sq) for sq in squares]
 
     def rows(self, start: int, stop: int) -> Rows:
         """Inner products, in a buffer that the next chunk reuses."""
@@ -174,6 +196,7 @@ class GramSide:
             self._references,
             self._anchor_sq[start:stop],
             self._reference_sq,
+            self._offsets[start:stop],
         )
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
@@ -221,6 +244,14 @@ def _divide(x: Tensor, length: Tensor) -> Tensor:
     return torch.where(length == 0, 0, x / length)
 
 
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor, in place of the first."""
+    first, *others = terms
+    for term in others:
+        first += term
+    return first
+
+
 class CityblockSide:
     """`cityblock`: no inner products; PyTorch's own forward and backward."""
 
@@ -235,8 +266,13 @@ class CityblockSide:
         self._grad_references = torch.zeros_like(self._references)
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Σ_d |a_d − b_d|."""
-        return Rows(torch.cdist(self._anchors[start:stop], self._references, p=1.0))
+        """Σ_d |a_d − b_d|, in blocks of features: cdist sums one by one, and roundings add up."""
+        blocks = zip(
+            self._anchors[start:stop].split(CITYBLOCK_WIDTH, dim=1),
+            self._references.split(CITYBLOCK_WIDTH, dim=1),
+            strict=True,
+        )
+        return Rows(sum_of(torch.cdist(a, b, p=1.0) for a, b in blocks))
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂|a_d − b_d|/∂a_d = sign(a_d − b_d)."""
@@ -365,17 +401,31 @@ def squared_distances(rows: Rows) -> Tensor:
 
 
 def dissimilarities(rows: Rows) -> Tensor:
-    """δ(i, j) [C, M], in plain PyTorch."""
+    """δ(i, j) [C, M], less the row's offset (see `Rows`), in plain PyTorch."""
     if rows.metric == "given":
         return rows.values
+    assert rows.offsets is not None and rows.anchor_sq is not None and rows.reference_sq is not None
     squared = squared_distances(rows)
+    offset = rows.offsets[:, None]
+    excess = torch.sub(rows.reference_sq, rows.values, alpha=2)
+    near = squared < NEAR * (rows.anchor_sq[:, None] + rows.reference_sq)
+    excess = torch.where(near, squared - rows.anchor_sq[:, None], excess)
     if rows.metric == "euclidean":
-        return squared.sqrt()
-    return squared if rows.metric == "sqeuclidean" else squared / 2
+        distance = squared.clamp(min=0).sqrt()  # √(x+y) − √x = y/(√(x+y) + √x)
+        return torch.where(offset > 0, excess / (distance + offset), distance)
+    return torch.where(offset > 0, excess, squared) if rows.metric == "sqeuclidean" else squared / 2
 
 
-def dissimilarities_backward(metric: str, d: Tensor, grad: Tensor) -> Tensor:
-    """∂L/∂δ to V (see the top of this file), in plain PyTorch."""
-    if metric == "euclidean":
+def true_dissimilarities(rows: Rows, d: Tensor) -> Tensor:
+    """What `dissimilarities` leaves, with the rows' offsets."""
+    if rows.offsets is None:
+        return d
+    offset = rows.offsets.square() if rows.metric == "sqeuclidean" else rows.offsets
+    return d + offset[:, None]
+
+
+def dissimilarities_backward(rows: Rows, d: Tensor, grad: Tensor) -> Tensor:
+    """∂L/∂δ to V (see the top of this file), in plain PyTorch; d are the true dissimilarities."""
+    if rows.metric == "euclidean":
         return torch.where(d == 0, 0, grad / d)
-    return grad * 2 if metric == "sqeuclidean" else grad
+    return grad * 2 if rows.metric == "sqeuclidean" else grad

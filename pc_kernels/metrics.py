@@ -15,7 +15,13 @@ from .checks import (
     compute_dtype,
     first_order_only,
 )
-from .dissimilarity import Side, dissimilarities_backward, make_side
+from .dissimilarity import (
+    Rows,
+    Side,
+    dissimilarities_backward,
+    make_side,
+    true_dissimilarities,
+)
 from .options import Metric, check_metric
 from .reference import Coherence
 from .sweep import default_chunk_bytes, exact_arithmetic
@@ -61,30 +67,31 @@ class _Pairwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.metric = metric
-        side, d = _matrix(x, y, metric)
+        side, _, d = _matrix(x, y, metric)
         return (d * side.unit).to(x.dtype)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, y = ctx.saved_tensors
-        side, d = _matrix(x, y, ctx.metric)
+        side, rows, d = _matrix(x, y, ctx.metric)
         with exact_arithmetic(x.device):
-            grad = dissimilarities_backward(ctx.metric, d, grad.to(d.dtype) * side.unit)
+            grad = dissimilarities_backward(rows, d, grad.to(d.dtype) * side.unit)
             side.accumulate(0, x.shape[0], grad)
             to_x, to_y = side.gradients()
         return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
 
 
-def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Tensor]:
-    """The side of x and y, and their dissimilarities [A, M] in its unit and the compute dtype."""
+def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor]:
+    """The side of x and y, its rows, and δ [A, M] in the side's unit and the compute dtype."""
     dtype = compute_dtype(x) if y is None else compute_dtype(x, y)
     features = [None if v is None else v.detach().to(dtype).contiguous() for v in (x, y)]
     assert features[0] is not None
     with torch.no_grad(), exact_arithmetic(x.device):
         side = make_side(metric, features[0], features[1], True)
         rows = side.rows(0, x.shape[0])
-        return side, select("auto", x.device, dtype).dissimilarity(rows)
+        d = select("auto", x.device, dtype).dissimilarity(rows)
+        return side, rows, true_dissimilarities(rows, d)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ template <Relaxation R, Penalty P>
 inline float coherence_row(const Row& student, const Row& teacher, const RankOptions& options,
                            float weight, bool with_grad, Scratch& scratch) {
   dissimilarity(student);
-  if (teacher.metric != Metric::given) squared_distances(teacher);  // ranks need no more
+  comparable(teacher);
   const int64_t count = drop_self(student);
   drop_self(teacher);
   const Range teacher_range = count > 0 ? range_of(teacher.values, count) : Range{0, 0, true};
@@ -52,7 +52,7 @@ inline float coherence_row(const Row& student, const Row& teacher, const RankOpt
       for (int64_t j = 0; j < count; ++j)
         slope[j] = scale * penalty_slope<P>((rank[j] - 0.5f) * unit - target[j]);
       rank_gradient<R>(plan, student.values, slope, options.scale_std, rank, scratch);
-      dissimilarity_backward(student.metric, student.values, rank, count);
+      dissimilarity_backward(student, rank, count);
       for (int64_t j = 0; j < count; ++j) student.values[j] = rank[j];
       restore_self(student);
     }

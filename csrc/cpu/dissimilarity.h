@@ -28,20 +28,53 @@ inline void squared_distances(const Row& row) {
       d[j] = squared_distance(row.anchor, row.references + j * row.width, row.width);
 }
 
+// The same but for the anchor's |a|^2, for an anchor so far out that |a|^2 would cost the digits in
+// which its references differ. A rank does not mind what all of a row have in common.
+inline void far_squared_distances(const Row& row) {
+  for (int64_t j = 0; j < row.count; ++j) {
+    const float excess = row.reference_sq[j] - 2.0f * row.values[j];
+    const bool near = row.anchor_sq + excess < kNear * (row.anchor_sq + row.reference_sq[j]);
+    row.values[j] =
+        near && j != row.self
+            ? squared_distance(row.anchor, row.references + j * row.width, row.width) - row.anchor_sq
+            : excess;
+  }
+}
+
+// What a rank needs of a row, in place: squared distances, up to a constant.
+inline void comparable(const Row& row) {
+  if (row.metric == Metric::given) return;
+  row.offset > 0.0f ? far_squared_distances(row) : squared_distances(row);
+}
+
+// Dissimilarities in place; of a far anchor, less what its references have in common: its offset, or
+// the offset's square for squared distances.
 inline void dissimilarity(const Row& row) {
   if (row.metric == Metric::given) return;
-  squared_distances(row);
+  comparable(row);
   float* const d = row.values;
-  if (row.metric == Metric::euclidean)
+  const float offset = row.offset;
+  if (row.metric == Metric::euclidean &&
+      offset > 0.0f)  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
+    for (int64_t j = 0; j < row.count; ++j) {
+      const float sq = row.anchor_sq + d[j];
+      d[j] /= std::sqrt(sq > 0.0f ? sq : 0.0f) + offset;
+    }
+  else if (row.metric == Metric::euclidean)
     for (int64_t j = 0; j < row.count; ++j) d[j] = std::sqrt(d[j]);
   if (row.metric == Metric::cosine)
     for (int64_t j = 0; j < row.count; ++j) d[j] *= 0.5f;
 }
 
 // grad = dL/d(dissimilarity) -> V, with dL/d anchor = sum_j V_j (anchor - reference_j).
-inline void dissimilarity_backward(Metric metric, const float* d, float* grad, int64_t count) {
-  if (metric == Metric::euclidean)  // a distance of 0 has gradient 0
-    for (int64_t j = 0; j < count; ++j) grad[j] = d[j] == 0.0f ? 0.0f : grad[j] / d[j];
-  if (metric == Metric::sqeuclidean)
+inline void dissimilarity_backward(const Row& row, float* grad, int64_t count) {
+  const float* const d = row.values;
+  const float offset = row.offset;
+  if (row.metric == Metric::euclidean)  // a distance of 0 has gradient 0
+    for (int64_t j = 0; j < count; ++j) {
+      const float distance = d[j] + offset;
+      grad[j] = distance == 0.0f ? 0.0f : grad[j] / distance;
+    }
+  if (row.metric == Metric::sqeuclidean)
     for (int64_t j = 0; j < count; ++j) grad[j] *= 2.0f;
 }

@@ -9,7 +9,7 @@ constexpr int kWidestWindow = 24;
 
 // Ranks of keys in order but for runs no longer than window + 1; `sorted` has window pads on both ends.
 inline void rank_by_window(const float* sorted, const int32_t* order, int64_t count, int window,
-                           float unit, float* rank) {
+                           float whole, float* rank) {
   for (int64_t i = 0; i < count; i += kWide) {
     const Wide key = load(sorted + i);
     WideMask below = {}, not_above = {};  // minus the number of neighbours that are
@@ -22,19 +22,19 @@ inline void rank_by_window(const float* sorted, const int32_t* order, int64_t co
     const Wide twice = __builtin_convertvector(-(below + not_above), Wide) + 2.0f * lane_index() +
                        static_cast<float>(2 * (i - window) - 1);
     float value[kWide];
-    store(value, twice * unit);
+    store(value, twice / whole);
     const int64_t here = count - i < kWide ? count - i : kWide;
     for (int64_t l = 0; l < here; ++l) rank[order[i + l]] = value[l];
   }
 }
 
 // Ranks of keys in order.
-inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t count, float unit,
+inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t count, float whole,
                          float* rank) {
   for (int64_t first = 0; first < count;) {
     int64_t past = first + 1;
     while (past < count && sorted[past] == sorted[first]) ++past;
-    const float value = unit * static_cast<float>(first + past - 1);
+    const float value = static_cast<float>(first + past - 1) / whole;
     for (int64_t i = first; i < past; ++i) rank[order[i]] = value;
     first = past;
   }
@@ -45,7 +45,8 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     for (int64_t i = 0; i < count; ++i) rank[i] = 0.5f + (x[i] - x[i]) * 0.0f;
     return;
   }
-  const float unit = static_cast<float>(0.5 / static_cast<double>(count - 1));
+  const float whole =
+      static_cast<float>(2 * (count - 1));  // dividing by it gives exactly 0 and 1 at the ends
   float* const sorted = scratch.sorted + kSortedPad;
   int32_t* const order = scratch.order;
   const Range range = range_of(x, count);
@@ -62,7 +63,7 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
       order[i] = static_cast<int32_t>(i);
     }
     sort_keys(sorted, order, count);
-    rank_by_runs(sorted, order, count, unit, rank);
+    rank_by_runs(sorted, order, count, whole, rank);
     return;
   }
 
@@ -88,7 +89,7 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
   if (window <= kWidestWindow) {
     for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
     for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
-    rank_by_window(sorted, order, count, window, unit, rank);
+    rank_by_window(sorted, order, count, window, whole, rank);
     return;
   }
   for (int64_t b = 0, first = 0; b < buckets; ++b) {  // start[b] is now where bucket b ends
@@ -96,5 +97,5 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     if (size > 1) sort_keys(sorted + first, order + first, size);
     first += size;
   }
-  rank_by_runs(sorted, order, count, unit, rank);
+  rank_by_runs(sorted, order, count, whole, rank);
 }

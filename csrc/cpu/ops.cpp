@@ -130,15 +130,15 @@ class Side {
  public:
   Side(const char* name, const Tensor& values, const std::string& metric, const OptionalTensor& anchors,
        const OptionalTensor& references, const OptionalTensor& anchor_sq,
-       const OptionalTensor& reference_sq)
+       const OptionalTensor& reference_sq, const OptionalTensor& offsets)
       : metric_(parse("metric", metric, kMetrics)),
         values_(values.data_ptr<float>()),
         rows_(values.size(0)),
         count_(values.size(1)) {
     if (metric_ == Metric::given) return;
-    for (const OptionalTensor* part : {&anchors, &references, &anchor_sq, &reference_sq})
+    for (const OptionalTensor* part : {&anchors, &references, &anchor_sq, &reference_sq, &offsets})
       TORCH_CHECK_VALUE(part->has_value(), name, ": metric '", metric,
-                        "' needs anchors, references and their squared norms");
+                        "' needs anchors, references, their squared norms and the offsets");
     check_matrix(name, *anchors);
     check_matrix(name, *references);
     width_ = anchors->size(1);
@@ -146,30 +146,29 @@ class Side {
         anchors->size(0) == rows_ && references->size(0) == count_ && references->size(1) == width_,
         name, ": anchors ", anchors->sizes(), " and references ", references->sizes(),
         " do not fit values ", values.sizes());
-    for (const Tensor& sq : {*anchor_sq, *reference_sq})
+    for (const Tensor& sq : {*anchor_sq, *reference_sq, *offsets})
       TORCH_CHECK_VALUE(sq.scalar_type() == at::kFloat && sq.device().is_cpu() && sq.is_contiguous(),
-                        name, ": squared norms must be contiguous float32 on the CPU");
-    TORCH_CHECK_VALUE(anchor_sq->numel() == rows_ && reference_sq->numel() == count_, name,
-                      ": one squared norm for each anchor and reference");
+                        name, ": squared norms and offsets must be contiguous float32 on the CPU");
+    TORCH_CHECK_VALUE(
+        anchor_sq->numel() == rows_ && reference_sq->numel() == count_ && offsets->numel() == rows_,
+        name, ": one squared norm for each anchor and reference");
     anchors_ = anchors->const_data_ptr<float>();
     references_ = references->const_data_ptr<float>();
     anchor_sq_ = anchor_sq->const_data_ptr<float>();
     reference_sq_ = reference_sq->const_data_ptr<float>();
+    offsets_ = offsets->const_data_ptr<float>();
   }
 
   Row row(int64_t i, int64_t self_start) const {
     const int64_t self = self_start < 0 ? -1 : self_start + i;
+    float* const values = values_ + i * count_;
     if (metric_ == Metric::given)
-      return {values_ + i * count_, nullptr, nullptr, nullptr, 0.0f, count_, 0, self, metric_};
-    return {values_ + i * count_,
-            anchors_ + i * width_,
-            references_,
-            reference_sq_,
-            anchor_sq_[i],
-            count_,
-            width_,
-            self,
-            metric_};
+      return {values, nullptr, nullptr, nullptr, 0.0f, 0.0f, count_, 0, self, metric_};
+    return {values,        anchors_ + i * width_,
+            references_,   reference_sq_,
+            anchor_sq_[i], offsets_[i],
+            count_,        width_,
+            self,          metric_};
   }
 
  private:
@@ -179,6 +178,7 @@ class Side {
   const float* references_ = nullptr;
   const float* anchor_sq_ = nullptr;
   const float* reference_sq_ = nullptr;
+  const float* offsets_ = nullptr;
   int64_t rows_;
   int64_t count_;
   int64_t width_ = 0;
@@ -191,9 +191,9 @@ void check_self(int64_t self_start, const Tensor& values) {
 
 void dissimilarity_(Tensor values, const std::string& metric, const OptionalTensor& anchors,
                     const OptionalTensor& references, const OptionalTensor& anchor_sq,
-                    const OptionalTensor& reference_sq) {
+                    const OptionalTensor& reference_sq, const OptionalTensor& offsets) {
   check_matrix("values", values);
-  const Side side("values", values, metric, anchors, references, anchor_sq, reference_sq);
+  const Side side("values", values, metric, anchors, references, anchor_sq, reference_sq, offsets);
   for_rows(values.size(0), values.size(1),
            [&](int64_t i, Scratch&) { row_kernels().dissimilarity(side.row(i, -1)); });
 }
@@ -201,12 +201,14 @@ void dissimilarity_(Tensor values, const std::string& metric, const OptionalTens
 Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& student_anchors, const OptionalTensor& student_references,
                       const OptionalTensor& student_anchor_sq,
-                      const OptionalTensor& student_reference_sq, Tensor teacher,
-                      const std::string& teacher_metric, const OptionalTensor& teacher_anchors,
-                      const OptionalTensor& teacher_references, const OptionalTensor& teacher_anchor_sq,
-                      const OptionalTensor& teacher_reference_sq, const Tensor& weights,
-                      int64_t self_start, double temperature, const std::string& relaxation,
-                      bool scale_std, const std::string& penalty, bool with_grad) {
+                      const OptionalTensor& student_reference_sq, const OptionalTensor& student_offsets,
+                      Tensor teacher, const std::string& teacher_metric,
+                      const OptionalTensor& teacher_anchors, const OptionalTensor& teacher_references,
+                      const OptionalTensor& teacher_anchor_sq,
+                      const OptionalTensor& teacher_reference_sq, const OptionalTensor& teacher_offsets,
+                      const Tensor& weights, int64_t self_start, double temperature,
+                      const std::string& relaxation, bool scale_std, const std::string& penalty,
+                      bool with_grad) {
   check_matrix("student", student);
   check_matrix("teacher", teacher);
   check_self(self_start, student);
@@ -217,9 +219,9 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
                     "weights must hold one contiguous float32 for each anchor");
   const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
   const Side student_side("student", student, student_metric, student_anchors, student_references,
-                          student_anchor_sq, student_reference_sq);
+                          student_anchor_sq, student_reference_sq, student_offsets);
   const Side teacher_side("teacher", teacher, teacher_metric, teacher_anchors, teacher_references,
-                          teacher_anchor_sq, teacher_reference_sq);
+                          teacher_anchor_sq, teacher_reference_sq, teacher_offsets);
   Tensor loss = at::empty({student.size(0)}, student.options());
   float* const losses = loss.mutable_data_ptr<float>();
   const float* const weight = weights.const_data_ptr<float>();
@@ -243,12 +245,14 @@ TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
       "str relaxation, bool scale_std) -> Tensor");
   library.def(
       "cpu_dissimilarity_(Tensor(a!) values, str metric, Tensor? anchors, Tensor? references, "
-      "Tensor? anchor_sq, Tensor? reference_sq) -> ()");
+      "Tensor? anchor_sq, Tensor? reference_sq, Tensor? offsets) -> ()");
   library.def(
       "cpu_coherence_rows(Tensor(a!) student, str student_metric, Tensor? student_anchors, "
-      "Tensor? student_references, Tensor? student_anchor_sq, Tensor? student_reference_sq, "
+      "Tensor? student_references, Tensor? student_anchor_sq, Tensor? student_reference_sq, Tensor? "
+      "student_offsets, "
       "Tensor(b!) teacher, str teacher_metric, Tensor? teacher_anchors, "
-      "Tensor? teacher_references, Tensor? teacher_anchor_sq, Tensor? teacher_reference_sq, "
+      "Tensor? teacher_references, Tensor? teacher_anchor_sq, Tensor? teacher_reference_sq, Tensor? "
+      "teacher_offsets, "
       "Tensor weights, int self_start, float temperature, str relaxation, bool scale_std, "
       "str penalty, bool with_grad) -> Tensor");
 }

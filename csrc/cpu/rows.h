@@ -20,6 +20,7 @@ struct Row {
   const float* references;    // [count, width]
   const float* reference_sq;  // [count]
   float anchor_sq;
+  float offset;  // the anchor's distance from the origin if it is far from all others, else 0
   int64_t count;
   int64_t width;
   int64_t self;  // the anchor's own place among the references, -1 if it has none
