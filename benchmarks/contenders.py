@@ -161,7 +161,9 @@ def contenders(device: torch.device) -> list[Contender]:
         Contender("floor", "GEMM floor", "yardstick", run_floor, gate.check_products),
         Contender("cdist", "torch.cdist", "yardstick", run_cdist, gate.check_cdist),
     ]
-    kinds: list[tuple[Table, Callable[..., Result], Callable[..., Result], Callable[..., Check]]] = [
+    kinds: list[
+        tuple[Table, Callable[..., Result], Callable[..., Result], Callable[..., Check]]
+    ] = [
         ("loss", run_loss, run_direct_loss, gate.check_loss),
         ("rank", run_rank, run_direct_rank, gate.check_rank),
     ]

@@ -14,7 +14,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +94,19 @@ def free_memory(device: torch.device) -> int:
         found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
         return int(found.group(1)) << 10
     return 8 << 30
+
+
+@contextlib.contextmanager
+def capped_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, makes asking for more than is there an error, where the system would kill someone."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        if device.type != "cuda":
+            cap = int(0.9 * free_memory(device))
+            resource.setrlimit(resource.RLIMIT_DATA, (cap, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _peak() -> int:

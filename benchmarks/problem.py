@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pc_kernels import reference
 
@@ -125,28 +124,50 @@ class Problem:
         return Result(ranks.detach(), torch.autograd.grad(ranks, values, slope)[0])
 
 
-def _pair_sums(x: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
-    """Σ_k step(x_j − x_k) [N, m] of rows x [N, m], in blocks that the backward computes again."""
+def _sigmoid(difference: Tensor, tau: Tensor) -> Tensor:
+    return torch.sigmoid(difference / tau)
 
-    def block(x: Tensor, start: int, stop: int) -> Tensor:
-        return step(x[:, start:stop, None] - x[:, None, :]).sum(-1)
 
-    m = x.shape[1]
-    width = max(1, BLOCK // x.numel())
-    starts = range(0, m, width)
-    return torch.cat(
-        [checkpoint(block, x, a, min(a + width, m), use_reentrant=False) for a in starts], 1
-    )
+def _step(difference: Tensor, _: Tensor) -> Tensor:
+    return (difference > 0).to(difference) + (difference == 0).to(difference) / 2
+
+
+class _PairSums(torch.autograd.Function):
+    """Σ_k Φ(x_j − x_k, τ) [N, m] of rows x [N, m], in blocks that the backward computes again."""
+
+    @staticmethod
+    def _blocks(x: Tensor) -> list[slice]:
+        width = max(1, BLOCK // x.numel())
+        return [slice(start, start + width) for start in range(0, x.shape[1], width)]
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, tau: Tensor, cdf: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x, tau)
+        ctx.cdf = cdf
+        sums = torch.empty_like(x)
+        for block in _PairSums._blocks(x):
+            sums[:, block] = cdf(x[:, block, None] - x[:, None, :], tau).sum(-1)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, tau = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+        with torch.enable_grad():
+            for block in _PairSums._blocks(x):
+                sums = ctx.cdf(x[:, block, None] - x[:, None, :], tau).sum(-1)
+                sums.backward(grad[:, block])
+        return x.grad, tau.grad, None
 
 
 def exact_soft_rank(x: Tensor, tau: Tensor) -> Tensor:
-    """Soft ranks of rows x [N, m], logistic; tau is a number or [N, 1, 1]. Every Φ(0) of itself is ½."""
-    return (_pair_sums(x, lambda d: torch.sigmoid(d / tau)) - 0.5) / (x.shape[1] - 1)
+    """Soft ranks of rows x [N, m]; tau is a number or [N, 1, 1]. A value's Φ(0) of itself is ½."""
+    return (_PairSums.apply(x, tau, _sigmoid) - 0.5) / (x.shape[1] - 1)
 
 
 def exact_loss(d_s: Tensor, d_t: Tensor) -> Tensor:
     """The mean loss of anchors with dissimilarities [N, m], under the default options."""
     tau = TEMPERATURE * d_s.std(1, correction=0)[:, None, None]
-    below = _pair_sums(d_t, lambda d: (d > 0).to(d) + (d == 0).to(d) / 2)
-    hard = (below - 0.5) / (d_t.shape[1] - 1)
+    hard = (_PairSums.apply(d_t, tau.detach(), _step) - 0.5) / (d_t.shape[1] - 1)
     return (exact_soft_rank(d_s, tau) - hard).square().mean()

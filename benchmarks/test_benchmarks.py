@@ -1,0 +1,129 @@
+"""The hot operations under pytest-benchmark, and the benchmark's own truth and machinery."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import run
+import torch
+from contenders import run_loss, run_rank
+from gate import Check, check_loss, difference
+from measure import Failure, plan_rounds, take_turns
+from problem import Problem, Result, Spec, exact_soft_rank
+
+import pc_kernels
+from pc_kernels import reference
+from pc_kernels.backends import BACKENDS
+
+CPU = torch.device("cpu")
+SIZE = 256
+pytestmark = pytest.mark.benchmark(max_time=0.2)
+USABLE = [
+    name
+    for name, backend in BACKENDS.items()
+    if name != "reference" and backend.obstacle(CPU, torch.float32) is None
+]
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return Problem(Spec(SIZE))
+
+
+every_backend = pytest.mark.parametrize("backend", USABLE)
+
+
+@every_backend
+def test_hard_rank(benchmark, problem, backend):
+    benchmark(pc_kernels.hard_rank, problem.values, backend=backend)
+
+
+@every_backend
+def test_soft_rank(benchmark, problem, backend):
+    benchmark(pc_kernels.soft_rank, problem.values, backend=backend)
+
+
+@every_backend
+def test_soft_rank_backward(benchmark, problem, backend):
+    values = problem.values.clone().requires_grad_()
+    ranks = pc_kernels.soft_rank(values, backend=backend)
+    benchmark(torch.autograd.grad, ranks, values, problem.values_grad, retain_graph=True)
+
+
+@every_backend
+def test_rank_stage(benchmark, problem, backend):
+    benchmark(run_rank, problem, None, backend=backend)
+
+
+@every_backend
+def test_whole_loss(benchmark, problem, backend):
+    benchmark(run_loss, problem, None, backend=backend)
+
+
+def test_truth_is_the_reference():
+    problem = Problem(Spec(24, 5, 7))
+    student = problem.student.double().requires_grad_()
+    losses = reference.perception_coherence_loss(
+        student, problem.teacher.double(), reduction="none"
+    )
+    loss = losses[problem.anchors].mean()
+    (grad,) = torch.autograd.grad(loss, student)
+    assert difference(problem.loss_truth.value, loss) < 1e-12
+    assert difference(problem.loss_truth.grad, grad) < 1e-12
+    ranks = exact_soft_rank(student, student.new_tensor(0.1))
+    assert (ranks - reference.soft_rank(student, 0.1)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient", "timed run"])
+def test_gate_refuses(wrong):
+    def spoilt(problem, weights):
+        value, grad = run_loss(problem, weights, backend="torch")
+        if wrong == "loss":
+            value = value * (1 + 1e-4)
+        if wrong == "gradient" or (wrong == "timed run" and weights is None):
+            grad = grad.clone()
+            grad[0] *= 1.01
+        return Result(value, grad)
+
+    check = check_loss(spoilt, Problem(Spec(48)))
+    assert not check.right
+    assert check.errors[wrong][0] > check.errors[wrong][1]
+
+
+def test_gate_refuses_nan():
+    assert not Check({"loss": (float("nan"), 1e-5)}, 1.0).right
+
+
+def test_turns_are_spread_and_failures_shown():
+    order = []
+
+    def fail():
+        raise RuntimeError("no such kernel in /some/folder/x.so")
+
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": fail}
+    times = take_turns(calls, {"a": 4, "b": 2, "c": 4}, CPU)
+    assert order == ["a", "a", "b", "a", "a", "b"]
+    assert isinstance(times["c"], Failure)
+    assert times["c"].status == "failed"
+    assert "/" not in times["c"].detail
+
+
+def test_plan_rounds():
+    assert plan_rounds(1e-6, 1.0, 45.0) == 200
+    assert plan_rounds(1.0, 1.0, 45.0) == 7
+    assert plan_rounds(14.0, 1.0, 45.0) == 3
+
+
+def test_quick_run(tmp_path: Path):
+    run.main(["--quick", "--out", str(tmp_path), "--memory-limit", "0.0001"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".json", ".png"}
+    text = next(tmp_path.glob("*.json")).read_text()
+    assert str(tmp_path) not in text
+    rows = json.loads(text)["rows"]
+    timed = [row for row in rows if row["status"] == "ok"]
+    assert {row["key"] for row in timed} >= {"floor", "cdist", *USABLE}
+    assert all(row["seconds"] and row["errors"] for row in timed)
+    eager = [row for row in rows if row["key"] == "eager"]
+    assert {row["status"] for row in eager} == {"out of memory"}

@@ -1,0 +1,102 @@
+"""The two plots of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from torch import Tensor
+
+from pc_kernels import coherence, hard_rank, pairwise_dissimilarity
+
+from .experiment import FLOOR, TEACHER, SeedResult
+
+COLOURS = {"pc": "#0072B2", "fitnet": "#D55E00", "rkd": "#009E73", TEACHER: "#000000"}
+COLOURS[FLOOR] = "#777777"
+MARKERS = {"pc": "o", "fitnet": "s", "rkd": "^"}
+RANK_IMAGES = 500  # images of the rank plot; each is the anchor for all others
+
+
+def plot_curves(path: Path, results: Sequence[SeedResult], titles: Mapping[str, str]) -> None:
+    """Validation kNN and coherence, and each method's own objective, against the epoch."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    knn, agreement, loss = figure.subplots(1, 3, width_ratios=[3, 3, 2])
+    students = [name for name in results[0].runs if name not in (TEACHER, FLOOR)]
+    for metric, axes in (("knn", knn), ("agreement", agreement)):
+        for name in students:
+            _plot_metric(axes, results, name, metric, titles[name])
+        for name, style in ((TEACHER, "--"), (FLOOR, ":")):
+            level = np.mean([getattr(result.runs[name].val, metric) for result in results])
+            axes.axhline(100 * level, color=COLOURS[name], linestyle=style, label=titles[name])
+        axes.set_ylabel("%")
+    knn.set_title("kNN accuracy, validation images")
+    agreement.set_title("coherence with the teacher, validation images")
+    for name in students:
+        curves = np.array([[p["loss"] for p in r.runs[name].curve] for r in results])
+        relative = (curves / curves[:, :1]).mean(axis=0)
+        loss.plot(np.arange(1, len(relative) + 1), relative, color=COLOURS[name])
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_locator(NullLocator())
+    loss.set_title("own objective, relative")
+    for axes in (knn, agreement, loss):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    handles, labels = knn.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_ranks(path: Path, features: Mapping[str, Tensor], titles: Mapping[str, str]) -> None:
+    """Teacher's rank against student's, of each test image seen from each other, first seed."""
+    students = [name for name in features if name != TEACHER]
+    figure = Figure(figsize=(3.1 * len(students) + 0.9, 3.9), layout="constrained")
+    panels = figure.subplots(1, len(students), sharex=True, sharey=True, squeeze=False)[0]
+    teacher = features[TEACHER][:RANK_IMAGES]
+    across = _ranks(teacher).flatten()
+    images: list[PolyCollection] = []
+    for name, axes in zip(students, panels, strict=True):
+        student = features[name][:RANK_IMAGES]
+        spearman = float(coherence(student, teacher).spearman)
+        ranks = _ranks(student).flatten()
+        images += [axes.hexbin(across, ranks, gridsize=40, extent=(0, 1, 0, 1), mincnt=1)]
+        axes.set_title(f"{titles[name]}\nSpearman {spearman:.3f}", fontsize=10)
+        axes.set_xlabel("teacher's rank")
+        axes.set_box_aspect(1)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    panels[0].set_ylabel("student's rank")
+    shared = LogNorm(1, max(np.max(np.asarray(image.get_array())) for image in images))
+    for image in images:
+        image.set(norm=shared, cmap="cividis")
+    figure.colorbar(images[0], ax=panels, label="pairs of test images", pad=0.01)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_metric(
+    axes: Axes, results: Sequence[SeedResult], name: str, metric: str, title: str
+) -> None:
+    """The mean over seeds with a band from the least to the greatest, from the floor at 0."""
+    curves = [[p for p in result.runs[name].curve if metric in p] for result in results]
+    epochs = [0, *(point["epoch"] for point in curves[0])]
+    floors = [getattr(result.runs[FLOOR].val, metric) for result in results]
+    rows = [[floor, *(p[metric] for p in c)] for floor, c in zip(floors, curves, strict=True)]
+    percent = 100 * np.array(rows)
+    colour = COLOURS[name]
+    axes.fill_between(epochs, percent.min(0), percent.max(0), color=colour, alpha=0.15, lw=0)
+    axes.plot(epochs, percent.mean(0), color=colour, marker=MARKERS[name], ms=4, label=title)
+
+
+def _ranks(features: Tensor) -> Tensor:
+    """Ranks [N, N - 1] of the other images, seen from each, in [0, 1]."""
+    distances = pairwise_dissimilarity(features)
+    others = ~torch.eye(len(features), dtype=torch.bool)
+    return hard_rank(distances[others].view(len(features), -1))

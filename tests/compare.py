@@ -1,0 +1,228 @@
+"""Comparisons of a backend with the truth, and the lists that tests run over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import pc_kernels
+import tolerances
+import truth
+from pc_kernels.backends import BACKENDS
+from pc_kernels.options import METRICS, PENALTIES, REDUCTIONS, RELAXATIONS, SCALES
+
+__all__ = ["BACKEND_NAMES", "METRICS", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
+
+
+def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
+    """The backends as pytest parameters, skipped with the reason where they do not run here."""
+    parameters = []
+    for name, backend in BACKENDS.items():
+        reason = backend.obstacle(torch.device("cpu"), dtype)
+        marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
+        parameters.append(pytest.param(name, marks=marks))
+    return parameters
+
+
+BACKEND_NAMES = usable()
+DOUBLE_BACKENDS = [name for name in ("torch", "reference") if name in BACKENDS]
+
+
+def own_leaf(x: Tensor) -> Tensor:
+    """A copy of x with gradients."""
+    return x.detach().clone().requires_grad_()
+
+
+def assert_near(name: str, got: Tensor, wanted: Tensor, allowed: Tensor | float) -> None:
+    """|got − wanted| ≤ allowed, everywhere; a NaN is never near."""
+    error = (got.detach().double() - wanted).abs()
+    excess = error - allowed
+    if not bool((excess <= 0).all()):
+        worst = int(excess.nan_to_num(torch.inf).argmax())
+        bound = torch.as_tensor(allowed, dtype=torch.float64).expand_as(error).reshape(-1)[worst]
+        pytest.fail(
+            f"{name}: off by {error.reshape(-1)[worst]:.3e} at {worst} of {tuple(got.shape)}, "
+            f"allowed {bound:.3e} (is {got.reshape(-1)[worst]:.9g}, "
+            f"should be {wanted.reshape(-1)[worst]:.9g})"
+        )
+
+
+def assert_norm_near(name: str, got: Tensor, wanted: Tensor, allowed: Tensor | float) -> None:
+    """The L2 norms of the rows of got − wanted (or of all of it) are ≤ allowed."""
+    by_row = isinstance(allowed, Tensor) and allowed.dim() == 1
+    difference = got.detach().double() - wanted
+    error = difference.norm(dim=1) if by_row else difference.norm()[None]
+    size = wanted.norm(dim=1) if by_row else wanted.norm()[None]
+    bound = torch.as_tensor(allowed, dtype=torch.float64).expand_as(error)
+    if not bool((error <= bound).all()):
+        row = int((error / bound).nan_to_num(torch.inf).argmax())
+        pytest.fail(
+            f"{name}: off by {error[row]:.3e} ({error[row] / size[row]:.3e} of it), "
+            f"allowed {bound[row]:.3e}, row {row}"
+        )
+
+
+def check_soft_rank(
+    backend: str,
+    x: Tensor,
+    rng: Generator,
+    *,
+    temperature: float,
+    relaxation: str = "logistic",
+    scale: str | None = "std",
+    with_grad: bool = True,
+) -> None:
+    """Soft ranks of rows x [N, m] and their gradient, each row on its own."""
+    upstream = torch.randn(x.shape, generator=rng).to(x.dtype)
+    leaf = own_leaf(x)
+    rank = pc_kernels.soft_rank(leaf, temperature, relaxation, scale, backend=backend)
+    assert rank.shape == x.shape and rank.dtype == x.dtype
+    wanted = truth.soft_rank(x, upstream, temperature, relaxation, scale)
+    assert_near("rank", rank, wanted.rank, tolerances.rank_tolerance(x.dtype))
+    if not with_grad:
+        return
+    rank.backward(upstream)
+    assert leaf.grad is not None and leaf.grad.dtype == x.dtype
+    allowed = tolerances.grad_tolerance(x.dtype) * wanted.grad.norm(dim=1)
+    allowed += tolerances.rounding(x.dtype) * wanted.magnitude.norm(dim=1)
+    allowed += tolerances.subnormal_floor(x.dtype, x.shape[1])
+    assert_norm_near("gradient", leaf.grad, wanted.grad, allowed)
+
+
+def check_matrices(
+    backend: str,
+    d_s: Tensor,
+    d_t: Tensor,
+    rng: Generator,
+    *,
+    reduction: str = "mean",
+    exclude_self: bool = False,
+    chunk_bytes: int | None = None,
+    **options: Any,
+) -> None:
+    """`coherence_loss_from_dissimilarities` and its gradient."""
+    leaf = own_leaf(d_s)
+    loss = pc_kernels.coherence_loss_from_dissimilarities(
+        leaf,
+        d_t,
+        exclude_self=exclude_self,
+        reduction=reduction,
+        chunk_bytes=chunk_bytes,
+        backend=backend,
+        **options,
+    )
+    upstream = torch.randn(loss.shape, generator=rng).to(loss.dtype)
+    loss.backward(upstream)
+    dtype = torch.promote_types(d_s.dtype, d_t.dtype)
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    anchors = d_s.shape[0]
+    weights = row_weights(upstream, reduction, anchors)
+    rounding = tolerances.rounding(dtype)
+    wanted = truth.coherence_rows(
+        d_s,
+        d_t,
+        weights,
+        own=torch.arange(anchors) if exclude_self else None,
+        rounding=rounding,
+        **options,
+    )
+    assert_losses(loss, wanted.losses, rounding * wanted.loss_floor + rounding**2, reduction, dtype)
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == d_s.dtype
+    allowed = tolerances.grad_tolerance(d_s.dtype) * wanted.grad.norm(dim=1)
+    allowed += wanted.grad_floor.norm(dim=1)
+    allowed += tolerances.subnormal_floor(d_s.dtype, d_s.shape[1])
+    assert_norm_near("gradient", leaf.grad, wanted.grad, allowed)
+
+
+def check_features(
+    backend: str,
+    student: Tensor,
+    teacher: Tensor,
+    rng: Generator,
+    *,
+    refs: tuple[Tensor, Tensor] | None = None,
+    reduction: str = "mean",
+    dissimilarity: Any = "euclidean",
+    teacher_dissimilarity: Any = None,
+    chunk_bytes: int | None = None,
+    only: Tensor | None = None,
+    **options: Any,
+) -> None:
+    """`perception_coherence_loss` and its gradients in student and student_refs.
+
+    `only`: with reduction "none", the anchors to compare; the rest gets weight 0.
+    """
+    leaves = [own_leaf(student)] if refs is None else [own_leaf(student), own_leaf(refs[0])]
+    loss = pc_kernels.perception_coherence_loss(
+        leaves[0],
+        teacher,
+        *(() if refs is None else (leaves[1], refs[1])),
+        dissimilarity=dissimilarity,
+        teacher_dissimilarity=teacher_dissimilarity,
+        reduction=reduction,
+        chunk_bytes=chunk_bytes,
+        backend=backend,
+        **options,
+    )
+    upstream = torch.randn(loss.shape, generator=rng).to(loss.dtype)
+    if only is not None:
+        upstream = torch.zeros_like(upstream).index_copy_(0, only, upstream[only])
+    loss.backward(upstream)
+    if only is not None:
+        loss, upstream = loss[only], upstream[only]
+    double = torch.float64 in (student.dtype, teacher.dtype)
+    dtype = torch.float64 if double else torch.float32
+    strict = options.get("temperature", 0.1) >= tolerances.STRICT_TEMPERATURE
+    strict &= student.shape[1] <= tolerances.STRICT_WIDTH
+    wanted = truth.features(
+        student,
+        teacher,
+        refs,
+        row_weights(upstream, reduction, len(student)),
+        dissimilarity,
+        teacher_dissimilarity,
+        rounding=tolerances.rounding(dtype),
+        distance_rounding=4 * torch.finfo(dtype).eps / 2,
+        strict=strict,
+        only=only,
+        **options,
+    )
+    assert_losses(loss, wanted.losses, wanted.loss_tolerance, reduction, dtype)
+    for name, leaf, grad in zip(("student", "student_refs"), leaves, wanted.grads, strict=False):
+        assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype
+        relative = tolerances.grad_tolerance(leaf.dtype)
+        if not strict:
+            relative += 4 * wanted.kappa * torch.finfo(dtype).eps / 2
+        allowed = relative * grad.norm().item() + wanted.grad_floor
+        allowed += tolerances.subnormal_floor(leaf.dtype, leaf.numel())
+        assert_norm_near(f"gradient in {name}", leaf.grad, grad, allowed)
+
+
+def row_weights(upstream: Tensor, reduction: str, anchors: int) -> Tensor:
+    """What each anchor's loss is multiplied by on its way to the gradient."""
+    if reduction == "none":
+        return upstream.double()
+    each = 1 / max(anchors, 1) if reduction == "mean" else 1.0
+    return (upstream.double() * each).expand(anchors)
+
+
+def reduced(rows: Tensor, reduction: str) -> Tensor:
+    """Losses [A], reduced."""
+    if reduction == "none":
+        return rows
+    return rows.sum() / (max(len(rows), 1) if reduction == "mean" else 1)
+
+
+def assert_losses(
+    loss: Tensor, losses: Tensor, floor: Tensor, reduction: str, dtype: torch.dtype
+) -> None:
+    """A loss against the truth's rows, reduced alike."""
+    assert loss.dtype == dtype
+    wanted = reduced(losses, reduction)
+    assert loss.shape == wanted.shape
+    allowed = tolerances.loss_tolerance(dtype) * wanted.abs() + reduced(floor, reduction)
+    assert_near("loss", loss, wanted, allowed)

@@ -1,0 +1,181 @@
+"""Stage `dissimilarity`, standing alone: distances with all their digits, and their gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import pc_kernels
+import tolerances
+from compare import BACKEND_NAMES, METRICS, assert_near, own_leaf
+from inputs import HOSTILE_FEATURES
+from pc_kernels import reference
+from pc_kernels.backends import BACKENDS
+from pc_kernels.dissimilarity import make_side
+
+WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
+
+
+def distances(backend: str, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
+    """The stage as a backend runs it."""
+    side = make_side(metric, x, y, False)
+    return BACKENDS[backend].dissimilarity(side.rows(0, x.shape[0])).clone()
+
+
+def relative_error(metric: str, x: Tensor, y: Tensor, d: Tensor) -> Tensor | float:
+    """Of distances d, at worst.
+
+    |a|² + |b|² − 2ab has the error of three inner products. The roundings of one add up to √width u of
+    its terms (the square-root law for roundings of either sign; blocked sums do better): together
+    (3 + 2√width) u of |a|² + |b|², of which a short distance is a small part; but no less than 1/64,
+    or it is summed again.
+    """
+    own = (4 + 2 * math.sqrt(x.shape[1])) * tolerances.U
+    if metric in ("cosine", "cityblock"):
+        return own
+    scale = x.double().square().sum(1)[:, None] + y.double().square().sum(1)
+    squared = d.square() if metric == "euclidean" else d
+    return own * (scale / squared).nan_to_num(1).clamp(1, 64)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_everyday_features(backend: str, metric: str, width: int, rng: Generator) -> None:
+    x, y = torch.randn(20, width, generator=rng), torch.randn(33, width, generator=rng)
+    for other in (None, y):
+        d = distances(backend, x, other, metric).double()
+        wide = None if other is None else other.double()
+        wanted = reference.pairwise_dissimilarity(x.double(), wide, metric)
+        # A cosine is a difference of numbers up to 1; where they cancel, u of that is left.
+        size = wanted.clamp(min=1) if metric == "cosine" else wanted
+        allowed = relative_error(metric, x, x if other is None else other, wanted)
+        assert_near("δ", d, wanted, allowed * size)
+
+
+@pytest.mark.parametrize("width", [128, 2048])
+@pytest.mark.parametrize("metric", METRICS)
+def test_wide_features_keep_their_digits(metric: str, width: int, rng: Generator) -> None:
+    """In the mean of squares a distance is off by no more than 4u, however many terms it sums."""
+    x = torch.randn(64, width, generator=rng)
+    d = pc_kernels.pairwise_dissimilarity(x, metric=metric).double()
+    wanted = reference.pairwise_dissimilarity(x.double(), metric=metric)
+    off = ~torch.eye(64, dtype=torch.bool)
+    error = ((d - wanted) / wanted)[off].square().mean().sqrt()
+    assert error <= 4 * tolerances.U
+
+
+@pytest.mark.parametrize("name", HOSTILE_FEATURES)
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cityblock"])
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_hostile_features(backend: str, metric: str, name: str, rng: Generator) -> None:
+    """Short distances beside long vectors: still a relative error, of 64 roundings or so."""
+    x = HOSTILE_FEATURES[name](rng, 64, 16)
+    d = distances(backend, x, None, metric).double()
+    wanted = reference.pairwise_dissimilarity(x.double(), metric=metric)
+    assert_near("δ", d, wanted, 2 * 64 * tolerances.U * wanted)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cityblock"])
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_exact_features_have_exact_distances(backend: str, metric: str, rng: Generator) -> None:
+    """Multiples of 1/8: what is tied is tied, what is not is not, and equal rows are 0 apart."""
+    x = torch.randint(-32, 33, (40, 12), generator=rng).float() / 8
+    x[20:] = x[:20]
+    d = distances(backend, x, None, metric)
+    wanted = reference.pairwise_dissimilarity(x.double(), metric=metric)
+    assert torch.equal(reference.hard_rank(d.double()), reference.hard_rank(wanted))
+    assert_near("δ", d, wanted, 2 * tolerances.U * wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradient(metric: str, rng: Generator) -> None:
+    for width in (1, 5, 128):
+        x, y = torch.randn(9, width, generator=rng), torch.randn(14, width, generator=rng)
+        for other in (None, y):
+            inputs = [own_leaf(v) for v in (x, other) if v is not None]
+            wide = [v.double().requires_grad_() for v in (x, other) if v is not None]
+            d = pc_kernels.pairwise_dissimilarity(*inputs, metric=metric)
+            upstream = torch.randn(d.shape, generator=rng)
+            d.backward(upstream)
+            reference.pairwise_dissimilarity(*wide, metric=metric).backward(upstream.double())
+            for got, wanted in zip(inputs, wide, strict=True):
+                assert got.grad is not None and wanted.grad is not None
+                # Terms of size |upstream| cancel: width 1 has little but signs.
+                size = wanted.grad.norm() + upstream.norm()
+                assert (got.grad - wanted.grad).norm() <= tolerances.GRAD * size
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradcheck(metric: str, rng: Generator) -> None:
+    x = torch.randn(4, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda a, b: pc_kernels.pairwise_dissimilarity(a, b, metric=metric), (x, y)
+    )
+    assert torch.autograd.gradcheck(
+        lambda a: pc_kernels.pairwise_dissimilarity(a, metric=metric).square(), (x,)
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distance_zero_has_gradient_zero(metric: str) -> None:
+    x = own_leaf(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, -1.0]]))
+    d = pc_kernels.pairwise_dissimilarity(x, metric=metric)
+    (grad,) = torch.autograd.grad(d[0, 1], x)
+    assert d[0, 1] == 0 and (grad == 0).all()
+
+
+def test_cosine_of_zeros(rng: Generator) -> None:
+    """1 to everything, another vector of zeros too; no gradient to either end."""
+    x = torch.randn(6, 4, generator=rng)
+    x[[1, 4]] = 0
+    leaf = own_leaf(x)
+    d = pc_kernels.pairwise_dissimilarity(leaf, metric="cosine")
+    zero = torch.zeros(6, 6, dtype=torch.bool)
+    zero[[1, 4]] = zero[:, [1, 4]] = True
+    assert (d[zero] == 1).all() and (d[~zero] != 1).all()
+    d[zero].sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().max() <= 4 * tolerances.U
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_dtypes(metric: str, dtype: torch.dtype, rng: Generator) -> None:
+    x = own_leaf(torch.randn(8, 16, generator=rng).to(dtype))
+    d = pc_kernels.pairwise_dissimilarity(x, metric=metric)
+    wanted = reference.pairwise_dissimilarity(x.detach().double(), metric=metric)
+    assert d.dtype == dtype
+    error = (d.detach().double() - wanted).abs()
+    rounding = 1e-13 if dtype == torch.float64 else torch.finfo(dtype).eps
+    assert (error <= rounding * wanted.clamp(min=1)).all()
+    d.sum().backward()
+    assert x.grad is not None and x.grad.dtype == dtype and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 0), (0, 3, 4), (4, 3, 0), (1, 1, 1)])
+@pytest.mark.parametrize("metric", METRICS)
+def test_empty(metric: str, shape: tuple[int, int, int]) -> None:
+    anchors, width, references = shape
+    x, y = own_leaf(torch.ones(anchors, width)), own_leaf(torch.ones(references, width))
+    d = pc_kernels.pairwise_dissimilarity(x, y, metric=metric)
+    assert d.shape == (anchors, references)
+    d.sum().backward()
+    assert x.grad is not None and (x.grad == 0).all()
+
+
+def test_a_callable_is_called(rng: Generator) -> None:
+    x, y = torch.randn(3, 4, generator=rng), torch.randn(5, 4, generator=rng)
+    product = pc_kernels.pairwise_dissimilarity(x, y, metric=lambda a, b: a @ b.T)
+    assert torch.equal(product, x @ y.T)
+
+
+def test_views(rng: Generator) -> None:
+    base = torch.randn(12, 20, generator=rng)
+    for view in (base.T, base[::2, ::3], base[:1].expand(5, 20), base[3:, 1:]):
+        for metric in METRICS:
+            d = pc_kernels.pairwise_dissimilarity(view, metric=metric)
+            assert torch.equal(d, pc_kernels.pairwise_dissimilarity(view.clone(), metric=metric))
