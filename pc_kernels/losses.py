@@ -72,7 +72,7 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         weights = student.new_full((anchors,), weight, dtype=compute_dtype(student, teacher))
         losses, grad, grad_refs = _run(features, weights, arguments, at_once)
         ctx.arguments = arguments
-        ctx.at_once = at_once
+        ctx.wanted, ctx.at_once = wanted, at_once
         ctx.dtypes = (student.dtype, None if student_refs is None else student_refs.dtype)
         if at_once:
             ctx.save_for_backward(grad, grad_refs)
@@ -84,6 +84,8 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         """Gradients of student and student_refs, in their dtypes."""
+        if not ctx.wanted:
+            return (None,) * 14
         if ctx.at_once:
             grad, grad_refs = (saved * grad_loss for saved in ctx.saved_tensors)
         else:
@@ -192,6 +194,8 @@ def perception_coherence_loss(
     _check_run(reduction, chunk_bytes, backend)
     if backend != "auto":
         select(backend, student.device, compute_dtype(student, teacher))
+    teacher = teacher.detach()
+    teacher_refs = None if teacher_refs is None else teacher_refs.detach()
     run_options = (
         dissimilarity,
         teacher_dissimilarity,
@@ -278,7 +282,7 @@ def coherence_loss_from_dissimilarities(
         select(backend, d_s.device, compute_dtype(d_s, d_t))
     return _MatrixFunction.apply(
         d_s,
-        d_t,
+        d_t.detach(),
         reduction,
         bool(exclude_self),
         relaxation,

@@ -173,6 +173,7 @@ def agreement_rows(d_s: Tensor, d_t: Tensor) -> Tensor:
     """
     m = d_s.shape[1]
     defined = (d_s.isfinite() & d_t.isfinite()).all(1)
+    d_s, d_t = (torch.where(defined[:, None], d, 0) for d in (d_s, d_t))
     below_s, tied_s = _place(d_s)
     below_t, tied_t = _place(d_t)
     _, tied_both = _place(below_s * m + below_t)

@@ -213,33 +213,31 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     return plan;
   }
   if (count == 1 || (options.scale_std && range.low == range.high)) return plan;
-  plan.moments = moments_of(x, count, range.low);
+  if (options.scale_std) plan.moments = moments_of(x, count, range.low);
   plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
   const double inverse_step = Relax<R>::inverse_step / plan.tau;
-  const double low = (static_cast<double>(range.low) - plan.moments.mean) * inverse_step;
-  const double high = (static_cast<double>(range.high) - plan.moments.mean) * inverse_step;
+  const double low = range.low;
+  const double span = (static_cast<double>(range.high) - low) * inverse_step;
   const double limit = 8.0 * static_cast<double>(count);
   plan.way = Plan::Way::grid;
-  if (!(high - low <= limit) || !(inverse_step < 1e30)) {
+  if (!(span <= limit) || !(inverse_step < 1e30)) {
     plan.grid.cells = place_nearly_hard(x, count, plan.tau, Relax<R>::support, Relax<R>::inverse_step,
                                         limit, scratch);
     if (plan.grid.cells == 0) plan.way = Plan::Way::windowed;
   } else {
     // In double: a small value beside a large one has digits that their difference in fp32 has not.
-    // One cell of slack on either side, whatever rounding does.
-    const double shift = std::floor(-low) + 2.0;
-    plan.grid.cells = static_cast<int64_t>(high + shift) + 2;
-    const double offset = shift - plan.moments.mean * inverse_step;
+    // One cell of slack at the end, whatever rounding does.
+    plan.grid.cells = static_cast<int64_t>(span) + 2;
     int64_t j = 0;
     for (; j + kHalf <= count; j += kHalf) {
-      const HalfDouble t = load_double(x + j) * inverse_step + offset;
+      const HalfDouble t = (load_double(x + j) - low) * inverse_step;
       const HalfIndex cell = __builtin_convertvector(t, HalfIndex);
       const HalfDouble middle = __builtin_convertvector(cell, HalfDouble) + 0.5;
       store(scratch.cell + j, cell);
       store(scratch.place + j, __builtin_convertvector(t - middle, Half));
     }
     for (; j < count; ++j) {
-      const double t = static_cast<double>(x[j]) * inverse_step + offset;
+      const double t = (static_cast<double>(x[j]) - low) * inverse_step;
       scratch.cell[j] = static_cast<int32_t>(t);
       scratch.place[j] = static_cast<float>(t - (scratch.cell[j] + 0.5));
     }
