@@ -66,7 +66,7 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
             chunk_bytes,
             backend,
         )
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
+        wanted = any(ctx.needs_input_grad[0:3:2])  # student, student_refs
         at_once = wanted and reduction != "none"
         weight = 1.0 / max(anchors, 1) if reduction == "mean" else 1.0
         weights = student.new_full((anchors,), weight, dtype=compute_dtype(student, teacher))

@@ -20,7 +20,6 @@ from .dissimilarity import (
     Side,
     dissimilarities_backward,
     make_side,
-    true_dissimilarities,
 )
 from .options import Metric, check_metric
 from .reference import Coherence
@@ -90,8 +89,9 @@ def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tenso
     with torch.no_grad(), exact_arithmetic(x.device):
         side = make_side(metric, features[0], features[1], True)
         rows = side.rows(0, x.shape[0])
-        d = select("auto", x.device, dtype).dissimilarity(rows)
-        return side, rows, true_dissimilarities(rows, d)
+        if rows.offsets is not None:  # distances themselves are wanted, not their differences
+            rows.offsets = torch.zeros_like(rows.offsets)
+        return side, rows, select("auto", x.device, dtype).dissimilarity(rows)
 
 
 @torch.no_grad()

@@ -21,8 +21,10 @@ WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
 
 def distances(backend: str, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
     """The stage as a backend runs it."""
-    side = make_side(metric, x, y, False)
-    return BACKENDS[backend].dissimilarity(side.rows(0, x.shape[0])).clone()
+    rows = make_side(metric, x, y, False).rows(0, x.shape[0])
+    if rows.offsets is not None:  # distances themselves, not less what a far anchor's have in common
+        rows.offsets = torch.zeros_like(rows.offsets)
+    return BACKENDS[backend].dissimilarity(rows).clone()
 
 
 def relative_error(metric: str, x: Tensor, y: Tensor, d: Tensor) -> Tensor | float:
@@ -139,7 +141,9 @@ def test_cosine_of_zeros(rng: Generator) -> None:
     zero[[1, 4]] = zero[:, [1, 4]] = True
     assert (d[zero] == 1).all() and (d[~zero] != 1).all()
     d[zero].sum().backward()
-    assert leaf.grad is not None and leaf.grad.abs().max() <= 4 * tolerances.U
+    # Unit vectors of 8 terms in all, each rounded, and divided by the length at last.
+    allowed = 16 * tolerances.U / leaf.detach().norm(dim=1, keepdim=True)
+    assert leaf.grad is not None and (leaf.grad.abs() <= allowed.nan_to_num(posinf=0.0)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -19,8 +19,8 @@ inline void rank_by_window(const float* sorted, const int32_t* order, int64_t co
       not_above += other <= key;
     }
     // Twice the rank, in whole numbers; its own place is among those not above it.
-    const Wide twice = __builtin_convertvector(-(below + not_above), Wide) + 2.0f * lane_index() +
-                       static_cast<float>(2 * (i - window) - 1);
+    const auto first = static_cast<int32_t>(2 * (i - window) - 1);
+    const Wide twice = __builtin_convertvector(2 * lane_index() + first - below - not_above, Wide);
     float value[kWide];
     store(value, twice / whole);
     const int64_t here = count - i < kWide ? count - i : kWide;

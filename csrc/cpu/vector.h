@@ -47,9 +47,9 @@ inline void add_quad(double* p, Quad term) {
 }
 
 // 0, 1, 2, ...
-inline Wide lane_index() {
-  Wide index;
-  for (int l = 0; l < kWide; ++l) index[l] = static_cast<float>(l);
+inline WideMask lane_index() {
+  WideMask index;
+  for (int l = 0; l < kWide; ++l) index[l] = l;
   return index;
 }
 

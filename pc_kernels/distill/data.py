@@ -190,10 +190,10 @@ class _Quota:
         kept = {split: labels for split, labels in self.kept.items() if labels}
         if self.limit is None:
             return kept
-        weights = {split: 3 if split == "train" else 1 for split in kept}
+        held_out = self.limit // (2 + len(kept))
         trimmed = {}
         for split, labels in kept.items():
-            share = self.limit * weights[split] // sum(weights.values())
+            share = self.limit - held_out * (len(kept) - 1) if split == "train" else held_out
             if share < len(labels):
                 raise ValueError(
                     f"--limit: {self.limit} leaves {share} images for the {len(labels)} classes of "
@@ -232,6 +232,11 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
                     file = archive.extractfile(member)
                     assert file is not None  # a regular member always has a file
                     yield Entry(*place, name, file.read)
+            # tarfile takes a cut or garbled header for the end; a real end is a block of zeros.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it breaks off at byte {archive.offset}")
     except TAR_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--data: cannot read {path} as a tar: {reason}") from error

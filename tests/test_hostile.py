@@ -1,0 +1,135 @@
+"""Hostile features: nearer to float64 than torch.cdist, and right at every size a float has."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import pc_kernels
+import tolerances
+from compare import BACKEND_NAMES, METRICS, own_leaf
+from inputs import HOSTILE_FEATURES, quantised
+from pc_kernels import reference
+
+FAST_BACKENDS = [b for b in BACKEND_NAMES if "reference" not in b.values]
+
+
+def gradient_error(grad: Tensor | None, student: Tensor, teacher: Tensor) -> float:
+    """Relative to the definition in float64."""
+    wide = student.double().requires_grad_()
+    reference.perception_coherence_loss(wide, teacher.double()).backward()
+    assert grad is not None and wide.grad is not None
+    return ((grad.double() - wide.grad).norm() / wide.grad.norm()).item()
+
+
+def ours(student: Tensor, teacher: Tensor, backend: str) -> Tensor | None:
+    leaf = own_leaf(student)
+    pc_kernels.perception_coherence_loss(leaf, teacher, backend=backend).backward()
+    return leaf.grad
+
+
+def with_cdist(student: Tensor, teacher: Tensor) -> Tensor | None:
+    """The same loss as one would write it: torch.cdist as it comes, then the formulas in float32."""
+    leaf = own_leaf(student)
+    reference.coherence_loss_from_dissimilarities(
+        torch.cdist(leaf, leaf), torch.cdist(teacher, teacher), exclude_self=True
+    ).backward()
+    return leaf.grad
+
+
+@pytest.mark.parametrize("name", HOSTILE_FEATURES)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_gradients_are_nearer_than_with_cdist(backend: str, name: str, rng: Generator) -> None:
+    """In the geometric mean over a few draws; within the row of everyday inputs there is no contest."""
+    draws = []
+    for _ in range(5):
+        student, teacher = HOSTILE_FEATURES[name](rng, 96, 16), quantised(rng, 96, 8)
+        draws.append(
+            (
+                gradient_error(ours(student, teacher, backend), student, teacher),
+                gradient_error(with_cdist(student, teacher), student, teacher),
+            )
+        )
+    mean, theirs = (math.exp(sum(map(math.log, e)) / len(e)) for e in zip(*draws, strict=True))
+    print(f"{name}: {mean:.2e}, with torch.cdist {theirs:.2e}")
+    assert mean <= max(theirs, tolerances.GRAD)
+
+
+@pytest.mark.parametrize("name", HOSTILE_FEATURES)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_hostile_teachers_keep_their_order(backend: str, name: str, rng: Generator) -> None:
+    """Ranks by distances that are off by 64 u at most: only neighbours closer than that may swap."""
+    teacher, student = HOSTILE_FEATURES[name](rng, 96, 16), torch.randn(96, 8, generator=rng)
+    losses = pc_kernels.perception_coherence_loss(
+        student, teacher, reduction="none", backend=backend
+    )
+    d = reference.pairwise_dissimilarity(teacher.double())
+    d_s = reference.pairwise_dissimilarity(student.double())
+    keep = ~torch.eye(96, dtype=torch.bool)
+    d, d_s = d[keep].view(96, 95), d_s[keep].view(96, 95)
+    wanted = reference.coherence_loss_from_dissimilarities(d_s, d, reduction="none")
+    close = (d[:, :, None] - d[:, None, :]).abs() <= 128 * tolerances.U * d[:, :, None]
+    swaps = (close.sum((1, 2)) - 95) / 2  # each moves two ranks by 1/94, squared residuals by 2/94
+    allowed = tolerances.LOSS + swaps * 2 * (2 / 94) / 95
+    assert ((losses - wanted).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("exponent", [-120, -90, -60, -40, 40, 60, 63, 90, 120])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_finite_features_of_any_size(
+    backend: str, metric: str, exponent: int, rng: Generator
+) -> None:
+    """Powers of two change no digit, hence no rank: the loss is the same, or at least NaN.
+
+    NaN is for squares that float32 cannot hold; a number that looks like a loss and is none is not.
+    """
+    student, teacher = torch.randn(40, 6, generator=rng), quantised(rng, 40, 5)
+    options = {"dissimilarity": metric, "teacher_dissimilarity": "euclidean", "backend": backend}
+    wanted = pc_kernels.perception_coherence_loss(student, teacher, **options)
+    for s, t in ((student * 2.0**exponent, teacher), (student, teacher * 2.0**exponent)):
+        if s is student and metric != "euclidean":
+            continue
+        loss = pc_kernels.perception_coherence_loss(s, t, **options)
+        assert loss.isnan() or abs(loss - wanted) <= 1e-5 * wanted
+        if abs(exponent) <= 40:
+            assert not loss.isnan()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_gradients_of_small_and_large_features(
+    backend: str, metric: str, rng: Generator
+) -> None:
+    """Scaled features have gradients scaled the other way."""
+    student, teacher = torch.randn(40, 6, generator=rng), quantised(rng, 40, 5)
+    grads = {}
+    for exponent in (0, -40, 40):
+        leaf = own_leaf(student * 2.0**exponent)
+        pc_kernels.perception_coherence_loss(
+            leaf,
+            teacher,
+            dissimilarity=metric,
+            teacher_dissimilarity="euclidean",
+            backend=backend,
+        ).backward()
+        assert leaf.grad is not None
+        grads[exponent] = leaf.grad.double() * 2.0**exponent
+    for exponent in (-40, 40):
+        difference = (grads[exponent] - grads[0]).norm()
+        assert difference <= 2 * tolerances.GRAD * grads[0].norm()
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_float16_features_at_the_end_of_their_range(backend: str, rng: Generator) -> None:
+    """6e4 fits float16, its square does not: nothing but the input is float16."""
+    student = (2e4 * torch.randn(30, 8, generator=rng)).clamp(-6e4, 6e4).half()
+    teacher = quantised(rng, 30, 5)
+    for metric in METRICS:
+        options = {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
+        loss = pc_kernels.perception_coherence_loss(student, teacher, backend=backend, **options)
+        wanted = reference.perception_coherence_loss(student.double(), teacher.double(), **options)
+        assert abs(loss - wanted) <= tolerances.LOSS * wanted

@@ -1,0 +1,104 @@
+"""A B×B matrix is never stored: the peak of a process stays under the chunk's budget and O(B·D)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from compare import BACKEND_NAMES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+
+MIB = 1 << 20
+SLACK = 24 * MIB
+"""Allocator, threads' stacks and PyTorch's own caches, none of which grows with B."""
+
+SCRIPT = """
+import json, sys, torch, pc_kernels
+arguments = json.loads(sys.argv[1])
+rows, width, options = arguments["rows"], arguments["width"], arguments["options"]
+def peak():
+    fields = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(fields["VmHWM"].split()[0]) * 1024
+def now():
+    fields = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(fields["VmRSS"].split()[0]) * 1024
+def features(rows):
+    g = torch.Generator().manual_seed(rows)
+    s, t = torch.randn(rows, width, generator=g), torch.randn(rows, width, generator=g)
+    if arguments["clusters"]:  # every pair of a cluster is summed again from its differences
+        s = torch.randn(4, width, generator=g)[torch.arange(rows) % 4] + 1e-4 * s
+    return s.requires_grad_(), t
+s, t = features(256)
+pc_kernels.perception_coherence_loss(s, t, **options).backward()
+s, t = features(rows)
+if arguments["what"] == "coherence":
+    pc_kernels.coherence(s[:300], t[:300])
+with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")
+before = now()
+if arguments["what"] == "loss":
+    loss = pc_kernels.perception_coherence_loss(s, t, **options)
+    loss.sum().backward()
+elif arguments["what"] == "coherence":
+    pc_kernels.coherence(s, t)
+print(peak() - before)
+"""
+
+
+def extra(python: Callable[..., Any], **arguments: Any) -> int:
+    defaults = {"width": 32, "clusters": False, "what": "loss", "options": {}}
+    done = python("-c", SCRIPT, json.dumps({**defaults, **arguments}), timeout=300)
+    if "clear_refs" in done.stderr:
+        pytest.skip("this kernel does not let a process reset its peak")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def allowed(rows: int, width: int, budget: int) -> int:
+    """Budget, and a dozen copies of the features: centred, squared, gradients, their sums."""
+    return budget + 12 * rows * width * 4 + SLACK
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "cityblock"])
+def test_fused(metric: str, python: Callable[..., Any]) -> None:
+    """8192²: 256 MiB a matrix, where all of the working memory is 32."""
+    if not any(p.values == ("cpu",) and not p.marks for p in BACKEND_NAMES):
+        pytest.skip("no C++ extension")
+    rows = 8192 if metric == "euclidean" else 4096
+    budget = 32 * MIB if metric == "euclidean" else 8 * MIB
+    options = {"dissimilarity": metric, "chunk_bytes": budget, "backend": "cpu"}
+    got = extra(python, rows=rows, options=options)
+    assert got <= allowed(rows, 32, budget) < rows * rows * 4, f"{got / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1e-3])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch(reduction: str, temperature: float, python: Callable[..., Any]) -> None:
+    """At a low temperature the grid is as large as it may be."""
+    options = {
+        "reduction": reduction,
+        "temperature": temperature,
+        "chunk_bytes": 32 * MIB,
+        "backend": "torch",
+    }
+    got = extra(python, rows=4096, options=options)
+    assert got <= allowed(4096, 32, 32 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES[:2])
+def test_near_duplicates_of_wide_features(backend: str, python: Callable[..., Any]) -> None:
+    """A quarter of all pairs are near ones, and their differences [pairs, width] are large."""
+    options = {"chunk_bytes": 32 * MIB, "backend": backend}
+    got = extra(python, rows=1024, width=512, clusters=True, options=options)
+    assert got <= allowed(1024, 512, 32 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
+
+
+def test_coherence(python: Callable[..., Any]) -> None:
+    """In chunks as well: 256 MiB at most, where the ranks of 8192 rows alone are 512."""
+    got = extra(python, rows=8192, what="coherence")
+    assert got <= allowed(8192, 32, 256 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
