@@ -107,15 +107,15 @@ def quantised(rng: Generator, rows: int, width: int) -> Tensor:
 
 
 def tight_clusters(rng: Generator, rows: int, width: int) -> Tensor:
-    """Four clusters a thousand times narrower than they are apart, in turn."""
+    """Four clusters ten thousand times narrower than they are apart, in turn."""
     centres = 10 * _normal(rng, 4, width)
-    return centres[torch.arange(rows) % 4] + 0.01 * _normal(rng, rows, width)
+    return centres[torch.arange(rows) % 4] + 1e-3 * _normal(rng, rows, width)
 
 
 def near_duplicates(rng: Generator, rows: int, width: int) -> Tensor:
-    """Every row twice, up to 1e-4."""
+    """Every row twice, up to 1e-5."""
     x = _normal(rng, (rows + 1) // 2, width).repeat(2, 1)[:rows]
-    return x + 1e-4 * _normal(rng, rows, width)
+    return x + 1e-5 * _normal(rng, rows, width)
 
 
 def one_far_outlier(rng: Generator, rows: int, width: int) -> Tensor:

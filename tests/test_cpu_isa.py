@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Generator, Tensor
-
 import tolerances
+import torch
 import truth
 from compare import RELAXATIONS, SCALES, assert_near, assert_norm_near
 from inputs import ROWS, make_rows, quantised
+from torch import Generator, Tensor
+
 from pc_kernels import reference
 from pc_kernels.backends import extension_obstacle
 
-pytestmark = pytest.mark.skipif(
-    extension_obstacle() is not None, reason=str(extension_obstacle())
-)
+pytestmark = pytest.mark.skipif(extension_obstacle() is not None, reason=str(extension_obstacle()))
 
 ISAS = ["baseline", "avx2", "avx512"]
 GLIBC_FILL = {"MALLOC_PERTURB_": str(0x80)}  # new memory is 0x7f7f...: 3.4e38, or a far index

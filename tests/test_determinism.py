@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from compare import BACKEND_NAMES, FAST_BACKENDS, METRICS, own_leaf
+from inputs import make_rows, quantised
 from torch import Generator, Tensor
 
 import pc_kernels
-from compare import BACKEND_NAMES, METRICS, own_leaf
-from inputs import make_rows, quantised
 
-FAST_BACKENDS = [b for b in BACKEND_NAMES if "reference" not in b.values]
 FUSED_BACKENDS = [b for b in FAST_BACKENDS if "torch" not in b.values]
 """Those whose every sum over rows is their own: PyTorch's may split a sum by threads."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import tolerances
 import torch
+from compare import BACKEND_NAMES, METRICS, assert_near, own_leaf
+from inputs import HOSTILE_FEATURES
 from torch import Generator, Tensor
 
 import pc_kernels
-import tolerances
-from compare import BACKEND_NAMES, METRICS, assert_near, own_leaf
-from inputs import HOSTILE_FEATURES
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarity import make_side
@@ -22,7 +22,9 @@ WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
 def distances(backend: str, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
     """The stage as a backend runs it."""
     rows = make_side(metric, x, y, False).rows(0, x.shape[0])
-    if rows.offsets is not None:  # distances themselves, not less what a far anchor's have in common
+    if (
+        rows.offsets is not None
+    ):  # distances themselves, not less what a far anchor's have in common
         rows.offsets = torch.zeros_like(rows.offsets)
     return BACKENDS[backend].dissimilarity(rows).clone()
 

@@ -109,9 +109,7 @@ def test_matrices() -> None:
     raises(ValueError, "d_s", "(4,)", call=lambda: matrices(D[0], D[0]))
     raises(TypeError, "d_t", "int64", call=lambda: matrices(D, D.long()))
     raises(TypeError, "d_s", "ndarray", call=lambda: matrices(D.numpy(), D))
-    raises(
-        ValueError, "exclude_self", "(5, 4)", call=lambda: matrices(D, D, exclude_self=True)
-    )
+    raises(ValueError, "exclude_self", "(5, 4)", call=lambda: matrices(D, D, exclude_self=True))
     raises(ValueError, "d_t", "meta", call=lambda: matrices(D, D.to("meta")))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 import pc_kernels
-from conftest import ROOT
 from pc_kernels.backends import BACKENDS, extension_obstacle, select
 
 Run = Callable[..., Any]
@@ -56,7 +56,9 @@ def without_extension(tmp_path: Path) -> Path:
 
 
 # An editable install answers for submodules that the copy has not; not here.
-NO_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in str(f)]"
+NO_EDITABLE = (
+    "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in str(f)]"
+)
 
 
 def run_copy(python: Run, copy: Path, code: str) -> Any:

@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from torch import Generator
-
-import pc_kernels
 from compare import (
     BACKEND_NAMES,
     DOUBLE_BACKENDS,
+    FAST_BACKENDS,
     PENALTIES,
     REDUCTIONS,
     RELAXATIONS,
@@ -20,8 +18,10 @@ from compare import (
     own_leaf,
 )
 from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
+from torch import Generator
 
-FAST_BACKENDS = [b for b in BACKEND_NAMES if "reference" not in b.values]
+import pc_kernels
+
 TEMPERATURES = [1e-4, 1e-2, 0.1, 100.0]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from compare import BACKEND_NAMES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -34,9 +33,10 @@ def features(rows):
         s = torch.randn(4, width, generator=g)[torch.arange(rows) % 4] + 1e-4 * s
     return s.requires_grad_(), t
 s, t = features(256)
-pc_kernels.perception_coherence_loss(s, t, **options).backward()
+pc_kernels.perception_coherence_loss(s, t, **options).sum().backward()
 s, t = features(rows)
 if arguments["what"] == "coherence":
+    pc_kernels.metrics.default_chunk_bytes = lambda device: arguments["budget"]
     pc_kernels.coherence(s[:300], t[:300])
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")
@@ -76,18 +76,17 @@ def test_fused(metric: str, python: Callable[..., Any]) -> None:
     assert got <= allowed(rows, 32, budget) < rows * rows * 4, f"{got / MIB:.0f} MiB"
 
 
-@pytest.mark.parametrize("temperature", [0.1, 1e-3])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("reduction", "temperature"), [("mean", 1e-3), ("none", 0.1)])
 def test_torch(reduction: str, temperature: float, python: Callable[..., Any]) -> None:
-    """At a low temperature the grid is as large as it may be."""
+    """At a low temperature the grid is as large as it may be. Unchunked it is 700 MiB and more."""
     options = {
         "reduction": reduction,
         "temperature": temperature,
-        "chunk_bytes": 32 * MIB,
+        "chunk_bytes": 16 * MIB,
         "backend": "torch",
     }
-    got = extra(python, rows=4096, options=options)
-    assert got <= allowed(4096, 32, 32 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
+    got = extra(python, rows=2048, options=options)
+    assert got <= allowed(2048, 32, 16 * MIB), f"{got / MIB:.0f} MiB"
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES[:2])
@@ -95,10 +94,10 @@ def test_near_duplicates_of_wide_features(backend: str, python: Callable[..., An
     """A quarter of all pairs are near ones, and their differences [pairs, width] are large."""
     options = {"chunk_bytes": 32 * MIB, "backend": backend}
     got = extra(python, rows=1024, width=512, clusters=True, options=options)
-    assert got <= allowed(1024, 512, 32 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
+    assert got <= allowed(1024, 512, 32 * MIB), f"{got / MIB:.0f} MiB"
 
 
 def test_coherence(python: Callable[..., Any]) -> None:
-    """In chunks as well: 256 MiB at most, where the ranks of 8192 rows alone are 512."""
-    got = extra(python, rows=8192, what="coherence")
-    assert got <= allowed(8192, 32, 256 * MIB) + SLACK, f"{got / MIB:.0f} MiB"
+    """In chunks as well."""
+    got = extra(python, rows=1536, what="coherence", budget=32 * MIB)
+    assert got <= allowed(1536, 32, 32 * MIB), f"{got / MIB:.0f} MiB"

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from compare import METRICS
+from inputs import quantised
 from torch import Generator
 
 import pc_kernels
-from compare import METRICS
-from inputs import quantised
 from pc_kernels import reference
 from pc_kernels.metrics import agreement_rows, inversions, spearman_rows
 

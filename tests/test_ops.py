@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from compare import BACKEND_NAMES, METRICS, REDUCTIONS, own_leaf
+from inputs import quantised
 from torch import Generator, Tensor, nn
 
 import pc_kernels
-from compare import BACKEND_NAMES, METRICS, REDUCTIONS, own_leaf
-from inputs import quantised
 
 OPS = torch.ops.pc_kernels
 OPTIONS = ("logistic", 0.3, "std")
@@ -214,7 +214,9 @@ def test_who_gets_a_gradient(backend: str, reduction: str, metric: str, rng: Gen
     (s, t), (s_refs, t_refs) = features(rng, 9, grad=False), features(rng, 7, grad=False)
 
     def grads(*asked: bool) -> list[Tensor | None]:
-        inputs = [x.clone().requires_grad_(a) for x, a in zip((s, t, s_refs, t_refs), asked)]
+        inputs = [
+            x.clone().requires_grad_(a) for x, a in zip((s, t, s_refs, t_refs), asked, strict=True)
+        ]
         loss = pc_kernels.perception_coherence_loss(
             *inputs, dissimilarity=name, reduction=reduction, backend=backend
         )
@@ -269,9 +271,7 @@ def test_one_tensor_in_two_roles(backend: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
-def test_backward_twice_and_accumulation(
-    backend: str, reduction: str, rng: Generator
-) -> None:
+def test_backward_twice_and_accumulation(backend: str, reduction: str, rng: Generator) -> None:
     s, t = features(rng, 10)
     loss = pc_kernels.perception_coherence_loss(s, t, reduction=reduction, backend=backend)
     upstream = torch.randn(loss.shape, generator=rng)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import tolerances
 import torch
+from compare import BACKEND_NAMES, METRICS, PENALTIES, RELAXATIONS, SCALES, own_leaf
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import ROWS, make_rows
 from torch import Generator, Tensor
 
 import pc_kernels
-import tolerances
-from compare import BACKEND_NAMES, METRICS, PENALTIES, RELAXATIONS, SCALES, own_leaf
-from inputs import ROWS, make_rows
 
 seeds = st.integers(0, 2**31 - 1)
 temperatures = st.floats(0.02, 20.0)
@@ -53,7 +55,7 @@ def test_scaling_the_student_by_a_power_of_two_changes_no_bit(
 def test_scaling_the_student_leaves_the_loss(
     backend: str, seed: int, rows: int, factor: float, metric: str
 ) -> None:
-    """Rounding the scaled features is a change of u in each; the loss may feel it κ = δ/τ ≲ 100 times."""
+    """Scaled features are rounded, by u each; the loss may feel it κ = δ/τ ≲ 100 times."""
     student, teacher = pair(seed, rows, 8)
     options = {"dissimilarity": metric, "teacher_dissimilarity": "euclidean", "backend": backend}
     loss = pc_kernels.perception_coherence_loss(student, teacher, **options)
@@ -126,7 +128,7 @@ def test_a_monotone_student_has_no_loss_as_the_temperature_falls(
             ).item()
             for temperature in (1.0, 1e-1, 1e-2, 1e-4)
         ]
-        for warmer, colder in zip(losses, losses[1:], strict=False):
+        for warmer, colder in itertools.pairwise(losses):
             assert colder <= warmer + tolerances.RANK
         assert losses[-1] <= tolerances.RANK
 
@@ -191,9 +193,7 @@ def test_symmetries_of_the_gradient(
 
 @for_each_backend
 @given(seed=seeds, rows=st.integers(3, 40), penalty=penalties, t=temperatures)
-def test_the_loss_is_bounded(
-    backend: str, seed: int, rows: int, penalty: str, t: float
-) -> None:
+def test_the_loss_is_bounded(backend: str, seed: int, rows: int, penalty: str, t: float) -> None:
     student, teacher = pair(seed, rows, 4)
     losses = pc_kernels.perception_coherence_loss(
         student, teacher, penalty=penalty, temperature=t, reduction="none", backend=backend

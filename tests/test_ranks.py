@@ -5,28 +5,27 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
-from torch import Generator, Tensor
-
-import pc_kernels
 import tolerances
+import torch
 from compare import (
     BACKEND_NAMES,
     DOUBLE_BACKENDS,
+    FAST_BACKENDS,
     RELAXATIONS,
     SCALES,
     assert_near,
     check_soft_rank,
     own_leaf,
 )
-from pc_kernels import reference
 from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
+from torch import Generator, Tensor
+
+import pc_kernels
+from pc_kernels import reference
 
 TEMPERATURES = [1e-4, 1e-2, 0.1, 100.0]
 LENGTHS = [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513]
 
-FAST_BACKENDS = [b for b in BACKEND_NAMES if "reference" not in b.values]
-"""The reference computes its formulas as they stand: in float32 they leave float32's range."""
 EVERYDAY = [name for name in ROWS if name not in BEYOND_PLAIN_FLOAT32]
 
 
@@ -112,9 +111,7 @@ def test_double(
     backend: str, name: str, relaxation: str, scale: str | None, temperature: float, rng: Generator
 ) -> None:
     x = make_rows(name, rng, 2, 65).double() * (1 + 1e-9)
-    check_soft_rank(
-        backend, x, rng, temperature=temperature, relaxation=relaxation, scale=scale
-    )
+    check_soft_rank(backend, x, rng, temperature=temperature, relaxation=relaxation, scale=scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,9 +151,7 @@ def test_subnormal_values(backend: str, scale: str | None, rng: Generator) -> No
     """Their ranks are as good as any; gradients under "std" are beyond float32."""
     x = torch.randint(-50, 50, (3, 33), generator=rng) * torch.tensor(2.0**-149)
     temperature = 0.1 if scale == "std" else 1e-43
-    check_soft_rank(
-        backend, x, rng, temperature=temperature, scale=scale, with_grad=False
-    )
+    check_soft_rank(backend, x, rng, temperature=temperature, scale=scale, with_grad=False)
 
 
 def all_rows(rng: Generator, m: int) -> Tensor:
@@ -256,9 +251,7 @@ def test_views(backend: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
-def test_only_rows_with_a_nan_or_infinity_are_nan(
-    backend: str, bad: float, rng: Generator
-) -> None:
+def test_only_rows_with_a_nan_or_infinity_are_nan(backend: str, bad: float, rng: Generator) -> None:
     for m in (2, 3, 16, 40):
         x = torch.randn(5, m, generator=rng)
         wanted = reference.soft_rank(x.double())

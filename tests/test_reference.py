@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from torch import Generator, Tensor
-
 import truth
 from compare import METRICS, PENALTIES, REDUCTIONS, RELAXATIONS, SCALES, assert_near
+from torch import Generator, Tensor
+
 from pc_kernels import reference
 
 EXACT = 1e-14
@@ -120,9 +120,7 @@ def test_soft_rank_becomes_hard_rank(rng: Generator) -> None:
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_gradcheck_of_soft_rank(relaxation: str, scale: str | None, rng: Generator) -> None:
     x = torch.randn(2, 6, generator=rng, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda v: reference.soft_rank(v, 0.5, relaxation, scale), (x,)
-    )
+    assert torch.autograd.gradcheck(lambda v: reference.soft_rank(v, 0.5, relaxation, scale), (x,))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -198,9 +196,7 @@ def test_coherence_by_brute_force(rng: Generator) -> None:
     for a, b in zip(d_s.tolist(), d_t.tolist(), strict=True):
         pairs = list(itertools.combinations(range(7), 2))
         same = sum(
-            0.5
-            if a[j] == a[k] or b[j] == b[k]
-            else float((a[j] < a[k]) == (b[j] < b[k]))
+            0.5 if a[j] == a[k] or b[j] == b[k] else float((a[j] < a[k]) == (b[j] < b[k]))
             for j, k in pairs
         )
         agreement += same / len(pairs) / 3

@@ -69,6 +69,6 @@ def grad_tolerance(dtype: torch.dtype) -> float:
 
 
 def subnormal_floor(dtype: torch.dtype, count: int) -> float:
-    """What `ROUNDINGS` roundings to multiples of the smallest subnormal make, in the norm of `count`."""
+    """Norm of `count` numbers rounded `ROUNDINGS` times to multiples of the smallest subnormal."""
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     return ROUNDINGS * step / 2 * count**0.5

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tolerances import RANK, U
 from torch import Tensor
 
 from pc_kernels import reference
-from tolerances import RANK, U
 
 PAIRS_AT_ONCE = 4_000_000
 

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher-epochs", int, "of each teacher")
     add("--batch-size", int, "images in a batch, in every training")
     add("--temperature", float, "of PC's soft ranks")
-    add("--lr", float, "learning rate of every student (default: each method's own)")
+    add("--lr", float, "learning rate of every student")
     add("--limit", int, "use at most this many images, as many of each class (default: all)")
     add("--image-size", int, "resize images to this side, in pixels (default: as they are)")
     add("--device", str, "a PyTorch device, as in cuda:0")

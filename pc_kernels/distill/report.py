@@ -13,6 +13,7 @@ from typing import Any
 
 import sklearn
 import torch
+from scipy.stats import t as student_t
 
 import pc_kernels
 
@@ -60,13 +61,13 @@ def verdict(results: Sequence[SeedResult]) -> str:
     if "pc" not in results[0].runs:
         return "PC was not among the methods, so there is nothing to say about it."
     against = [f"against {TITLES[name]}, {_compare(results, name)}" for name in others]
-    count = len(results)
-    how = (
-        "One seed has no spread: run several to judge differences."
-        if count == 1
-        else f"Means ± standard deviations over {count} seeds; differences are paired by seed, and "
-        "those within two standard errors of 0 count as on par."
-    )
+    if len(results) == 1:
+        how = "One seed has no spread: run several to judge differences."
+    else:
+        how = (
+            f"Means ± standard deviations over {len(results)} seeds; differences are paired by "
+            "seed, and on par if their 95% confidence interval (Student's t) holds 0."
+        )
     return f"On the test images PC is, {'; '.join(against)}. {how}"
 
 
@@ -108,13 +109,12 @@ def _compare(results: Sequence[SeedResult], other: str) -> str:
     for metric in ("probe", "knn", "agreement"):
         pairs = zip(_values(results, "pc", metric), _values(results, other, metric), strict=True)
         spread = _spread([100 * (ours - theirs) for ours, theirs in pairs])
-        difference, deviation = spread["mean"], spread["std"]
-        text = f"{difference:+.1f}"
-        error = 0.0
-        if deviation is not None:
-            text += f" ± {deviation:.1f}"
-            error = deviation / math.sqrt(len(results))
-        word = "on par" if abs(difference) <= 2 * error else "above" if difference > 0 else "below"
+        difference, text, margin = spread["mean"], f"{spread['mean']:+.1f}", 0.0
+        if spread["std"] is not None:
+            text += f" ± {spread['std']:.1f}"
+            count = len(results)
+            margin = float(student_t.ppf(0.975, count - 1)) * spread["std"] / math.sqrt(count)
+        word = "on par" if abs(difference) <= margin else "above" if difference > 0 else "below"
         parts.append(f"{word} in {COLUMNS[metric].removesuffix(', %')} ({text} points)")
     return ", ".join(parts)
 

@@ -1,0 +1,107 @@
+"""One of several processes that share a batch: what tests/test_distributed.py starts.
+
+python ranks_together.py RANK STORE FOLDER     scenarios from FOLDER/scenarios, results to FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import pc_kernels
+
+
+def model_of(scenario: dict[str, Any]) -> nn.Module:
+    """The same weights on every rank."""
+    torch.manual_seed(3)
+    width = scenario["x"].shape[1]
+    return nn.Sequential(nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, 5)).to(scenario["x"].dtype)
+
+
+def step(
+    model: nn.Module, x: Tensor, teacher: Tensor, upstream: Tensor | None, **options: Any
+) -> Tensor:
+    """A forward and backward; `upstream` [A] weights the losses of reduction "none"."""
+    student = model(x).to(options.pop("student_dtype", x.dtype))
+    loss = pc_kernels.perception_coherence_loss(student, teacher, **options)
+    (loss if upstream is None else (loss * upstream).sum()).backward()
+    return loss.detach()
+
+
+def grads_of(model: nn.Module) -> list[Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+
+def run(scenario: dict[str, Any], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """This rank's loss, and the parameters' gradients averaged over ranks as DDP averages them."""
+    start = sum(scenario["sizes"][:rank])
+    mine = slice(start, start + scenario["sizes"][rank])
+    upstream = scenario.get("upstream")
+    model = model_of(scenario)
+    wrapped = model
+    if scenario.get("ddp"):
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    loss = step(
+        wrapped,
+        scenario["x"][mine],
+        scenario["teacher"][mine],
+        None if upstream is None else upstream[mine],
+        process_group=dist.group.WORLD,
+        **scenario["options"],
+    )
+    grads = grads_of(model)
+    if not scenario.get("ddp"):
+        for grad in grads:
+            dist.all_reduce(grad)
+            grad /= dist.get_world_size()
+    return loss, grads
+
+
+def mismatch(kind: str, rank: int) -> str:
+    """The error that this rank gets if it brings something else than the others."""
+    student, teacher = torch.zeros(4, 3), torch.zeros(4, 2)
+    options: dict[str, Any] = {}
+    if rank == 1:
+        if kind == "student width":
+            student = torch.zeros(4, 5)
+        if kind == "teacher width":
+            teacher = torch.zeros(4, 5)
+        if kind == "student dtype":
+            student = student.double()
+        if kind == "teacher dtype":
+            teacher = teacher.bfloat16()
+    references = (student, teacher) if kind == "references" else ()
+    try:
+        pc_kernels.perception_coherence_loss(
+            student, teacher, *references, process_group=dist.group.WORLD, **options
+        )
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def main() -> None:
+    rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    scenarios = torch.load(f"{folder}/scenarios")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=len(next(iter(scenarios.values()))["sizes"]),
+        timeout=timedelta(seconds=60),
+    )
+    results = {name: run(scenario, rank) for name, scenario in scenarios.items()}
+    kinds = ("student width", "teacher width", "student dtype", "teacher dtype", "references")
+    errors = {kind: mismatch(kind, rank) for kind in kinds}
+    torch.save((results, errors), f"{folder}/results{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Several processes with parts of a batch are one process with all of it: losses and gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+from inputs import quantised
+from ranks_together import grads_of, model_of, step
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
+)
+
+NEAR = 2e-6
+"""Of the loss: the same ranks; only sums over anchors and places in the batch differ."""
+GRAD_NEAR = 1e-5
+"""Of the parameters' gradients, in norm: float32 sums in another order, through three layers."""
+LAYOUTS = {2: [(6, 6), (9, 2)], 3: [(5, 1, 8), (7, 0, 3), (1, 0, 1), (0, 0, 0)]}
+
+
+def scenarios(world: int, rng: torch.Generator) -> dict[str, dict[str, Any]]:
+    """What the ranks do, by name."""
+
+    def scenario(sizes: tuple[int, ...], **options: Any) -> dict[str, Any]:
+        rows = sum(sizes)
+        made = {
+            "sizes": sizes,
+            "x": torch.randn(rows, 6, generator=rng),
+            "teacher": quantised(rng, rows, 4),
+            "options": options,
+        }
+        if options.get("reduction") == "none":
+            made["upstream"] = torch.rand(rows, generator=rng)
+        return made
+
+    made = {}
+    for sizes in LAYOUTS[world]:
+        for reduction in ("mean", "sum", "none"):
+            made[f"{sizes} {reduction}"] = scenario(sizes, reduction=reduction)
+    sizes = LAYOUTS[world][0]
+    for metric in ("cosine", "cityblock"):
+        made[f"{metric}"] = scenario(sizes, dissimilarity=metric)
+    made["torch backend, in chunks"] = scenario(sizes, backend="torch", chunk_bytes=1)
+    made["bfloat16"] = scenario(sizes, student_dtype=torch.bfloat16)
+    made["float64"] = scenario(sizes)
+    made["float64"]["x"] = made["float64"]["x"].double()
+    made["DDP"] = {**scenario(sizes), "ddp": True}
+    return made
+
+
+@pytest.fixture(scope="module", params=sorted(LAYOUTS))
+def outcome(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """The scenarios, and every rank's results and errors; all ranks live once for all tests."""
+    world = request.param
+    seed = request.config.getoption("--seed")
+    print(f"random inputs: --seed {seed}")
+    folder: Path = tmp_path_factory.mktemp(f"ranks{world}")
+    planned = scenarios(world, torch.Generator().manual_seed(seed))
+    torch.save(planned, folder / "scenarios")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    script = str(ROOT / "tests" / "ranks_together.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(folder / "store"), str(folder)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )
+        for rank in range(world)
+    ]
+    try:
+        messages = [process.communicate(timeout=150)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(messages)
+    yield planned, [torch.load(folder / f"results{rank}") for rank in range(world)]
+
+
+def test_losses_and_gradients_are_those_of_one_process(outcome: Any) -> None:
+    planned, ranks = outcome
+    for name, scenario in planned.items():
+        model = model_of(scenario)
+        wanted = step(
+            model,
+            scenario["x"],
+            scenario["teacher"],
+            scenario.get("upstream"),
+            **scenario["options"],
+        )
+        results = [results[name] for results, _ in ranks]
+        if scenario["options"].get("reduction") == "none":
+            got = torch.cat([loss for loss, _ in results])
+            assert [len(loss) for loss, _ in results] == list(scenario["sizes"]), name
+        else:
+            got = results[0][0]
+            assert all(torch.equal(loss, got) for loss, _ in results), name  # on every rank
+        assert got.dtype == wanted.dtype and got.shape == wanted.shape, name
+        assert torch.allclose(got, wanted, rtol=NEAR, atol=1e-9), name
+        size = torch.stack([g.double().norm() for g in grads_of(model)]).norm()
+        # A row's own gradient and what other ranks send for it are each rounded to its dtype.
+        low = scenario["options"].get("student_dtype") == torch.bfloat16
+        near = 2 * torch.finfo(torch.bfloat16).eps if low else GRAD_NEAR
+        for _, grads in results:
+            for one, many in zip(grads_of(model), grads, strict=True):
+                assert (one - many).double().norm() <= near * size + 1e-9, name
+
+
+def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
+    _, ranks = outcome
+    for _, errors in ranks:
+        for kind, message in errors.items():
+            if kind == "references":
+                assert "student_refs" in message, message
+                continue
+            assert kind in message and "process_group" in message, (kind, message)
+            assert ("float64" in message or "bfloat16" in message) == ("dtype" in kind), message
