@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from .data import Dataset
 
-SMALL_SIDE = 16  # images smaller than this, in pixels, get two stages; others three
-TEACHER_CHANNELS, TEACHER_WIDTH = (48, 96, 192), 96
-STUDENT_CHANNELS, STUDENT_WIDTH = (16, 32, 64), 8
+SMALL_SIDE = 16  # images with a side below this, in pixels, are small
+
+# Channels of each stage and feature width. On the digits the student has a tenth of the teacher's
+# parameters and a twelfth of its width.
+SMALL_TEACHER, SMALL_STUDENT = ((48, 96), 96), ((16, 32), 8)
+TEACHER, STUDENT = ((48, 96, 192), 192), ((16, 32, 64), 32)
 
 
 class Encoder(nn.Module):
@@ -41,15 +44,17 @@ class Encoder(nn.Module):
 
 def make_teacher(data: Dataset) -> Encoder:
     """The teacher for images of this size."""
-    return _make(data, TEACHER_CHANNELS, TEACHER_WIDTH)
+    return Encoder(_channels(data), *(SMALL_TEACHER if _small(data) else TEACHER))
 
 
 def make_student(data: Dataset) -> Encoder:
     """The student, far smaller than the teacher and with narrower features."""
-    return _make(data, STUDENT_CHANNELS, STUDENT_WIDTH)
+    return Encoder(_channels(data), *(SMALL_STUDENT if _small(data) else STUDENT))
 
 
-def _make(data: Dataset, channels: tuple[int, ...], width: int) -> Encoder:
-    _, in_channels, height, side = data.train.images.shape
-    stages = 2 if min(height, side) < SMALL_SIDE else 3
-    return Encoder(in_channels, channels[:stages], width)
+def _channels(data: Dataset) -> int:
+    return data.train.images.shape[1]
+
+
+def _small(data: Dataset) -> bool:
+    return min(data.train.images.shape[2:]) < SMALL_SIDE

@@ -13,7 +13,7 @@ from typing import Any
 
 import sklearn
 import torch
-from scipy.stats import t as student_t
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 import pc_kernels
 
