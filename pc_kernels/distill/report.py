@@ -13,7 +13,7 @@ from typing import Any
 
 import sklearn
 import torch
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
+from scipy.stats import t as student_t
 
 import pc_kernels
 
