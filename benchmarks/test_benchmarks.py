@@ -12,6 +12,7 @@ from contenders import run_loss, run_rank
 from gate import Check, check_loss, difference
 from measure import Failure, plan_rounds, take_turns
 from problem import Problem, Result, Spec, exact_soft_rank
+from targets import Target
 
 import pc_kernels
 from pc_kernels import reference
@@ -108,6 +109,13 @@ def test_turns_are_spread_and_failures_shown():
     assert isinstance(times["c"], Failure)
     assert times["c"].status == "failed"
     assert "/" not in times["c"].detail
+
+
+def test_target_reached_at_its_limit():
+    assert Target("time", 1.0, 1.0).verdict == "yes"
+    assert Target("speed", 1.0, 1.0, at_most=False).verdict == "yes"
+    assert Target("speed", 0.9, 1.0, at_most=False).verdict == "**no**"
+    assert Target("speed", None, 1.0).verdict == "not measured"
 
 
 def test_plan_rounds():

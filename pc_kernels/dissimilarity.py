@@ -26,6 +26,9 @@ FAR = 64
 NEAR = 1 / 64
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
+FEW_PAIRS = 1024
+"""Pairs of a chunk up to which a gradient is summed from differences, as torch.cdist does for few."""
+
 MIRROR_WIDTH = 256
 """Features as wide as this make an inner product dearer than a copy from the mirrored place."""
 
@@ -208,6 +211,11 @@ class GramSide:
         assert self._column_sum is not None
         anchors = self._anchors[start:stop]
         own = self._grad_anchors[start:stop]
+        if grad.numel() <= FEW_PAIRS:  # the differences themselves: nothing cancels
+            pulls = grad[:, :, None] * (anchors[:, None] - self._references)
+            torch.sum(pulls, 1, out=own)
+            self._grad_references -= pulls.sum(0)
+            return
         torch.mul(anchors, grad.sum(1, keepdim=True), out=own)
         own.addmm_(grad, self._references, alpha=-1)
         self._column_sum += grad.sum(0)

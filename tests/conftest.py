@@ -22,13 +22,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
+DEFAULT_SEED = 315619721
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, help="repeat a run's random inputs (default: fresh ones)")
+    parser.addoption("--seed", type=int, help="of the random inputs; -1: fresh ones")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clean_memory: leave uninitialised memory as it comes")
     if config.getoption("--seed") is None:
+        config.option.seed = DEFAULT_SEED
+    elif config.getoption("--seed") < 0:
         config.option.seed = random.SystemRandom().randrange(2**31)
 
 
