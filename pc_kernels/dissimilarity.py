@@ -32,7 +32,7 @@ FEW_PAIRS = 1024
 MIRROR_WIDTH = 256
 """Features as wide as this make an inner product dearer than a copy from the mirrored place."""
 
-CITYBLOCK_WIDTH = 64
+CITYBLOCK_WIDTH = 16
 """Features summed at a time by `cityblock`."""
 
 SMALLEST_BLOCK = 256
