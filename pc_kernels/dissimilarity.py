@@ -32,7 +32,7 @@ FEW_PAIRS = 1024
 MIRROR_WIDTH = 256
 """Features as wide as this make an inner product dearer than a copy from the mirrored place."""
 
-CITYBLOCK_WIDTH = 16
+CITYBLOCK_WIDTH = 32
 """Features summed at a time by `cityblock`."""
 
 SMALLEST_BLOCK = 256
@@ -253,11 +253,14 @@ def _divide(x: Tensor, length: Tensor) -> Tensor:
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of at least one tensor, in place of the first."""
+    """The sum of at least one tensor, in float64 on the way where the device has it."""
     first, *others = terms
+    if not others or first.device.type == "mps":
+        return sum(others, first)
+    total = first.double()
     for term in others:
-        first += term
-    return first
+        total += term
+    return total.to(first.dtype)
 
 
 class CityblockSide:
@@ -402,7 +405,8 @@ def squared_distances(rows: Rows) -> Tensor:
     scale = rows.anchor_sq[:, None] + rows.reference_sq
     squared = torch.sub(scale, rows.values, alpha=2)
     i, j = torch.nonzero(squared < NEAR * scale, as_tuple=True)
-    for block_i, block_j in zip(i.split(65536), j.split(65536), strict=True):
+    block = max(1, (1 << 20) // rows.anchors.shape[1])  # pairs whose differences are in memory
+    for block_i, block_j in zip(i.split(block), j.split(block), strict=True):
         difference = rows.anchors[block_i] - rows.references[block_j]
         squared[block_i, block_j] = difference.square().sum(1)
     return squared
