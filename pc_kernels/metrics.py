@@ -25,8 +25,8 @@ from .options import Metric, check_metric
 from .reference import Coherence
 from .sweep import default_chunk_bytes, exact_arithmetic
 
-COHERENCE_WORKING_BYTES = 128
-"""Working memory for each pair of a chunk: integer ranks and their permutations."""
+COHERENCE_WORKING_BYTES = 192
+"""Working memory for each pair of a chunk: 145 of integer ranks and permutations, and their holes."""
 
 
 def pairwise_dissimilarity(

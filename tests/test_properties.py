@@ -10,7 +10,7 @@ import torch
 from compare import BACKEND_NAMES, METRICS, PENALTIES, RELAXATIONS, SCALES, own_leaf
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import ROWS, make_rows
+from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
 from torch import Generator, Tensor
 
 import pc_kernels
@@ -141,8 +141,8 @@ def test_symmetries_of_soft_ranks(
     x = make_rows(kind, generator(seed), 2, m)
     rank = pc_kernels.soft_rank(x, t, relaxation, scale, backend=backend).double()
     near = tolerances.RANK
-    if backend == "reference" and not rank.isfinite().all():
-        return  # its formulas overflow on huge rows
+    if backend == "reference" and kind in BEYOND_PLAIN_FLOAT32:
+        return  # its formulas, as written, lose or overflow the mean and the variance of such rows
     assert rank.min() >= -near and rank.max() <= 1 + near
     assert (rank.sum(1) - m / 2).abs().max() <= m * near  # Φ(z) + Φ(−z) = 1
     mirrored = pc_kernels.soft_rank(-x, t, relaxation, scale, backend=backend)

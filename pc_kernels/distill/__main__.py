@@ -11,6 +11,7 @@ import torch
 
 from . import data, report
 from .experiment import Config, run_seed
+from .models import small
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         config = Config(**given)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         images = data.load(config.data, config.limit, config.image_size)
         if len(images.train.labels) < config.batch_size:
             raise ValueError(
@@ -31,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    # The steps on small images are too short to share: a second thread gains little, and costs a
+    # lot where another process wants its core.
+    if config.threads is not None or small(images):
+        torch.set_num_threads(config.threads or 1)
     images = images.to(torch.device(config.device))
     print(_describe(images))
     try:
@@ -98,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", int, "use at most this many images, as many of each class (default: all)")
     add("--image-size", int, "resize images to this side, in pixels (default: as they are)")
     add("--device", str, "a PyTorch device, as in cuda:0")
-    add("--threads", int, "CPU threads (default: PyTorch's choice)")
+    add("--threads", int, "CPU threads (default: 1 for small images, else PyTorch's choice)")
     return parser
 
 

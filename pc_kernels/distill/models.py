@@ -42,19 +42,20 @@ class Encoder(nn.Module):
         return features
 
 
+def small(data: Dataset) -> bool:
+    """Are the images small, and with them the networks?"""
+    return min(data.train.images.shape[2:]) < SMALL_SIDE
+
+
 def make_teacher(data: Dataset) -> Encoder:
     """The teacher for images of this size."""
-    return Encoder(_channels(data), *(SMALL_TEACHER if _small(data) else TEACHER))
+    return Encoder(_channels(data), *(SMALL_TEACHER if small(data) else TEACHER))
 
 
 def make_student(data: Dataset) -> Encoder:
     """The student, far smaller than the teacher and with narrower features."""
-    return Encoder(_channels(data), *(SMALL_STUDENT if _small(data) else STUDENT))
+    return Encoder(_channels(data), *(SMALL_STUDENT if small(data) else STUDENT))
 
 
 def _channels(data: Dataset) -> int:
     return data.train.images.shape[1]
-
-
-def _small(data: Dataset) -> bool:
-    return min(data.train.images.shape[2:]) < SMALL_SIDE
