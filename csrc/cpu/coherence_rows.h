@@ -34,24 +34,22 @@ inline float coherence_row(const Row& student, const Row& teacher, const RankOpt
     if (with_grad) fill(student.values, student.count, __builtin_nanf(""));
     return __builtin_nanf("");
   }
-  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
   float* const rank = scratch.student;
   if (plan.way == Plan::Way::constant)
-    fill(rank, count, 0.5f * static_cast<float>(count));
+    fill(rank, count, 0.5f);
   else
-    rank_sums<R>(plan, rank, scratch);
+    rank_sums<R>(plan, rank, with_grad ? scratch.density : nullptr, scratch);
   const float* const target = scratch.teacher;
-  const double loss =
-      lane_sum(count, [=](int64_t j) { return penalty_value<P>((rank[j] - 0.5f) * unit - target[j]); });
+  const double loss = lane_sum(count, [=](int64_t j) { return penalty_value<P>(rank[j] - target[j]); });
   if (with_grad) {
     if (plan.way == Plan::Way::constant) {
       fill(student.values, student.count, 0.0f);
     } else {
-      const float scale = weight * unit / static_cast<float>(count);
       float* const slope = scratch.slope;
-      for (int64_t j = 0; j < count; ++j)
-        slope[j] = scale * penalty_slope<P>((rank[j] - 0.5f) * unit - target[j]);
-      rank_gradient<R>(plan, student.values, slope, options.scale_std, rank, scratch);
+      for (int64_t j = 0; j < count; ++j) slope[j] = penalty_slope<P>(rank[j] - target[j]);
+      const float factor = static_cast<float>(weight / (static_cast<double>(count) * (count - 1.0)));
+      rank_gradient<R>(plan, student.values, slope, scratch.density, factor, options.scale_std, rank,
+                       scratch);
       dissimilarity_backward(student, rank, count);
       for (int64_t j = 0; j < count; ++j) student.values[j] = rank[j];
       restore_self(student);

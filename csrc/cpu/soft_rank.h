@@ -149,10 +149,22 @@ inline void integrate(const Grid& grid, Scratch& scratch) {
   const float* const mass = scratch.mass + kBand<R>;
   const float* const cdf = taps<R>().cdf;
   const int64_t nearby = kBand<R> + kNodes < grid.nodes() ? kBand<R> + kNodes : grid.nodes();
-  double rank = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
-  for (int64_t c = 0; c < grid.cells; ++c) {
-    level[c] = static_cast<float>(rank + level[c]);
-    rank += gain[c];
+  const double start = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
+  // A running sum waits for each of its additions: four parts of the row run side by side.
+  constexpr int parts = 4;
+  const int64_t length = grid.cells / parts;
+  double rank[parts] = {start};
+  for (int p = 1; p < parts; ++p)
+    rank[p] = rank[p - 1] + sum_over(gain + (p - 1) * length, length, [](auto v) { return v; });
+  for (int64_t c = 0; c < length; ++c)
+    for (int p = 0; p < parts; ++p) {
+      const int64_t here = p * length + c;
+      level[here] = static_cast<float>(rank[p] + level[here]);
+      rank[p] += gain[here];
+    }
+  for (int64_t c = parts * length; c < grid.cells; ++c) {
+    level[c] = static_cast<float>(rank[parts - 1] + level[c]);
+    rank[parts - 1] += gain[c];
   }
 }
 
@@ -250,11 +262,36 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
   return plan;
 }
 
-// rank[j] <- sum_k Phi((x_j - x_k)/tau), k = j included; leaves phi's sum in Scratch::density.
+// Calls quad(j, load, store) for four points at a time; past the row's end nothing is read or written.
+template <class Body>
+inline void for_quads(int64_t count, Body quad) {
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4)
+    quad(j, [](const float* p) { return load<Quad>(p); }, [](float* p, Quad v) { store(p, v); });
+  if (j == count) return;
+  const auto rest = static_cast<size_t>(count - j) * sizeof(float);
+  quad(
+      j,
+      [=](const float* p) {
+        Quad v = {};
+        __builtin_memcpy(&v, p, rest);
+        return v;
+      },
+      [=](float* p, Quad v) { __builtin_memcpy(p, &v, rest); });
+}
+
+// rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
+// sum, if wanted (the nearly hard way has no use for it).
 template <Relaxation R>
-inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
-  if (plan.way == Plan::Way::windowed) return windowed_rank_sums(R, plan.grid.count, rank, scratch);
+inline void rank_sums(const Plan& plan, float* rank, float* density, Scratch& scratch) {
   const Grid& grid = plan.grid;
+  const int64_t count = grid.count;
+  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
+  if (plan.way == Plan::Way::windowed) {
+    windowed_rank_sums(R, count, rank, scratch);
+    for (int64_t j = 0; j < count; ++j) rank[j] = (rank[j] - 0.5f) * unit;
+    return;
+  }
   spread(grid, nullptr, scratch);
   nodes_from_moments(grid, kBand<R>, scratch);
   convolve<R>(grid, scratch);
@@ -263,22 +300,26 @@ inline void rank_sums(const Plan& plan, float* rank, Scratch& scratch) {
   constexpr float h = 1.0f / Relax<R>::inverse_step;
   const float* const level = scratch.level;
   const int32_t* const cell = scratch.cell;
-  for (int64_t j = 0; j < grid.count; j += 4) {
+  for_quads(count, [&](int64_t j, auto, auto put) {
     const Quad u = load<Quad>(scratch.place + j);
-    const Cubics density = gather(scratch, j);
+    const Cubics cubics = gather(scratch, j);
     const Quad base{level[cell[j]], level[cell[j + 1]], level[cell[j + 2]], level[cell[j + 3]]};
-    store(scratch.density + j, density.at(u));
-    store(rank + j, base + h * density.integral_at(u));
-  }
+    put(rank + j, (base + h * cubics.integral_at(u) - 0.5f) * unit);
+    if (density != nullptr) put(density + j, cubics.at(u));
+  });
 }
 
-// grad[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau) / tau, after rank_sums, and through
-// tau = temperature sigma as well under scale="std".
+// grad[j] <- factor sum_k (slope_j - slope_k) phi((x_j - x_k)/tau) / tau, with rank_sums' density, and
+// through tau = temperature sigma as well under scale="std".
 template <Relaxation R>
-inline void rank_gradient(const Plan& plan, const float* x, const float* slope, bool scale_std,
-                          float* grad, Scratch& scratch) {
+inline void rank_gradient(const Plan& plan, const float* x, const float* slope, const float* density,
+                          float factor, bool scale_std, float* grad, Scratch& scratch) {
   const Grid& grid = plan.grid;
   const int64_t count = grid.count;
+  // Scaling comes last and in two steps: either product may leave fp32's normal numbers, and at the
+  // smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
+  const float inverse_tau = static_cast<float>(std::fmin(1.0 / plan.tau, 3.4e38));
+  const auto scaled = [=](auto value) { return value * factor * inverse_tau; };
   if (plan.way == Plan::Way::windowed) {
     windowed_rank_gradient(R, count, slope, grad, scratch);
   } else {
@@ -286,15 +327,13 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
     nodes_from_moments(grid, kBand<R>, scratch);
     convolve<R>(grid, scratch);
     cell_polynomials(grid, scratch);
-    for (int64_t j = 0; j < count; j += 4) {
+    for_quads(count, [&](int64_t j, auto get, auto put) {
       const Quad weighted = gather(scratch, j).at(load<Quad>(scratch.place + j));
-      store(grad + j, load<Quad>(slope + j) * load<Quad>(scratch.density + j) - weighted);
-    }
+      put(grad + j, get(slope + j) * get(density + j) - weighted);
+    });
   }
-  // At the smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
-  const float inverse_tau = static_cast<float>(std::fmin(1.0 / plan.tau, 3.4e38));
   if (!scale_std) {
-    for (int64_t j = 0; j < count; ++j) grad[j] *= inverse_tau;
+    for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j]);
     return;
   }
   // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
@@ -305,7 +344,7 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * unit);
   const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
   const float share = static_cast<float>(pull / static_cast<double>(count));
-  for (int64_t j = 0; j < count; ++j) grad[j] = (grad[j] - share * standard[j]) * inverse_tau;
+  for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j] - share * standard[j]);
 }
 
 inline void fill(float* values, int64_t count, float value) {
@@ -316,15 +355,11 @@ inline void fill(float* values, int64_t count, float value) {
 template <Relaxation R>
 inline void soft_rank(const float* x, int64_t count, const RankOptions& options, float* rank,
                       float* density, Scratch& scratch) {
-  if (density != nullptr) fill(density, count, 0.0f);
   const Plan plan = plan_row<R>(x, count, options, scratch);
+  if (density != nullptr && plan.way != Plan::Way::grid) fill(density, count, 0.0f);
   if (plan.way == Plan::Way::undefined) return fill(rank, count, __builtin_nanf(""));
   if (plan.way == Plan::Way::constant) return fill(rank, count, 0.5f);
-  rank_sums<R>(plan, scratch.student, scratch);
-  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
-  for (int64_t j = 0; j < count; ++j) rank[j] = (scratch.student[j] - 0.5f) * unit;
-  if (density != nullptr && plan.way == Plan::Way::grid)
-    for (int64_t j = 0; j < count; ++j) density[j] = scratch.density[j];
+  rank_sums<R>(plan, rank, density, scratch);
 }
 
 template <Relaxation R>
@@ -335,10 +370,5 @@ inline void soft_rank_backward(const float* grad_rank, const float* x, const flo
   if (plan.way == Plan::Way::undefined) return fill(grad_x, count, __builtin_nanf(""));
   if (plan.way == Plan::Way::constant) return fill(grad_x, count, 0.0f);
   const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
-  for (int64_t j = 0; j < count; ++j) {
-    scratch.density[j] = density[j];
-    scratch.slope[j] = grad_rank[j] * unit;
-  }
-  rank_gradient<R>(plan, x, scratch.slope, options.scale_std, scratch.student, scratch);
-  for (int64_t j = 0; j < count; ++j) grad_x[j] = scratch.student[j];
+  rank_gradient<R>(plan, x, grad_rank, density, unit, options.scale_std, grad_x, scratch);
 }
