@@ -1,0 +1,244 @@
+"""Stage `coherence_rows`: the student's half of an anchor's chain, dissimilarity -> rank -> loss -> V.
+
+The teacher's half, `hard_rank_kernel`, has left the teacher's ranks in the teacher's row.
+"""
+
+import triton
+import triton.language as tl
+
+from .dissimilarity import GIVEN, dissimilarity_backward, dissimilarity_row
+from .formulas import counted, penalty_slope, penalty_value
+from .grid import TERMS, clear, density_function, place, scratch, spread
+from .row_sums import (
+    grid_cells,
+    inverse_step,
+    pair_scale,
+    row_range,
+    row_scale,
+    slopes_at,
+    spread_ones,
+    standard_score,
+    sums_at,
+)
+
+
+@triton.jit(do_not_specialize=["self_start"])
+def coherence_rows_kernel(
+    values_ptr,
+    anchors_ptr,
+    references_ptr,
+    anchor_sq_ptr,
+    reference_sq_ptr,
+    offsets_ptr,
+    width,
+    teacher_ptr,
+    keep_ptr,
+    weights_ptr,
+    losses_ptr,
+    tables_ptr,
+    moments_ptr,
+    floats_ptr,
+    rows,
+    count,
+    capacity,
+    floats_stride,
+    self_start,
+    temperature: tl.float64,
+    METRIC: tl.constexpr,
+    RELAXATION: tl.constexpr,
+    SCALE_STD: tl.constexpr,
+    PENALTY: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    WITH_GRAD: tl.constexpr,
+    GRID: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Losses [rows]; WITH_GRAD, values become V and the teacher's row is used up."""
+    moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
+    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, push_ptr = scratch(
+        floats_ptr, floats_stride, capacity
+    )
+    lane = tl.arange(0, BLOCK)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        start = tl.cast(row, tl.int64) * count
+        d_row, target_row, keep_row = values_ptr + start, teacher_ptr + start, keep_ptr + start
+        own = tl.where(self_start >= 0, self_start + row, -1)
+        offset = tl.full((), 0.0, tl.float32)
+        if METRIC != GIVEN:
+            offset = tl.load(offsets_ptr + row)
+            for first in range(0, count, BLOCK):
+                dissimilarity_row(
+                    d_row,
+                    anchors_ptr + tl.cast(row, tl.int64) * width,
+                    references_ptr,
+                    width,
+                    tl.load(anchor_sq_ptr + row),
+                    reference_sq_ptr,
+                    offset,
+                    first,
+                    count,
+                    own,
+                    METRIC,
+                    False,
+                    BLOCK,
+                )
+            tl.debug_barrier()
+        number, total, low, high, fit = row_range(d_row, count, own, keep_row, HAS_KEEP, BLOCK)
+        target = tl.load(target_row)  # undefined ranks are so throughout
+        if fit & (target == target):
+            mean = total / tl.maximum(number, 1).to(tl.float64)
+            low = tl.where(number > 0, low, 0.0)
+            high = tl.where(number > 0, high, 0.0)
+            inverse_tau, unit = row_scale(
+                d_row,
+                count,
+                own,
+                keep_row,
+                number,
+                mean,
+                low,
+                high,
+                temperature,
+                SCALE_STD,
+                HAS_KEEP,
+                BLOCK,
+            )
+            steps = inverse_tau * inverse_step(RELAXATION)
+            cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
+            half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
+            if on_grid:
+                spread_ones(
+                    d_row, moments_ptr, count, own, keep_row, cells, low, steps, HAS_KEEP, BLOCK
+                )
+                density_function(
+                    moments_ptr,
+                    mass_ptr,
+                    nodes_ptr,
+                    cubic_ptr,
+                    level_ptr,
+                    tables_ptr,
+                    cells,
+                    RELAXATION,
+                    True,
+                )
+                if WITH_GRAD:
+                    clear(moments_ptr, cells, BLOCK)
+                    tl.debug_barrier()
+            # Ranks, loss, and the slopes, which take the place of the teacher's ranks.
+            loss = tl.full((), 0.0, tl.float64)
+            others = tl.maximum(number - 1, 1).to(tl.float32)
+            for first in range(0, count, BLOCK):
+                j = first + lane
+                valid = counted(j, count, own, keep_row, HAS_KEEP)
+                d = tl.load(d_row + j, mask=valid, other=0.0)
+                target = tl.load(target_row + j, mask=valid, other=0.0)
+                sums, density = sums_at(
+                    d_row,
+                    d,
+                    valid,
+                    count,
+                    own,
+                    keep_row,
+                    cubic_ptr,
+                    level_ptr,
+                    on_grid,
+                    low,
+                    steps,
+                    half,
+                    first_factor,
+                    second_factor,
+                    RELAXATION,
+                    HAS_KEEP,
+                    BLOCK,
+                    PAIRS,
+                )
+                residual = tl.where(valid, (sums - 0.5) / others - target, 0.0)
+                loss += tl.sum(penalty_value(residual, PENALTY).to(tl.float64), axis=0)
+                if WITH_GRAD:
+                    slope = penalty_slope(residual, PENALTY)
+                    tl.store(target_row + j, slope, mask=j < count)
+                    tl.store(push_ptr + j, density, mask=valid)
+                    if on_grid:
+                        cell, u = place(tl.where(valid, d, low), low, steps)
+                        spread(moments_ptr, cell, u, slope, valid)
+            ranked = number > 1
+            size = tl.maximum(number, 1).to(tl.float64)
+            tl.store(losses_ptr + row, tl.where(ranked, loss / size, 0.0).to(tl.float32))
+            if WITH_GRAD:
+                tl.debug_barrier()
+                if on_grid:
+                    density_function(
+                        moments_ptr,
+                        mass_ptr,
+                        nodes_ptr,
+                        cubic_ptr,
+                        level_ptr,
+                        tables_ptr,
+                        cells,
+                        RELAXATION,
+                        False,
+                    )
+                # What pushes each point, and what all of them pull at τ.
+                pull = tl.full((), 0.0, tl.float64)
+                for first in range(0, count, BLOCK):
+                    j = first + lane
+                    valid = counted(j, count, own, keep_row, HAS_KEEP)
+                    d = tl.load(d_row + j, mask=valid, other=0.0)
+                    slope = tl.load(target_row + j, mask=valid, other=0.0)
+                    density = tl.load(push_ptr + j, mask=valid, other=0.0)
+                    push = slopes_at(
+                        d_row,
+                        target_row,
+                        1.0,
+                        d,
+                        slope,
+                        density,
+                        valid,
+                        count,
+                        own,
+                        keep_row,
+                        cubic_ptr,
+                        on_grid,
+                        low,
+                        steps,
+                        half,
+                        first_factor,
+                        second_factor,
+                        RELAXATION,
+                        HAS_KEEP,
+                        BLOCK,
+                        PAIRS,
+                    )
+                    push = tl.where(valid, push, 0.0)
+                    if SCALE_STD:
+                        score = tl.where(valid, standard_score(d, mean, unit), 0.0)
+                        pull += tl.sum((push * score).to(tl.float64), axis=0)
+                    tl.store(push_ptr + j, push, mask=j < count)
+                tl.debug_barrier()
+                share = (pull / size).to(tl.float32)
+                pairs = tl.maximum(size * (size - 1.0), 1.0)
+                factor = (tl.load(weights_ptr + row).to(tl.float64) / pairs).to(tl.float32)
+                factor = tl.where(ranked, factor, 0.0)
+                if SCALE_STD:  # equal values have no gradient
+                    factor = tl.where(unit > 0.0, factor, 0.0)
+                # In two steps: either product may leave float32's normal numbers.
+                inverse_scale = tl.minimum(inverse_tau, 3.4e38).to(tl.float32)
+                for first in range(0, count, BLOCK):
+                    j = first + lane
+                    valid = counted(j, count, own, keep_row, HAS_KEEP)
+                    d = tl.load(d_row + j, mask=valid, other=0.0)
+                    push = tl.load(push_ptr + j, mask=valid, other=0.0)
+                    if SCALE_STD:
+                        push -= share * standard_score(d, mean, unit)
+                    grad = dissimilarity_backward(d, push, offset, METRIC)
+                    grad = tl.where(valid, grad * factor * inverse_scale, 0.0)
+                    tl.store(d_row + j, grad, mask=j < count)
+        else:
+            tl.store(losses_ptr + row, float("nan"))
+            if WITH_GRAD:
+                for first in range(0, count, BLOCK):
+                    j = first + lane
+                    undefined = tl.full([BLOCK], float("nan"), tl.float32)
+                    tl.store(d_row + j, undefined, mask=j < count)
+        tl.debug_barrier()

@@ -1,0 +1,121 @@
+"""Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
+
+The same formulas as csrc/cpu/dissimilarity.h; docs/method.md, "Distances".
+"""
+
+import triton
+import triton.language as tl
+
+GIVEN = tl.constexpr(0)
+EUCLIDEAN = tl.constexpr(1)
+SQEUCLIDEAN = tl.constexpr(2)
+COSINE = tl.constexpr(3)
+
+NEAR = tl.constexpr(1 / 64)
+"""Squared distances below this share of |a|² + |b|² are summed again from the differences."""
+
+FEATURES = tl.constexpr(8)
+"""Features of a pair summed side by side there: a 32-byte sector of each reference."""
+
+
+@triton.jit
+def squared_distances(anchor_ptr, references_ptr, width, j, wanted, BLOCK: tl.constexpr):
+    """|a − b_j|² from the differences, where wanted; elsewhere nothing is read."""
+    lane = tl.arange(0, FEATURES)
+    reference = references_ptr + tl.cast(j, tl.int64)[:, None] * width
+    total = tl.zeros([BLOCK, FEATURES], tl.float32)
+    for first in range(0, width, FEATURES):
+        k = first + lane
+        a = tl.load(anchor_ptr + k, mask=k < width, other=0.0)[None, :]
+        inside = wanted[:, None] & (k < width)[None, :]
+        b = tl.load(reference + k[None, :], mask=inside, other=0.0)
+        total += tl.where(inside, (a - b) * (a - b), 0.0)
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def dissimilarity_row(
+    values_ptr,
+    anchor_ptr,
+    references_ptr,
+    width,
+    anchor_sq,
+    reference_sq_ptr,
+    offset,
+    first,
+    count,
+    own,
+    METRIC: tl.constexpr,
+    COMPARABLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of a Gram row in place: δ less the row's offset, or all that a rank needs of it.
+
+    `COMPARABLE`: squared distances will do, up to a constant. The anchor's own place gets garbage.
+    """
+    j = first + tl.arange(0, BLOCK)
+    inside = j < count
+    gram = tl.load(values_ptr + j, mask=inside, other=0.0)
+    reference_sq = tl.load(reference_sq_ptr + j, mask=inside, other=0.0)
+    scale = anchor_sq + reference_sq
+    squared = scale - 2.0 * gram
+    # Of an anchor so far out that |a|² would cost the digits in which its references differ.
+    excess = reference_sq - 2.0 * gram
+    near = inside & (j != own) & (squared < NEAR * scale)
+    if tl.max(near.to(tl.int32), axis=0) > 0:
+        short = squared_distances(anchor_ptr, references_ptr, width, j, near, BLOCK)
+        squared = tl.where(near, short, squared)
+        excess = tl.where(near, short - anchor_sq, excess)
+    far = offset > 0.0
+    value = tl.where(far, excess, squared)
+    if not COMPARABLE:
+        if METRIC == EUCLIDEAN:  # √(x+y) − √x = y/(√(x+y) + √x)
+            distance = tl.sqrt_rn(tl.maximum(tl.where(far, anchor_sq + excess, squared), 0.0))
+            distance = tl.where(squared == squared, distance, squared)
+            value = tl.where(far, excess / (distance + offset), distance)
+        if METRIC == COSINE:
+            value = squared * 0.5
+    tl.store(values_ptr + j, value, mask=inside)
+
+
+@triton.jit
+def dissimilarity_backward(d, grad, offset, METRIC: tl.constexpr):
+    """∂L/∂δ to V, with ∂L/∂anchor = Σ_j V_j (anchor − reference_j); a distance of 0 has gradient 0."""
+    if METRIC == EUCLIDEAN:
+        distance = d + offset
+        grad = tl.where(distance == 0.0, 0.0, grad / tl.where(distance == 0.0, 1.0, distance))
+    if METRIC == SQEUCLIDEAN:
+        grad = 2.0 * grad
+    return grad
+
+
+@triton.jit
+def dissimilarity_kernel(
+    values_ptr,
+    anchors_ptr,
+    references_ptr,
+    anchor_sq_ptr,
+    reference_sq_ptr,
+    offsets_ptr,
+    width,
+    count,
+    METRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The stage standing alone: a program is a block of a row."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    dissimilarity_row(
+        values_ptr + row * count,
+        anchors_ptr + row * width,
+        references_ptr,
+        width,
+        tl.load(anchor_sq_ptr + row),
+        reference_sq_ptr,
+        tl.load(offsets_ptr + row),
+        tl.program_id(1) * BLOCK,
+        count,
+        -1,
+        METRIC,
+        False,
+        BLOCK,
+    )

@@ -1,0 +1,121 @@
+"""Launch settings: block sizes, how many programs, and tuning over a short list.
+
+A kernel's first launch at a size times the candidates and keeps the best. Where that cannot be (during
+the capture of a CUDA graph, in the interpreter) or must not be (sums of another block size round
+differently, so deterministic algorithms take no timings), the first candidate serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+SCRATCH_BYTES = 256 << 20
+"""Of all programs together."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """References of a block, references it meets at a time where it meets all, and warps."""
+
+    block: int
+    pairs: int
+    warps: int
+
+
+LONG_ROWS = (Setting(1024, 4, 8), Setting(512, 4, 4), Setting(2048, 4, 8))
+SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
+
+_chosen: dict[Hashable, Setting] = {}
+
+
+def power_of_two_above(count: int, least: int, most: int) -> int:
+    """The smallest power of two ≥ count, within bounds."""
+    return min(max(1 << (count - 1).bit_length(), least), most)
+
+
+def trimmed(settings: tuple[Setting, ...], count: int) -> tuple[Setting, ...]:
+    """Blocks no longer than rows of `count`, without repetition."""
+    longest = power_of_two_above(count, 16, 1 << 20)
+    return tuple(
+        dict.fromkeys(Setting(min(s.block, longest), s.pairs, s.warps) for s in settings)
+    )
+
+
+@lru_cache(maxsize=16)
+def _processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).gpu_subslice_count
+    return 1
+
+
+def programs(device: torch.device, rows: int, per_processor: int, scratch_bytes: int) -> int:
+    """Programs that share the rows: enough to fill the device, few enough for their scratch memory.
+
+    Args:
+        device: where they run.
+        rows: how many rows there are.
+        per_processor: programs a multiprocessor has room for.
+        scratch_bytes: what one of them needs.
+    """
+    room = max(1, SCRATCH_BYTES // max(scratch_bytes, 1))
+    return max(1, min(rows, per_processor * _processors(device), room))
+
+
+def tuned(
+    key: Hashable,
+    candidates: tuple[Setting, ...],
+    launch: Callable[[Setting], None],
+    overwritten: tuple[Tensor, ...],
+) -> None:
+    """Launches with the best setting known for `key`; finds it first if this is the first time.
+
+    Args:
+        key: what the best setting depends on.
+        candidates: settings to choose from, the safest first.
+        launch: runs the kernel.
+        overwritten: tensors that the kernel reads and overwrites.
+    """
+    device = overwritten[0].device if overwritten else torch.device("cuda")
+    setting = _chosen.get(key)
+    if setting is None and _may_time(device, candidates):
+        setting = _chosen[key] = _fastest(candidates, launch, overwritten)
+    launch(setting or candidates[0])
+
+
+def _may_time(device: torch.device, candidates: tuple[Setting, ...]) -> bool:
+    if len(candidates) == 1 or INTERPRETED or torch.are_deterministic_algorithms_enabled():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _fastest(
+    candidates: tuple[Setting, ...],
+    launch: Callable[[Setting], None],
+    overwritten: tuple[Tensor, ...],
+) -> Setting:
+    before = [x.clone() for x in overwritten]
+
+    def restore() -> None:
+        for x, y in zip(overwritten, before, strict=True):
+            x.copy_(y)
+
+    def time_of(setting: Setting) -> float:
+        def once() -> None:
+            restore()
+            launch(setting)
+
+        return float(triton.testing.do_bench(once, warmup=5, rep=20, return_mode="median"))
+
+    best = min(candidates, key=time_of)
+    restore()
+    return best
