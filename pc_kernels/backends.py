@@ -8,6 +8,7 @@ calls the others; the compiled ones fuse it.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,10 @@ class Backend:
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""
         raise NotImplementedError
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether `auto` may choose it for this device, if there is no obstacle."""
+        return True
 
     def dissimilarity(self, rows: Rows) -> Tensor:
         """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
@@ -321,6 +326,97 @@ class CpuBackend(Backend):
         )
 
 
+class TritonBackend(Backend):
+    """Triton kernels (triton_kernels/): a GPU and `pip install triton` are all they need."""
+
+    name = "triton"
+    working_bytes = 0
+
+    def serves(self, device: torch.device) -> bool:
+        """GPUs; the interpreter, on the CPU, is for tests."""
+        return device.type in ("cuda", "xpu") and not _interpreted()
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs Triton and a GPU that it compiles for (or its interpreter), and float32."""
+        if device.type == "cpu" and not _interpreted():
+            return (
+                "it computes on GPUs; on CPU tensors only in Triton's interpreter, for tests: set "
+                "TRITON_INTERPRET=1 before the start"
+            )
+        if device.type not in ("cpu", "cuda", "xpu"):
+            return f"it computes on cuda (also ROCm) and xpu devices; got device {device}"
+        if dtype != torch.float32:
+            return f"it computes in float32; for {dtype} use backend='torch'"
+        return triton_obstacle() or _capability_obstacle(device)
+
+    def dissimilarity(self, rows: Rows) -> Tensor:
+        """See `Backend`."""
+        _launch().dissimilarity(rows)
+        return rows.values
+
+    def hard_rank(self, x: Tensor) -> Tensor:
+        """See `Backend`."""
+        return _launch().hard_rank(x.contiguous())
+
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        return _launch().soft_rank(x.contiguous(), options, with_grad)
+
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
+        """See `Backend`."""
+        return _launch().soft_rank_backward(
+            grad_rank.contiguous(), x.contiguous(), density, options
+        )
+
+    def coherence_rows(
+        self,
+        student: Rows,
+        teacher: Rows,
+        weights: Tensor,
+        options: CoherenceOptions,
+        self_start: int | None,
+        keep: Tensor | None,
+        with_grad: bool,
+    ) -> Tensor:
+        """See `Backend`; two kernels, the teacher's ranks and all the rest."""
+        return _launch().coherence_rows(
+            student, teacher, weights, options, self_start, keep, with_grad
+        )
+
+
+def _launch() -> Any:
+    """The kernels; loads Triton on the first call."""
+    from .triton_kernels import launch
+
+    return launch
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def triton_obstacle() -> str | None:
+    """Why Triton is not to be had, or None; loads it on the first call."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton is not importable ({error}): `pip install triton`"
+    return None
+
+
+@cache
+def _capability_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"Triton compiles for compute capability 8.0 and above; this GPU has {major}.{minor}"
+    return None
+
+
 def _arguments(options: RankOptions) -> tuple[float, str, bool]:
     return options.temperature, options.relaxation, options.scale == "std"
 
@@ -353,7 +449,8 @@ def extension_obstacle() -> str | None:
 
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CpuBackend(), TorchBackend(), ReferenceBackend())
+    backend.name: backend
+    for backend in (CpuBackend(), TritonBackend(), TorchBackend(), ReferenceBackend())
 }
 """By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
 
@@ -365,7 +462,8 @@ def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         ValueError: no backend has this name, or the one that has cannot be used, and why.
     """
     if name == "auto":
-        return next(b for b in BACKENDS.values() if b.obstacle(device, dtype) is None)
+        candidates = (b for b in BACKENDS.values() if b.serves(device))
+        return next(b for b in candidates if b.obstacle(device, dtype) is None)
     if name not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"backend must be one of {names}; got {name!r}")

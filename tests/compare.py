@@ -21,6 +21,8 @@ def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
     parameters = []
     for name, backend in BACKENDS.items():
+        if not backend.serves(torch.device("cpu")):
+            continue
         reason = backend.obstacle(torch.device("cpu"), dtype)
         marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
         parameters.append(pytest.param(name, marks=marks))

@@ -199,6 +199,6 @@ def gather_rank(cubic_ptr, level_ptr, cell, u, valid, INVERSE_STEP: tl.constexpr
     term = tl.arange(0, TERMS)[None, :]
     cubic = tl.load(cubic_ptr + cell[:, None] * TERMS + term, mask=valid[:, None], other=0.0)
     values = cubic * powers(u)
-    share = 1.0 / (INVERSE_STEP * (term + 1)).to(tl.float32)
+    share = 1.0 / ((term + 1).to(tl.float32) * INVERSE_STEP)
     level = tl.load(level_ptr + cell, mask=valid, other=0.0)
     return level + u * tl.sum(values * share, axis=1), tl.sum(values, axis=1)
