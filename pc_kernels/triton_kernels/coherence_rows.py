@@ -85,8 +85,8 @@ def coherence_rows_kernel(
                 )
             tl.debug_barrier()
         number, total, low, high, fit = row_range(d_row, count, own, keep_row, HAS_KEEP, BLOCK)
-        target = tl.load(target_row)  # undefined ranks are so throughout
-        if fit & (target == target):
+        any_target = tl.load(target_row)  # undefined ranks are so throughout
+        if fit & (any_target == any_target):
             mean = total / tl.maximum(number, 1).to(tl.float64)
             low = tl.where(number > 0, low, 0.0)
             high = tl.where(number > 0, high, 0.0)

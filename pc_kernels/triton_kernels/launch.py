@@ -20,6 +20,7 @@ from .coherence_rows import coherence_rows_kernel
 from .dissimilarity import dissimilarity_kernel
 from .hard_rank import hard_rank_kernel
 from .settings import (
+    COMPARED_ROWS,
     LONG_ROWS,
     SHORT_ROWS,
     Setting,
@@ -38,8 +39,8 @@ PENALTIES = {"squared": 0, "absolute": 1, "huber": 2}
 ALL_PAIRS = 256
 """References up to which a row's soft ranks are summed over all pairs (docs/gpu.md, "Triton")."""
 
-ALL_COMPARED = 512
-"""References up to which hard ranks compare all pairs."""
+ALL_COMPARED = COMPARED_ROWS.block
+"""References up to which hard ranks compare all pairs, in one block."""
 
 CELLS_PER_POINT = 8
 """Beyond this all pairs serve: rows are nearly hard (docs/method.md, "Regimes")."""
@@ -109,7 +110,7 @@ def dissimilarity(rows: Rows) -> None:
     *tensors, width = _sides(rows)
     with on(rows.values.device):
         dissimilarity_kernel[(rows.values.shape[0], triton.cdiv(count, block))](
-            rows.values, *tensors, width, count, METRICS[rows.metric], block
+            rows.values, *tensors, width, count, METRICS[rows.metric], block, num_warps=8
         )
 
 
@@ -129,7 +130,7 @@ def _hard_rank(
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
     ints, floats = (0, 0) if short else (2 * buckets + -(-count // 16) * 16, -(-count // 16) * 16)
-    grid = programs(device, number, 8 if short else 2, 4 * (ints + floats))
+    grid = programs(device, number, 8 if short else 3, 4 * (ints + floats))
     ints_memory = torch.empty(grid * ints, dtype=torch.int32, device=device)
     floats_memory = torch.empty(grid * floats, dtype=torch.float32, device=device)
     *tensors, width = _sides(rows)
@@ -158,8 +159,7 @@ def _hard_rank(
             num_warps=setting.warps,
         )
 
-    block = power_of_two_above(count, 16, ALL_COMPARED)
-    settings = (Setting(block, 16, 4),) if short else trimmed(LONG_ROWS, count)
+    settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
     key = ("hard_rank", device, power_of_two_above(count, 16, 1 << 30), rows.metric)
     with on(device):
         tuned(key, settings, launch, (rows.values,))

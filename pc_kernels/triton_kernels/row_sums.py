@@ -152,7 +152,7 @@ def pair_slopes(
         other = tl.load(x_ptr + k, mask=valid, other=float("inf")) * half
         other_slope = tl.load(slope_ptr + k, mask=valid, other=0.0) * slope_unit
         z = (scaled - other[None, :]) * first_factor * second_factor
-        _, density = step_and_density(z, RELAXATION)
+        _step, density = step_and_density(z, RELAXATION)
         push = (slope[:, None] - other_slope[None, :]) * density
         total += tl.sum(push, axis=1).to(tl.float64)
     return total.to(tl.float32)

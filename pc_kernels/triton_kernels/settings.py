@@ -30,7 +30,8 @@ class Setting:
     warps: int
 
 
-LONG_ROWS = (Setting(1024, 4, 8), Setting(512, 4, 4), Setting(2048, 4, 8))
+LONG_ROWS = (Setting(256, 4, 8), Setting(512, 4, 16), Setting(256, 4, 4))
+COMPARED_ROWS = Setting(512, 16, 4)
 SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
 
 _chosen: dict[Hashable, Setting] = {}

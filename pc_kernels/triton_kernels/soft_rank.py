@@ -40,7 +40,7 @@ def soft_rank_kernel(
 ):
     """Ranks [rows, count] and, WITH_GRAD, the density that the backward needs."""
     moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
-    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _ = scratch(floats_ptr, floats_stride, capacity)
+    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _spare = scratch(floats_ptr, floats_stride, capacity)
     lane = tl.arange(0, BLOCK)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(row, tl.int64) * count
@@ -48,7 +48,7 @@ def soft_rank_kernel(
         number, total, low, high, fit = row_range(x_row, count, -1, x_row, False, BLOCK)
         if fit:
             mean = total / number.to(tl.float64)
-            inverse_tau, _ = row_scale(
+            inverse_tau, _unit = row_scale(
                 x_row, count, -1, x_row, number, mean, low, high, temperature, SCALE_STD, False, BLOCK
             )
             steps = inverse_tau * inverse_step(RELAXATION)
@@ -128,7 +128,7 @@ def soft_rank_backward_kernel(
 ):
     """Σ_j grad_rank_j ∂r_j/∂x [rows, count]."""
     moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
-    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _ = scratch(floats_ptr, floats_stride, capacity)
+    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _spare = scratch(floats_ptr, floats_stride, capacity)
     lane = tl.arange(0, BLOCK)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(row, tl.int64) * count

@@ -1,0 +1,262 @@
+"""The `triton` backend without a GPU: its kernels in the interpreter, compiled ahead of time, and chosen.
+
+The interpreter's tests are in triton_interpreted.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pc_kernels
+from pc_kernels.backends import BACKENDS, select, triton_obstacle
+
+needs_triton = pytest.mark.skipif(
+    triton_obstacle() is not None, reason=f"Triton: {triton_obstacle()}"
+)
+needs_compiler = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is loaded as an interpreter"
+)
+CPU = torch.device("cpu")
+
+
+@needs_triton
+def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) -> None:
+    seed = request.config.getoption("--seed")
+    done = python(
+        *("-m", "pytest", "-p", "no:cacheprovider", "-x", f"--seed={seed}"),
+        "tests/triton_interpreted.py",
+        timeout=600,
+        TRITON_INTERPRET="1",
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+
+
+POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
+ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
+"""Integers that the backend makes multiples of 16."""
+
+RANKS: dict[str, Any] = {"RELAXATION": 0, "SCALE_STD": True, "WITH_GRAD": True, "GRID": True}
+COHERENCE = {**RANKS, "METRIC": 1, "PENALTY": 0, "HAS_KEEP": False}
+TEACHER: dict[str, Any] = {"METRIC": 1, "FINITE": True, "HAS_KEEP": False, "SHORT": False}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dissimilarity, euclidean": ("dissimilarity", {"METRIC": 1}),
+    "dissimilarity, cosine": ("dissimilarity", {"METRIC": 3}),
+    "hard_rank": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False}),
+    "hard_rank, short": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False, "SHORT": True}),
+    "teacher": ("hard_rank", TEACHER),
+    "teacher, masked and short": ("hard_rank", {**TEACHER, "HAS_KEEP": True, "SHORT": True}),
+    "soft_rank": ("soft_rank", RANKS),
+    "soft_rank, short": ("soft_rank", {**RANKS, "GRID": False, "SCALE_STD": False}),
+    "soft_rank, normal, no gradient": ("soft_rank", {**RANKS, "RELAXATION": 1, "WITH_GRAD": False}),
+    "backward": ("soft_rank_backward", RANKS),
+    "backward, normal": ("soft_rank_backward", {**RANKS, "RELAXATION": 1, "SCALE_STD": False}),
+    "backward, short": ("soft_rank_backward", {**RANKS, "GRID": False}),
+    "coherence_rows": ("coherence_rows", COHERENCE),
+    "coherence_rows, short": ("coherence_rows", {**COHERENCE, "GRID": False}),
+    "coherence_rows, masked, normal, given": (
+        "coherence_rows",
+        {**COHERENCE, "HAS_KEEP": True, "RELAXATION": 1, "METRIC": 0, "PENALTY": 2},
+    ),
+    "coherence_rows, no gradient": (
+        "coherence_rows",
+        {**COHERENCE, "WITH_GRAD": False, "METRIC": 2, "PENALTY": 1, "SCALE_STD": False},
+    ),
+}
+
+
+def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -> Any:
+    """The kernel of a stage, compiled for a target that need not be here."""
+    from importlib import import_module
+
+    import triton
+    from triton.compiler import ASTSource
+
+    file = "soft_rank" if stage.startswith("soft_rank") else stage
+    module = import_module(f"pc_kernels.triton_kernels.{file}")
+    kernel = getattr(module, f"{stage}_kernel")
+    blocks = {"BLOCK": setting.block, "PAIRS": setting.pairs}
+    constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        kind = "*fp32" if name.endswith("_ptr") else "i32"
+        kind = "fp64" if name == "temperature" else POINTERS.get(name, kind)
+        signature[name] = "constexpr" if name in constants else kind
+        if kind.startswith("*") or name in ALIGNED:
+            attributes[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": setting.warps})
+
+
+def stack_bytes(cubin: bytes, folder: Path) -> int | None:
+    """What each thread of the kernel keeps in memory, spills above all; None without cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        return None
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
+    print(done.stdout)
+    found = re.search(r"STACK:(\d+)", done.stdout)
+    return int(found[1]) if found else None
+
+
+@needs_triton
+@needs_compiler
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -> None:
+    """To machine code that fits: shared memory without asking for more, hardly a register spilled.
+
+    The assembler trades a few spilled registers for another resident warp; 64 bytes are 16 of them.
+    """
+    from triton.backends.compiler import GPUTarget
+
+    from pc_kernels.triton_kernels import settings
+
+    stage, constants = VARIANTS[variant]
+    long = constants.get("GRID", not constants.get("SHORT", False))
+    choices = settings.LONG_ROWS if long else settings.SHORT_ROWS
+    if constants.get("SHORT"):
+        choices = (settings.COMPARED_ROWS,)
+    for setting in choices[: None if variant == "coherence_rows" else 1]:
+        kernel = compiled(stage, constants, setting, GPUTarget("cuda", capability, 32))
+        assert kernel.metadata.shared <= 48 << 10
+        assert (stack_bytes(kernel.asm["cubin"], tmp_path) or 0) <= 64, setting
+
+
+@needs_triton
+@needs_compiler
+@pytest.mark.parametrize("count", ["count", "rows", "width"])
+def test_sizes_of_one_compile(count: str) -> None:
+    """Triton makes a constant of an integer that is 1."""
+    from triton.backends.compiler import GPUTarget
+
+    from pc_kernels.triton_kernels import settings
+
+    target = GPUTarget("cuda", 90, 32)
+    for stage, constants in (("coherence_rows", COHERENCE), ("hard_rank", TEACHER)):
+        compiled(stage, {**constants, count: 1}, settings.LONG_ROWS[0], target)
+
+
+@needs_triton
+@needs_compiler
+def test_compiles_for_amd() -> None:
+    """The same source for another maker's GPU."""
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+
+    from pc_kernels.triton_kernels import settings
+
+    if "amd" not in backends:
+        pytest.skip("this Triton has no AMD backend")
+    target = GPUTarget("hip", "gfx942", 64)
+    compiled("coherence_rows", COHERENCE, settings.LONG_ROWS[0], target)
+    compiled("hard_rank", TEACHER, settings.LONG_ROWS[0], target)
+
+
+@needs_triton
+def test_tuning_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a key, with tensors as they were; not where timings are unwelcome."""
+    from pc_kernels.triton_kernels import settings
+    from pc_kernels.triton_kernels.settings import Setting
+
+    candidates = (Setting(64, 4, 4), Setting(128, 4, 4), Setting(256, 4, 8))
+    launched: list[int] = []
+    x = torch.ones(3)
+
+    def launch(setting: Setting) -> None:
+        assert (x == 1).all()
+        x.add_(1)
+        launched.append(setting.block)
+
+    def bench(once: Callable[[], None], **_: Any) -> float:
+        once()
+        once()
+        return abs(launched[-1] - 128)
+
+    monkeypatch.setattr(settings.triton.testing, "do_bench", bench)
+    monkeypatch.setattr(settings, "INTERPRETED", False)
+    monkeypatch.setattr(settings, "_chosen", {})
+    settings.tuned("a size", candidates, launch, (x,))  # deterministic algorithms, as tests have it
+    assert launched == [64]
+    torch.use_deterministic_algorithms(False)
+    x.fill_(1)
+    settings.tuned("a size", candidates, launch, (x,))
+    assert launched[-1] == 128 and (x == 2).all()
+    launched.clear()
+    x.fill_(1)
+    settings.tuned("a size", candidates, launch, (x,))
+    assert launched == [128]
+
+
+@needs_triton
+def test_grid_capacity() -> None:
+    """Room for the widest row that a temperature allows, and never for more than 8 cells a point."""
+    from pc_kernels.options import RankOptions
+    from pc_kernels.triton_kernels.launch import grid_capacity
+
+    for count in (2, 300, 5000):
+        x = torch.zeros(1, count)
+        x[0, 0], x[0, 1] = -1, 1
+        sigma = x.std(correction=0).item()
+        for temperature in (1.0, 10.0):
+            cells = 2 / (temperature * sigma) * 4 + 2
+            room = grid_capacity(count, RankOptions("logistic", temperature, "std"))
+            assert min(cells, 8 * count) <= room <= 8 * count + 16
+    assert grid_capacity(100, RankOptions("normal", 1e-300, "std")) == 800
+    assert grid_capacity(100, RankOptions("normal", 1e300, None)) == 800
+
+
+def test_never_chosen_on_the_cpu() -> None:
+    """Nor usable there without the interpreter; the reason says what to set."""
+    assert select("auto", CPU, torch.float32).name != "triton"
+    backend = BACKENDS["triton"]
+    assert not backend.serves(CPU)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+            pc_kernels.soft_rank(torch.ones(3), backend="triton")
+
+
+def test_order_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backend = BACKENDS["triton"]
+    monkeypatch.setattr(pc_kernels.backends, "_capability_obstacle", lambda device: None)
+    for device in ("cuda", "xpu"):
+        names = [n for n, b in BACKENDS.items() if b.serves(torch.device(device))]
+        assert names.index("triton") < names.index("torch")
+        reason = backend.obstacle(torch.device(device), torch.float32)
+        assert reason == triton_obstacle()
+        assert "float32" in (backend.obstacle(torch.device(device), torch.float64) or "")
+    assert "got device mps" in (backend.obstacle(torch.device("mps"), torch.float32) or "")
+
+
+NO_TRITON = """
+import sys
+sys.modules["triton"] = None  # what an import of it fails on
+import torch, pc_kernels
+from pc_kernels.backends import BACKENDS
+backend = BACKENDS["triton"]
+print(backend.obstacle(torch.device("cpu"), torch.float32))
+try:
+    pc_kernels.soft_rank(torch.ones(3), backend="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_triton(python: Callable[..., Any]) -> None:
+    done = python("-c", NO_TRITON, TRITON_INTERPRET="1")
+    reason, error = done.stdout.strip().splitlines()
+    assert "triton is not importable" in reason and "pip install triton" in reason
+    assert reason in error

@@ -1,0 +1,317 @@
+"""The Triton kernels in Triton's interpreter, against the truth in float64.
+
+`test_triton.py` runs this file in a process of its own, since Triton must be loaded with
+TRITON_INTERPRET=1. By hand: TRITON_INTERPRET=1 python -m pytest tests/triton_interpreted.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tolerances
+import torch
+from compare import (
+    METRICS,
+    PENALTIES,
+    REDUCTIONS,
+    RELAXATIONS,
+    SCALES,
+    assert_near,
+    check_features,
+    check_matrices,
+    check_soft_rank,
+    own_leaf,
+)
+from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
+from torch import Generator, Tensor
+
+import pc_kernels
+from pc_kernels import reference
+from pc_kernels.backends import BACKENDS
+from pc_kernels.dissimilarity import Rows, make_side
+from pc_kernels.options import RankOptions
+from pc_kernels.triton_kernels import launch, settings
+
+BACKEND = "triton"
+
+
+@pytest.fixture(params=["all pairs", "grid"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Short rows go the long rows' way too: grid and buckets, two programs sharing the rows."""
+    monkeypatch.setattr(settings, "_processors", lambda device: 2)
+    if request.param == "grid":
+        monkeypatch.setattr(launch, "ALL_PAIRS", 1)
+        monkeypatch.setattr(launch, "ALL_COMPARED", 1)
+    return request.param
+
+
+def batch(rng: Generator, rows: int, width: int = 5) -> tuple[Tensor, Tensor]:
+    """Student features, and teacher features whose distances are exact."""
+    return torch.randn(rows, width, generator=rng), quantised(rng, rows, 3)
+
+
+def mask(rng: Generator, rows: int, columns: int) -> Tensor:
+    """About two thirds of the pairs; the first two anchors keep none and one."""
+    keep = torch.rand(rows, columns, generator=rng) < 0.67
+    keep[:2] = False
+    keep[1, -1] = True
+    return keep
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_combination(
+    way: str, metric: str, relaxation: str, penalty: str, rng: Generator
+) -> None:
+    options: dict[str, Any] = {"relaxation": relaxation, "penalty": penalty, "temperature": 0.3}
+    options |= {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
+    student, teacher = batch(rng, 4)
+    check_features(BACKEND, student, teacher, rng, **options)
+    refs = batch(rng, 9)
+    keep = mask(rng, 4, 9)
+    check_features(BACKEND, student, teacher, rng, refs=refs, pair_mask=keep, **options)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_options(
+    way: str, masked: bool, reduction: str, scale: str | None, rng: Generator
+) -> None:
+    d_s, d_t = torch.rand(2, 6, 6, generator=rng)
+    check_matrices(
+        BACKEND,
+        d_s,
+        d_t,
+        rng,
+        reduction=reduction,
+        scale=scale,
+        exclude_self=True,
+        pair_mask=mask(rng, 6, 6) if masked else None,
+        weights=torch.rand(6, generator=rng) if masked else None,
+        chunk_bytes=150,
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (4, 0), (1, 1), (3, 1), (1, 2), (3, 2)])
+def test_shapes(way: str, shape: tuple[int, int], rng: Generator) -> None:
+    d_s, d_t = torch.rand(2, *shape, generator=rng)
+    check_matrices(BACKEND, d_s, d_t, rng)
+    if shape[0] == shape[1]:
+        check_matrices(BACKEND, d_s, d_t, rng, exclude_self=True)
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("m", [1, 2, 3, 7, 31, 33, 64, 300])
+def test_lengths(way: str, m: int, relaxation: str, rng: Generator) -> None:
+    rows = torch.cat([make_rows(name, rng, 1, m) for name in ("normal", "integers")])
+    for scale, temperature in (("std", 0.1), (None, 0.5)):
+        options: dict[str, Any] = {"relaxation": relaxation, "scale": scale}
+        check_soft_rank(BACKEND, rows, rng, temperature=temperature, **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.1, 100.0])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_make_trouble(
+    way: str, name: str, scale: str | None, temperature: float, rng: Generator
+) -> None:
+    relaxation = RELAXATIONS[int(temperature == 0.1)]
+    options: dict[str, Any] = {"relaxation": relaxation, "scale": scale}
+    check_soft_rank(BACKEND, make_rows(name, rng, 1, 50), rng, temperature=temperature, **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.1])
+@pytest.mark.parametrize("name", ROWS)
+def test_losses_of_rows_that_make_trouble(
+    way: str, name: str, temperature: float, rng: Generator
+) -> None:
+    d_s, d_t = make_rows(name, rng, 1, 50), make_rows(name, rng, 1, 50)
+    check_matrices(BACKEND, d_s, d_t, rng, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-10, 1e10, 1e300])
+def test_extreme_temperatures(way: str, temperature: float, rng: Generator) -> None:
+    """Below every gap ranks are hard; above every gap they are ½, and nothing pushes."""
+    x = own_leaf(make_rows("integers", rng, 2, 40))
+    for scale in SCALES:
+        rank = pc_kernels.soft_rank(x, temperature, scale=scale, backend=BACKEND)
+        wanted = reference.hard_rank(x.detach().double()) if temperature < 1 else 0.5 + 0 * x
+        assert_near("rank", rank, wanted.detach().double(), tolerances.RANK)
+        (grad,) = torch.autograd.grad(rank.square().sum(), x)
+        assert grad.isfinite().all()
+        assert temperature < 1 or grad.abs().max() <= 1 / temperature
+
+
+def test_subnormal_values(way: str, rng: Generator) -> None:
+    x = torch.randint(-50, 50, (2, 33), generator=rng) * torch.tensor(2.0**-149)
+    check_soft_rank(BACKEND, x, rng, temperature=0.1, with_grad=False)
+    check_soft_rank(BACKEND, x, rng, temperature=1e-43, scale=None, with_grad=False)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e30])
+def test_upstream_gradients_of_any_size(way: str, size: float, rng: Generator) -> None:
+    x, upstream = torch.randn(2, 2, 40, generator=rng)
+    grads = []
+    for factor in (1.0, size):
+        leaf = own_leaf(x)
+        pc_kernels.soft_rank(leaf, 0.3, backend=BACKEND).backward(upstream * factor)
+        assert leaf.grad is not None
+        grads.append(leaf.grad.double() / factor)
+    error = (grads[1] - grads[0]).norm() / grads[0].norm()
+    assert error <= (1e-5 if size > 1e-37 else 1e-2)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 33, 64, 600])
+def test_hard_rank(way: str, m: int, rng: Generator) -> None:
+    """Exact but for the last division, ties and all."""
+    names = ROWS if m < 100 else ("normal", "three values", "far from zero")
+    x = torch.cat([make_rows(name, rng, 1, m) for name in names])
+    rank = pc_kernels.hard_rank(x, backend=BACKEND)
+    assert_near("rank", rank, reference.hard_rank(x.double()), 2 * tolerances.U)
+    if m > 1:
+        ends = pc_kernels.hard_rank(torch.randperm(m, generator=rng).float(), backend=BACKEND)
+        assert ends.min() == 0 and ends.max() == 1
+
+
+def test_hard_rank_of_infinities(way: str) -> None:
+    inf = math.inf
+    x = torch.tensor([[1, inf, 2, -inf, inf], [inf, 1, 1, 1, -inf], [inf, inf, -inf, -inf, inf]])
+    rank = pc_kernels.hard_rank(x, backend=BACKEND)
+    assert_near("rank", rank, reference.hard_rank(x.double()), tolerances.U)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_only_rows_with_a_nan_or_infinity_are_nan(way: str, bad: float, rng: Generator) -> None:
+    for m in (2, 17):
+        x = torch.randn(3, m, generator=rng)
+        x[1, m // 2] = bad
+        touched = torch.arange(3) == 1
+        leaf = own_leaf(x)
+        rank = pc_kernels.soft_rank(leaf, backend=BACKEND)
+        rank.backward(torch.ones_like(x))
+        assert leaf.grad is not None
+        hard = pc_kernels.hard_rank(x, backend=BACKEND)
+        assert hard[touched].isnan().all() == math.isnan(bad)
+        good = torch.randn(3, m, generator=rng)
+        results = [rank, leaf.grad]
+        for d_s, d_t in ((x, good), (good, x)):
+            leaf = own_leaf(d_s)
+            losses = pc_kernels.coherence_loss_from_dissimilarities(
+                leaf, d_t, reduction="none", backend=BACKEND
+            )
+            losses.sum().backward()
+            assert leaf.grad is not None
+            results += [losses, leaf.grad]
+        for result in results:
+            assert result[touched].isnan().all() and result[~touched].isfinite().all()
+
+
+def test_masked_nan_is_absent(way: str, rng: Generator) -> None:
+    """Whatever stands where a pair is masked out: it does not show."""
+    d_s, d_t = torch.rand(2, 5, 20, generator=rng)
+    keep = mask(rng, 5, 20)
+    results = []
+    for filler in (0.0, math.nan, math.inf):
+        leaf = own_leaf(torch.where(keep, d_s, filler))
+        losses = pc_kernels.coherence_loss_from_dissimilarities(
+            leaf,
+            torch.where(keep, d_t, filler),
+            pair_mask=keep,
+            reduction="none",
+            backend=BACKEND,
+        )
+        losses.sum().backward()
+        assert leaf.grad is not None
+        results.append((losses.detach(), leaf.grad))
+    for losses, grad in results:
+        assert torch.equal(losses, results[0][0]) and torch.equal(grad, results[0][1])
+        assert (grad[~keep] == 0).all() and (losses[:2] == 0).all()
+
+
+@pytest.mark.parametrize("name", HOSTILE_FEATURES)
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
+def test_dissimilarity(metric: str, name: str, rng: Generator) -> None:
+    """As the PyTorch kernels have it in float64, near duplicates and far anchors too."""
+    x = HOSTILE_FEATURES[name](rng, 24, 11)
+    for anchors, references in ((x, None), (x[:5], x)):
+        rows = make_side(metric, anchors, references, False).rows(0, len(anchors))
+        wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in vars(rows).items()}
+        wanted = BACKENDS["torch"].dissimilarity(Rows(**wide))
+        assert rows.offsets is not None and rows.anchor_sq is not None
+        far = (rows.offsets > 0)[:, None]
+        common = rows.anchor_sq[:, None] if metric == "sqeuclidean" else rows.offsets[:, None]
+        got = BACKENDS[BACKEND].dissimilarity(rows)
+        # A sum that is no less than 1/64 of its terms, or a far anchor's, less what is common.
+        allowed = 128 * tolerances.U * wanted.abs() + torch.where(far, 4 * tolerances.U * common, 0)
+        assert_near("δ", got, wanted, allowed)
+
+
+@pytest.mark.parametrize("name", HOSTILE_FEATURES)
+def test_hostile_features(way: str, name: str, rng: Generator) -> None:
+    """The gradient is no worse than the PyTorch backend's on the same chain."""
+    student, teacher = HOSTILE_FEATURES[name](rng, 10, 11), quantised(rng, 10, 4)
+    wide = student.double().requires_grad_()
+    reference.perception_coherence_loss(wide, teacher.double()).backward()
+    errors = []
+    for backend in (BACKEND, "torch"):
+        leaf = own_leaf(student)
+        pc_kernels.perception_coherence_loss(leaf, teacher, backend=backend).backward()
+        assert leaf.grad is not None and wide.grad is not None
+        errors.append(((leaf.grad - wide.grad).norm() / wide.grad.norm()).item())
+    assert errors[0] <= max(2 * errors[1], tolerances.GRAD)
+
+
+def test_duplicates_and_constant_rows(way: str, rng: Generator) -> None:
+    student, teacher = batch(rng, 9)
+    student = student[torch.randint(0, 4, (9,), generator=rng)]
+    check_features(BACKEND, student, teacher, rng, temperature=0.3)
+    leaf = own_leaf(student[:1].expand(9, 5))
+    loss = pc_kernels.perception_coherence_loss(leaf, teacher, backend=BACKEND)
+    assert loss.isfinite() and loss > 0  # ½ everywhere, and the teacher ranks
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert (grad == 0).all()
+
+
+def test_long_rows(rng: Generator) -> None:
+    """As long as a GPU has them go through grid and buckets, in several blocks."""
+    student, teacher = torch.randn(2, 4, generator=rng), quantised(rng, 2, 3)
+    refs = torch.randn(1100, 4, generator=rng), quantised(rng, 1100, 3)
+    keep = torch.rand(2, 1100, generator=rng) < 0.9
+    check_features(BACKEND, student, teacher, rng, refs=refs, pair_mask=keep)
+    rows = torch.cat([make_rows(name, rng, 1, 2000) for name in ("outlier of 1e3", "normal")])
+    check_soft_rank(BACKEND, rows, rng, temperature=0.1)
+    check_soft_rank(BACKEND, rows, rng, temperature=0.3, relaxation="normal")
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(way: str, rng: Generator) -> None:
+    """Nor on what a row before it left in scratch memory; and again, it gives the same bits."""
+    names = ("normal", "integers", "outlier of -1e9", "all equal", "three values")
+    x = torch.cat([make_rows(name, rng, 1, 70) for name in names])
+    options = RankOptions("logistic", 0.3, "std")
+    engine = BACKENDS[BACKEND]
+
+    def results(rows: Tensor) -> list[Tensor]:
+        rank, density = engine.soft_rank(rows, options, True)
+        grad = engine.soft_rank_backward(rows.flip(1), rows, density, options)
+        return [rank, density, grad, engine.hard_rank(rows)]
+
+    together = results(x)
+    for i in range(len(x)):
+        for part, alone in zip(together, results(x[i : i + 1]), strict=True):
+            assert torch.equal(part[i : i + 1], alone)
+
+
+def test_without_gradient(way: str, rng: Generator) -> None:
+    """The same losses, to the bit."""
+    student, teacher = batch(rng, 9)
+    leaf = own_leaf(student)
+    one, other = (
+        pc_kernels.perception_coherence_loss(x, teacher, reduction="none", backend=BACKEND)
+        for x in (student, leaf)
+    )
+    assert torch.equal(one, other.detach())
