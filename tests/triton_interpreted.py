@@ -69,19 +69,17 @@ def test_every_combination(
 ) -> None:
     options: dict[str, Any] = {"relaxation": relaxation, "penalty": penalty, "temperature": 0.3}
     options |= {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
-    student, teacher = batch(rng, 4)
-    check_features(BACKEND, student, teacher, rng, **options)
     refs = batch(rng, 9)
     keep = mask(rng, 4, 9)
-    check_features(BACKEND, student, teacher, rng, refs=refs, pair_mask=keep, **options)
+    check_features(BACKEND, *batch(rng, 4), rng, refs=refs, pair_mask=keep, **options)
+    if way == "all pairs" or penalty == "squared":
+        check_features(BACKEND, *batch(rng, 6), rng, **options)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_options(
-    way: str, masked: bool, reduction: str, scale: str | None, rng: Generator
-) -> None:
+def test_options(way: str, masked: bool, reduction: str, scale: str | None, rng: Generator) -> None:
     d_s, d_t = torch.rand(2, 6, 6, generator=rng)
     check_matrices(
         BACKEND,
@@ -109,23 +107,25 @@ def test_shapes(way: str, shape: tuple[int, int], rng: Generator) -> None:
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 31, 33, 64, 300])
 def test_lengths(way: str, m: int, relaxation: str, rng: Generator) -> None:
     rows = torch.cat([make_rows(name, rng, 1, m) for name in ("normal", "integers")])
-    for scale, temperature in (("std", 0.1), (None, 0.5)):
-        options: dict[str, Any] = {"relaxation": relaxation, "scale": scale}
-        check_soft_rank(BACKEND, rows, rng, temperature=temperature, **options)
+    scale, temperature = ("std", 0.1) if relaxation == "logistic" else (None, 0.5)
+    options: dict[str, Any] = {"relaxation": relaxation, "scale": scale}
+    check_soft_rank(BACKEND, rows, rng, temperature=temperature, **options)
 
 
-@pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.1, 100.0])
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("scale", "temperature"),
+    [("std", 1e-4), ("std", 0.1), ("std", 100.0), (None, 1e-3), (None, 1.0)],
+)
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_that_make_trouble(
     way: str, name: str, scale: str | None, temperature: float, rng: Generator
 ) -> None:
-    relaxation = RELAXATIONS[int(temperature == 0.1)]
+    relaxation = RELAXATIONS[int(temperature < 0.1)]
     options: dict[str, Any] = {"relaxation": relaxation, "scale": scale}
     check_soft_rank(BACKEND, make_rows(name, rng, 1, 50), rng, temperature=temperature, **options)
 
 
-@pytest.mark.parametrize("temperature", [1e-4, 0.1])
+@pytest.mark.parametrize("temperature", [1e-2, 0.1])
 @pytest.mark.parametrize("name", ROWS)
 def test_losses_of_rows_that_make_trouble(
     way: str, name: str, temperature: float, rng: Generator
@@ -187,7 +187,7 @@ def test_hard_rank_of_infinities(way: str) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_only_rows_with_a_nan_or_infinity_are_nan(way: str, bad: float, rng: Generator) -> None:
-    for m in (2, 17):
+    for m in (2, 11):
         x = torch.randn(3, m, generator=rng)
         x[1, m // 2] = bad
         touched = torch.arange(3) == 1

@@ -61,7 +61,7 @@ def dissimilarity_row(
     squared = scale - 2.0 * gram
     # Of an anchor so far out that |a|² would cost the digits in which its references differ.
     excess = reference_sq - 2.0 * gram
-    near = inside & (j != own) & (squared < NEAR * scale)
+    near = inside & (j != own) & (squared < scale * NEAR)
     if tl.max(near.to(tl.int32), axis=0) > 0:
         short = squared_distances(anchor_ptr, references_ptr, width, j, near, BLOCK)
         squared = tl.where(near, short, squared)

@@ -37,7 +37,7 @@ def penalty_value(e, PENALTY: tl.constexpr):
     elif PENALTY == ABSOLUTE:
         value = a
     else:
-        value = tl.where(a <= HUBER_DELTA, 0.5 * e * e, HUBER_DELTA * (a - 0.5 * HUBER_DELTA))
+        value = tl.where(a <= HUBER_DELTA, 0.5 * e * e, (a - 0.5 * HUBER_DELTA) * HUBER_DELTA)
     return value
 
 

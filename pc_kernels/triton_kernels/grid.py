@@ -147,9 +147,7 @@ def cubics(
     for first in range(0, cells, NODE_BLOCK):
         c = first + tl.arange(0, NODE_BLOCK)
         valid = c < cells
-        density = tl.load(
-            density_ptr + c[:, None] + lane[None, :], mask=valid[:, None], other=0.0
-        )
+        density = tl.load(density_ptr + c[:, None] + lane[None, :], mask=valid[:, None], other=0.0)
         for a in tl.static_range(TERMS):
             weight = tl.load(tables_ptr + GATHER + a * NODES + lane)[None, :]
             tl.store(cubic_ptr + c * TERMS + a, tl.sum(density * weight, axis=1), mask=valid)

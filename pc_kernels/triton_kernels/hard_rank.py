@@ -97,7 +97,9 @@ def rank_by_buckets(
     """Ranks of a row of any length, without NaN."""
     lane = tl.arange(0, BLOCK)
     for first in range(0, buckets, BLOCK):
-        tl.store(counts_ptr + first + lane, tl.zeros([BLOCK], tl.int32), mask=first + lane < buckets)
+        tl.store(
+            counts_ptr + first + lane, tl.zeros([BLOCK], tl.int32), mask=first + lane < buckets
+        )
     tl.debug_barrier()
     for first in range(0, count, BLOCK):
         j = first + lane
@@ -131,7 +133,7 @@ def rank_by_buckets(
         size = tl.load(counts_ptr + bucket, mask=valid, other=0, cache_modifier=".cg")
         below = start
         equal = tl.zeros([BLOCK], tl.int32)
-        for i in range(0, tl.max(size, axis=0)):
+        for i in range(tl.max(size, axis=0)):
             inside = valid & (i < size)
             other = tl.load(sorted_ptr + start + i, mask=inside, other=float("nan"))
             below += (other < x).to(tl.int32)

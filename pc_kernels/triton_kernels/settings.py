@@ -45,9 +45,7 @@ def power_of_two_above(count: int, least: int, most: int) -> int:
 def trimmed(settings: tuple[Setting, ...], count: int) -> tuple[Setting, ...]:
     """Blocks no longer than rows of `count`, without repetition."""
     longest = power_of_two_above(count, 16, 1 << 20)
-    return tuple(
-        dict.fromkeys(Setting(min(s.block, longest), s.pairs, s.warps) for s in settings)
-    )
+    return tuple(dict.fromkeys(Setting(min(s.block, longest), s.pairs, s.warps) for s in settings))
 
 
 @lru_cache(maxsize=16)

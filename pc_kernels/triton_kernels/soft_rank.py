@@ -49,7 +49,18 @@ def soft_rank_kernel(
         if fit:
             mean = total / number.to(tl.float64)
             inverse_tau, _unit = row_scale(
-                x_row, count, -1, x_row, number, mean, low, high, temperature, SCALE_STD, False, BLOCK
+                x_row,
+                count,
+                -1,
+                x_row,
+                number,
+                mean,
+                low,
+                high,
+                temperature,
+                SCALE_STD,
+                False,
+                BLOCK,
             )
             steps = inverse_tau * inverse_step(RELAXATION)
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
@@ -143,7 +154,18 @@ def soft_rank_backward_kernel(
         if fit & finite(largest):
             mean = total / number.to(tl.float64)
             inverse_tau, unit = row_scale(
-                x_row, count, -1, x_row, number, mean, low, high, temperature, SCALE_STD, False, BLOCK
+                x_row,
+                count,
+                -1,
+                x_row,
+                number,
+                mean,
+                low,
+                high,
+                temperature,
+                SCALE_STD,
+                False,
+                BLOCK,
             )
             steps = inverse_tau * inverse_step(RELAXATION)
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
