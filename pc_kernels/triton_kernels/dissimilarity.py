@@ -14,8 +14,8 @@ COSINE = tl.constexpr(3)
 NEAR = tl.constexpr(1 / 64)
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
-FEATURES = tl.constexpr(8)
-"""Features of a pair summed side by side there: a 32-byte sector of each reference."""
+FEATURES = tl.constexpr(4)
+"""Features of a pair summed side by side there; more would cost registers everywhere else."""
 
 
 @triton.jit

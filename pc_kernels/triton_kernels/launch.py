@@ -106,11 +106,11 @@ def dissimilarity(rows: Rows) -> None:
     count = rows.values.shape[1]
     if rows.metric == "given" or rows.values.numel() == 0:
         return
-    block = power_of_two_above(count, 16, 1024)
+    block = power_of_two_above(count, 16, 256)
     *tensors, width = _sides(rows)
     with on(rows.values.device):
         dissimilarity_kernel[(rows.values.shape[0], triton.cdiv(count, block))](
-            rows.values, *tensors, width, count, METRICS[rows.metric], block, num_warps=8
+            rows.values, *tensors, width, count, METRICS[rows.metric], block, num_warps=4
         )
 
 
@@ -130,7 +130,7 @@ def _hard_rank(
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
     ints, floats = (0, 0) if short else (2 * buckets + -(-count // 16) * 16, -(-count // 16) * 16)
-    grid = programs(device, number, 8 if short else 3, 4 * (ints + floats))
+    grid = programs(device, number, 4, 4 * (ints + floats))
     ints_memory = torch.empty(grid * ints, dtype=torch.int32, device=device)
     floats_memory = torch.empty(grid * floats, dtype=torch.float32, device=device)
     *tensors, width = _sides(rows)
