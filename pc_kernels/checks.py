@@ -28,7 +28,8 @@ def check_matrix(argument: str, x: object, meaning: str) -> Tensor:
     """`x` if it is a floating-point matrix; `meaning` says what its two dimensions are."""
     matrix = check_floating(argument, x)
     if matrix.dim() != 2:
-        raise ValueError(f"{argument} must be {meaning}; got shape {tuple(matrix.shape)}")
+        hint = "; see pc_kernels.pool_features" if matrix.dim() > 2 and "width" in meaning else ""
+        raise ValueError(f"{argument} must be {meaning}; got shape {tuple(matrix.shape)}{hint}")
     return matrix
 
 
