@@ -16,11 +16,15 @@ from torch import Tensor, nn
 import pc_kernels
 
 
+@torch.no_grad()
 def model_of(scenario: dict[str, Any]) -> nn.Module:
-    """The same weights on every rank."""
+    """The same weights on every rank, multiples of 1/8: features of such inputs are exact."""
     torch.manual_seed(3)
     width = scenario["x"].shape[1]
-    return nn.Sequential(nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, 5)).to(scenario["x"].dtype)
+    model = nn.Sequential(nn.Linear(width, 7), nn.ReLU(), nn.Linear(7, 5))
+    for parameter in model.parameters():
+        parameter.copy_((parameter * 32).round() / 8)
+    return model.to(scenario["x"].dtype)
 
 
 def step(
