@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,15 @@ def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
             assert kind.replace(" ", "_") in message.replace(" ", "_"), (kind, message)
             assert "process_group" in message, (kind, message)
             assert ("float64" in message or "bfloat16" in message) == ("dtype" in kind), message
+
+
+def test_the_example_in_the_documentation(python: Callable[..., Any]) -> None:
+    script = str(ROOT / "docs" / "examples" / "ddp.py")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = python(*launch, script, "--steps", "20", "--batch", "32", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    first, last = (float(line.rpartition(" ")[2]) for line in done.stdout.splitlines())
+    assert last < first
 
 
 def test_queues_are_the_same_on_every_rank(outcome: Any) -> None:
