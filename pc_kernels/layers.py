@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_floating
+from . import ops  # noqa: F401 - registers the operators
+from .backends import select
+from .checks import (
+    check_features,
+    check_floating,
+    check_weighting,
+    compute_dtype,
+    first_order_only,
+)
 from .losses import PerceptionCoherenceLoss
 from .options import one_of
+from .weighting import anchor_weights, shares
 
 POOLS = ("mean", "max", "first", "flatten")
 
@@ -101,7 +110,8 @@ class MultiLayerPerceptionCoherenceLoss(nn.Module):
 
         Args:
             student: features by layer, a mapping or a sequence.
-            teacher: the teacher's, by the same names or in the same order; one tensor serves all layers.
+            teacher: the teacher's, by the same names or in the same order; one tensor serves all layers,
+                and is ranked once for all of them.
             weights: of anchors; see `perception_coherence_loss`, as for `pair_mask`.
             pair_mask: of pairs.
 
@@ -116,21 +126,38 @@ class MultiLayerPerceptionCoherenceLoss(nn.Module):
         if not students:
             raise ValueError("student has no layers")
         _same_layers("teacher", teachers, students)
-        shares = self.layer_weights
-        if shares is None:
-            shares = dict.fromkeys(students, 1 / len(students))
-        _same_layers("layer_weights", shares, students)
-        losses = [
-            shares[layer]
-            * self.loss_fn(
+        layer_weights = self.layer_weights
+        if layer_weights is None:
+            layer_weights = dict.fromkeys(students, 1 / len(students))
+        _same_layers("layer_weights", layer_weights, students)
+        pooled = {
+            layer: (
                 self._pooled(f"student[{layer!r}]", layer, students[layer]),
                 self._pooled(f"teacher[{layer!r}]", layer, teachers[layer]),
-                weights=weights,
-                pair_mask=pair_mask,
             )
             for layer in students
+        }
+        if isinstance(teacher, Tensor) and self._may_share():
+            together = [student for student, _ in pooled.values()]
+            _, common = pooled[next(iter(students))]
+            return _shared_teacher_loss(
+                together,
+                common,
+                [layer_weights[layer] for layer in students],
+                self.loss_fn,
+                weights,
+                pair_mask,
+            )
+        losses = [
+            layer_weights[layer] * self.loss_fn(*pair, weights=weights, pair_mask=pair_mask)
+            for layer, pair in pooled.items()
         ]
         return torch.stack(losses).sum(0)
+
+    def _may_share(self) -> bool:
+        """Whether one pass can serve all layers: of one process, with metrics that have names."""
+        metrics = (self.loss_fn.dissimilarity, self.loss_fn.teacher_dissimilarity)
+        return self.loss_fn.process_group is None and not any(callable(m) for m in metrics)
 
     def _pooled(self, name: str, layer: str, x: Tensor) -> Tensor:
         pool = self.pool.get(layer) if isinstance(self.pool, Mapping) else self.pool
@@ -139,6 +166,91 @@ class MultiLayerPerceptionCoherenceLoss(nn.Module):
     def extra_repr(self) -> str:
         """The options, for printing."""
         return f"layer_weights={self.layer_weights}, pool={self.pool!r}"
+
+
+def _shared_teacher_loss(
+    students: Sequence[Tensor],
+    teacher: Tensor,
+    layer_weights: Sequence[float],
+    loss_fn: PerceptionCoherenceLoss,
+    weights: Tensor | None,
+    pair_mask: Tensor | None,
+) -> Tensor:
+    """Σ_l λ_l L_l of students [B, D_l] of one teacher [B, Dt], in one pass over anchors."""
+    for student in students:
+        check_features(student, teacher, None, None)
+    anchors = teacher.shape[0]
+    check_weighting(weights, pair_mask, anchors, anchors, teacher.device)
+    if loss_fn.backend != "auto":
+        select(loss_fn.backend, teacher.device, compute_dtype(*students, teacher))
+    metric = loss_fn.dissimilarity
+    return _SharedTeacherFunction.apply(
+        teacher.detach(),
+        weights,
+        pair_mask,
+        torch.tensor(layer_weights),
+        loss_fn.reduction,
+        (
+            metric,
+            metric if loss_fn.teacher_dissimilarity is None else loss_fn.teacher_dissimilarity,
+            loss_fn.relaxation,
+            float(loss_fn.temperature),
+            loss_fn.scale,
+            loss_fn.penalty,
+            loss_fn.chunk_bytes,
+            loss_fn.backend,
+        ),
+        *students,
+    )
+
+
+class _SharedTeacherFunction(torch.autograd.Function):
+    """`PerceptionCoherenceFunction` for several students of one teacher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        teacher: Tensor,
+        weights: Tensor | None,
+        pair_mask: Tensor | None,
+        layer_weights: Tensor,
+        reduction: str,
+        options: tuple[Any, ...],
+        *students: Tensor,
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad[6:])
+        ctx.at_once = wanted and reduction != "none"
+        weighting = anchor_weights((*students, teacher), weights, pair_mask, 0)
+        if reduction == "mean":
+            weighting = shares(weighting)
+        weighting = layer_weights.to(weighting)[:, None] * weighting
+        losses, grads = torch.ops.pc_kernels.perception_coherence_layers(
+            students, teacher, weighting, pair_mask, *options, ctx.at_once
+        )
+        ctx.options, ctx.reduction = options, reduction
+        ctx.like = [(student.shape, student.dtype) for student in students]
+        if ctx.at_once:
+            ctx.save_for_backward(grads)
+        elif wanted:
+            ctx.save_for_backward(teacher, weighting, pair_mask, *students)
+        total = (losses * weighting).sum(0)
+        return total if reduction == "none" else total.sum()
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        if ctx.at_once:
+            grads = ctx.saved_tensors[0] * grad_loss
+        else:
+            teacher, weighting, pair_mask, *students = ctx.saved_tensors
+            _, grads = torch.ops.pc_kernels.perception_coherence_layers(
+                students, teacher, weighting * grad_loss, pair_mask, *ctx.options, True
+            )
+        parts = grads.split([shape.numel() for shape, _ in ctx.like])
+        to_students = [
+            part.view(shape).to(dtype) for part, (shape, dtype) in zip(parts, ctx.like, strict=True)
+        ]
+        return *(None,) * 6, *to_students
 
 
 def _by_name(argument: str, layers: Any) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from compare import BACKEND_NAMES
+from inputs import quantised
 from torch import Generator, Tensor
 
 import pc_kernels
 
 single = pc_kernels.perception_coherence_loss
+UTILS = ("test_schema", "test_faketensor")  # its backward belongs to a torch.autograd.Function
 
 
 def leaf(rng: Generator, *shape: int) -> Tensor:
@@ -84,11 +88,70 @@ def test_it_is_the_sum_of_its_layers(named: bool, reduction: str, rng: Generator
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
-def test_one_teacher_for_all_and_default_weights(rng: Generator) -> None:
-    students, teacher = [leaf(rng, 10, 3), leaf(rng, 10, 4)], torch.randn(10, 5, generator=rng)
-    loss = pc_kernels.MultiLayerPerceptionCoherenceLoss()(students, teacher)
-    wanted = (single(students[0], teacher) + single(students[1], teacher)) / 2
-    assert torch.allclose(loss, wanted, rtol=1e-6)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_one_teacher_for_all(backend: str, masked: bool, reduction: str, rng: Generator) -> None:
+    """Ranked once, and the same numbers as ranked for each."""
+    students = [leaf(rng, 40, 3), leaf(rng, 40, 300), leaf(rng, 40, 7)]
+    teacher = quantised(rng, 40, 5)
+    extra: dict[str, Any] = {}
+    if masked:
+        extra["weights"] = torch.rand(40, generator=rng)
+        extra["pair_mask"] = torch.rand(40, 40, generator=rng) < 0.6
+        extra["pair_mask"][:3] = torch.arange(40) < torch.arange(3)[:, None]
+    options: dict[str, Any] = {"reduction": reduction, "backend": backend, "chunk_bytes": 9000}
+    loss = pc_kernels.MultiLayerPerceptionCoherenceLoss(**options)(students, teacher, **extra)
+    wanted = sum(single(s, teacher, **options, **extra) for s in students) / 3
+    assert torch.allclose(loss, wanted, rtol=1e-6, atol=1e-9)
+    upstream = torch.rand(loss.shape, generator=rng)
+    got = torch.autograd.grad(loss, students, upstream)
+    for a, b in zip(got, torch.autograd.grad(wanted, students, upstream), strict=True):
+        assert (a - b).norm() <= 2e-6 * b.norm()
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_one_teacher_with_a_hole(backend: str, rng: Generator) -> None:
+    """NaN where it would be without sharing."""
+    students, teacher = [leaf(rng, 9, 3), leaf(rng, 9, 4)], torch.randn(9, 5, generator=rng)
+    teacher[4, 2] = math.nan
+    keep = torch.ones(9, 9, dtype=torch.bool)
+    keep[:5, 4] = False
+    layered = pc_kernels.MultiLayerPerceptionCoherenceLoss(reduction="none", backend=backend)
+    for pair_mask in (None, keep):
+        losses = layered(students, teacher, pair_mask=pair_mask)
+        wanted = single(
+            students[0], teacher, pair_mask=pair_mask, reduction="none", backend=backend
+        )
+        assert torch.equal(losses.isnan(), wanted.isnan()) and losses.isnan().any()
+
+
+def test_one_teacher_and_what_cannot_be_shared(rng: Generator) -> None:
+    """A callable metric, and dtypes that differ: the same sum."""
+    teacher = torch.randn(12, 5, generator=rng)
+    students = [leaf(rng, 12, 3), leaf(rng, 12, 4).detach().bfloat16().requires_grad_()]
+    for metric in (torch.cdist, "cosine"):
+        layered = pc_kernels.MultiLayerPerceptionCoherenceLoss([1.0, 2.0], dissimilarity=metric)
+        mine = [students[0], students[0]] if callable(metric) else students
+        loss = layered(mine, teacher)
+        wanted = sum(
+            w * single(s, teacher, dissimilarity=metric) for w, s in zip((1, 2), mine, strict=True)
+        )
+        assert torch.allclose(loss, wanted, rtol=1e-6)
+        loss.backward()
+    assert students[1].grad is not None and students[1].grad.dtype == torch.bfloat16
+
+
+def test_compile_and_opcheck(rng: Generator) -> None:
+    students, teacher = [leaf(rng, 8, 3), leaf(rng, 8, 4)], torch.randn(8, 5, generator=rng)
+    layered = pc_kernels.MultiLayerPerceptionCoherenceLoss()
+    compiled = torch.compile(layered, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(students, teacher), layered(students, teacher))
+    options = ("euclidean", "cosine", "logistic", 0.1, "std", "squared", None, "auto")
+    arguments = (students, teacher, torch.rand(2, 8), None, *options)
+    op = torch.ops.pc_kernels.perception_coherence_layers.default
+    torch.library.opcheck(op, (*arguments, False), test_utils=UTILS)
+    torch.library.opcheck(op, (*arguments, True), test_utils=UTILS)
 
 
 def test_errors(rng: Generator) -> None:
