@@ -83,10 +83,11 @@ class FeatureQueue(nn.Module):
         """The rows of the student [M, Ds] and of the teacher [M, Dt], M = len(self)."""
         return iter((self.student[: self._filled], self.teacher[: self._filled]))
 
-    @torch.compiler.disable
     @torch.no_grad()
     def enqueue(self, student: Tensor, teacher: Tensor) -> None:
         """Adds features [B, Ds] and [B, Dt]; the oldest rows leave. Of more than `size`, the last stay.
+
+        Call it outside of what is compiled by torch.compile: its place in the queue is a Python number.
 
         Raises:
             TypeError, ValueError: the features do not fit the queue (with a group: on every rank).
