@@ -35,6 +35,7 @@ Enum parse(const char* argument, const std::string& given, const Name<Enum> (&na
 }
 
 constexpr Name<Metric> kMetrics[] = {{"given", Metric::given},
+                                     {"ranked", Metric::ranked},
                                      {"euclidean", Metric::euclidean},
                                      {"sqeuclidean", Metric::sqeuclidean},
                                      {"cosine", Metric::cosine}};
@@ -135,7 +136,7 @@ class Side {
         values_(values.data_ptr<float>()),
         rows_(values.size(0)),
         count_(values.size(1)) {
-    if (metric_ == Metric::given) return;
+    if (!is_gram()) return;
     for (const OptionalTensor* part : {&anchors, &references, &anchor_sq, &reference_sq, &offsets})
       TORCH_CHECK_VALUE(part->has_value(), name, ": metric '", metric,
                         "' needs anchors, references, their squared norms and the offsets");
@@ -162,8 +163,7 @@ class Side {
   Row row(int64_t i, int64_t self_start) const {
     const int64_t self = self_start < 0 ? -1 : self_start + i;
     float* const values = values_ + i * count_;
-    if (metric_ == Metric::given)
-      return {values, nullptr, nullptr, nullptr, 0.0f, 0.0f, count_, 0, self, metric_};
+    if (!is_gram()) return {values, nullptr, nullptr, nullptr, 0.0f, 0.0f, count_, 0, self, metric_};
     return {values,        anchors_ + i * width_,
             references_,   reference_sq_,
             anchor_sq_[i], offsets_[i],
@@ -172,6 +172,8 @@ class Side {
   }
 
  private:
+  bool is_gram() const { return metric_ != Metric::given && metric_ != Metric::ranked; }
+
   Metric metric_;
   float* values_;
   const float* anchors_ = nullptr;
@@ -198,6 +200,29 @@ void dissimilarity_(Tensor values, const std::string& metric, const OptionalTens
            [&](int64_t i, Scratch&) { row_kernels().dissimilarity(side.row(i, -1)); });
 }
 
+const bool* check_keep(const OptionalTensor& keep, const Tensor& values) {
+  if (!keep.has_value()) return nullptr;
+  TORCH_CHECK_VALUE(
+      keep->scalar_type() == at::kBool && keep->is_contiguous() && keep->sizes() == values.sizes(),
+      "keep must hold one contiguous bool for each pair");
+  return keep->const_data_ptr<bool>();
+}
+
+void hard_rank_rows_(Tensor teacher, const std::string& metric, const OptionalTensor& anchors,
+                     const OptionalTensor& references, const OptionalTensor& anchor_sq,
+                     const OptionalTensor& reference_sq, const OptionalTensor& offsets,
+                     const OptionalTensor& keep, int64_t self_start) {
+  check_matrix("teacher", teacher);
+  check_self(self_start, teacher);
+  const bool* const kept = check_keep(keep, teacher);
+  const Side side("teacher", teacher, metric, anchors, references, anchor_sq, reference_sq, offsets);
+  const int64_t count = teacher.size(1);
+  for_rows(teacher.size(0), count, [&](int64_t i, Scratch& scratch) {
+    row_kernels().hard_rank_row(side.row(i, self_start), kept == nullptr ? nullptr : kept + i * count,
+                                scratch);
+  });
+}
+
 Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& student_anchors, const OptionalTensor& student_references,
                       const OptionalTensor& student_anchor_sq,
@@ -217,9 +242,7 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
   TORCH_CHECK_VALUE(weights.scalar_type() == at::kFloat && weights.is_contiguous() &&
                         weights.numel() == student.size(0),
                     "weights must hold one contiguous float32 for each anchor");
-  TORCH_CHECK_VALUE(!keep.has_value() || (keep->scalar_type() == at::kBool && keep->is_contiguous() &&
-                                          keep->sizes() == student.sizes()),
-                    "keep must hold one contiguous bool for each pair");
+  const bool* const kept = check_keep(keep, student);
   const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
   const Side student_side("student", student, student_metric, student_anchors, student_references,
                           student_anchor_sq, student_reference_sq, student_offsets);
@@ -228,7 +251,6 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
   Tensor loss = at::empty({student.size(0)}, student.options());
   float* const losses = loss.mutable_data_ptr<float>();
   const float* const weight = weights.const_data_ptr<float>();
-  const bool* const kept = keep.has_value() ? keep->const_data_ptr<bool>() : nullptr;
   const int64_t count = student.size(1);
   for_rows(student.size(0), count, [&](int64_t i, Scratch& scratch) {
     losses[i] = row_kernels().coherence_row(
@@ -252,6 +274,9 @@ TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
       "cpu_dissimilarity_(Tensor(a!) values, str metric, Tensor? anchors, Tensor? references, "
       "Tensor? anchor_sq, Tensor? reference_sq, Tensor? offsets) -> ()");
   library.def(
+      "cpu_hard_rank_rows_(Tensor(a!) teacher, str metric, Tensor? anchors, Tensor? references, "
+      "Tensor? anchor_sq, Tensor? reference_sq, Tensor? offsets, Tensor? keep, int self_start) -> ()");
+  library.def(
       "cpu_coherence_rows(Tensor(a!) student, str student_metric, Tensor? student_anchors, "
       "Tensor? student_references, Tensor? student_anchor_sq, Tensor? student_reference_sq, Tensor? "
       "student_offsets, "
@@ -268,6 +293,7 @@ TORCH_LIBRARY_IMPL(pc_kernels, CPU, library) {
   library.impl("cpu_soft_rank", &soft_rank);
   library.impl("cpu_soft_rank_backward", &soft_rank_backward);
   library.impl("cpu_dissimilarity_", &dissimilarity_);
+  library.impl("cpu_hard_rank_rows_", &hard_rank_rows_);
   library.impl("cpu_coherence_rows", &coherence_rows);
 }
 

@@ -8,10 +8,11 @@
 
 namespace pck {
 
-// How a Gram row becomes a row of dissimilarities. `given`: it already is one.
-enum class Metric { given, euclidean, sqeuclidean, cosine };
+// How a Gram row becomes a row of dissimilarities. `given`: it already is one. `ranked`, of a teacher:
+// it holds ranks, as hard_rank_row leaves them.
+enum class Metric { given, ranked, euclidean, sqeuclidean, cosine };
 
-// One anchor's row against `count` references. For every metric but `given`, `values` holds the
+// One anchor's row against `count` references. For the metrics that have a name, `values` holds the
 // inner products of the anchor with the references, and the other fields what turns them into
 // squared distances.
 struct Row {
@@ -95,6 +96,8 @@ struct RowKernels {
                              Scratch& scratch);
   // Dissimilarities of a row, in place.
   void (*dissimilarity)(const Row& row);
+  // The teacher's ranks, in place: 0 for what is not there, NaN where they are undefined.
+  void (*hard_rank_row)(const Row& teacher, const bool* keep, Scratch& scratch);
   // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row). `keep` [count]
   // says which references are there, null: all.
   float (*coherence_row)(const Row& student, const Row& teacher, const bool* keep,
