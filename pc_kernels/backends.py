@@ -400,6 +400,12 @@ class TritonBackend(Backend):
             grad_rank.contiguous(), x.contiguous(), density, options
         )
 
+    def hard_rank_rows(
+        self, teacher: Rows, self_start: int | None, keep: Tensor | None
+    ) -> Rows | None:
+        """See `Backend`."""
+        return _launch().hard_rank_rows(teacher, self_start, keep)
+
     def coherence_rows(
         self,
         student: Rows,
@@ -410,7 +416,7 @@ class TritonBackend(Backend):
         keep: Tensor | None,
         with_grad: bool,
     ) -> Tensor:
-        """See `Backend`; two kernels, the teacher's ranks and all the rest."""
+        """See `Backend`; two kernels, `hard_rank_rows` and all the rest."""
         return _launch().coherence_rows(
             student, teacher, weights, options, self_start, keep, with_grad
         )

@@ -31,7 +31,7 @@ import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarity import Rows, make_side
-from pc_kernels.options import RankOptions
+from pc_kernels.options import CoherenceOptions, RankOptions
 from pc_kernels.triton_kernels import launch, settings
 
 BACKEND = "triton"
@@ -321,3 +321,20 @@ def test_without_gradient(way: str, rng: Generator) -> None:
         for x in (student, leaf)
     )
     assert torch.equal(one, other.detach())
+
+
+def test_several_students_share_a_teachers_ranks(way: str, rng: Generator) -> None:
+    """The same losses and gradients as with ranks of their own; the ranks stay as they are."""
+    d_t, *students = torch.rand(3, 6, 9, generator=rng)
+    keep = mask(rng, 6, 9)
+    engine, options, weights = BACKENDS[BACKEND], CoherenceOptions(temperature=0.3), torch.ones(6)
+    ranks = engine.hard_rank_rows(Rows(d_t.clone()), 2, keep)
+    assert ranks is not None
+    for d_s in students:
+        results = []
+        for teacher in (ranks, Rows(d_t.clone())):
+            rows = Rows(d_s.clone())
+            losses = engine.coherence_rows(rows, teacher, weights, options, 2, keep, True)
+            results.append((losses, rows.values))
+        for shared, own in zip(*results, strict=True):
+            assert torch.equal(shared, own)

@@ -1,6 +1,6 @@
 """Stage `coherence_rows`: the student's half of an anchor's chain, dissimilarity -> rank -> loss -> V.
 
-The teacher's half, `hard_rank_kernel`, has left the teacher's ranks in the teacher's row.
+The teacher's half, `hard_rank_kernel`, has put its ranks in the place of its row.
 """
 
 import triton
@@ -31,7 +31,7 @@ def coherence_rows_kernel(
     reference_sq_ptr,
     offsets_ptr,
     width,
-    teacher_ptr,
+    target_ptr,
     keep_ptr,
     weights_ptr,
     losses_ptr,
@@ -54,15 +54,16 @@ def coherence_rows_kernel(
     BLOCK: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """Losses [rows]; WITH_GRAD, values become V and the teacher's row is used up."""
+    """Losses [rows]; WITH_GRAD, values become V."""
     moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
     mass_ptr, nodes_ptr, cubic_ptr, level_ptr, push_ptr = scratch(
         floats_ptr, floats_stride, capacity
     )
+    slope_ptr = push_ptr + (count + 15) // 16 * 16
     lane = tl.arange(0, BLOCK)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(row, tl.int64) * count
-        d_row, target_row, keep_row = values_ptr + start, teacher_ptr + start, keep_ptr + start
+        d_row, target_row, keep_row = values_ptr + start, target_ptr + start, keep_ptr + start
         own = tl.where(self_start >= 0, self_start + row, -1)
         offset = tl.full((), 0.0, tl.float32)
         if METRIC != GIVEN:
@@ -125,7 +126,7 @@ def coherence_rows_kernel(
                 if WITH_GRAD:
                     clear(moments_ptr, cells, BLOCK)
                     tl.debug_barrier()
-            # Ranks, loss, and the slopes, which take the place of the teacher's ranks.
+            # Ranks, loss and slopes.
             loss = tl.full((), 0.0, tl.float64)
             others = tl.maximum(number - 1, 1).to(tl.float32)
             for first in range(0, count, BLOCK):
@@ -157,7 +158,7 @@ def coherence_rows_kernel(
                 loss += tl.sum(penalty_value(residual, PENALTY).to(tl.float64), axis=0)
                 if WITH_GRAD:
                     slope = penalty_slope(residual, PENALTY)
-                    tl.store(target_row + j, slope, mask=j < count)
+                    tl.store(slope_ptr + j, slope, mask=j < count)
                     tl.store(push_ptr + j, density, mask=valid)
                     if on_grid:
                         cell, u = place(tl.where(valid, d, low), low, steps)
@@ -185,11 +186,11 @@ def coherence_rows_kernel(
                     j = first + lane
                     valid = counted(j, count, own, keep_row, HAS_KEEP)
                     d = tl.load(d_row + j, mask=valid, other=0.0)
-                    slope = tl.load(target_row + j, mask=valid, other=0.0)
+                    slope = tl.load(slope_ptr + j, mask=valid, other=0.0)
                     density = tl.load(push_ptr + j, mask=valid, other=0.0)
                     push = slopes_at(
                         d_row,
-                        target_row,
+                        slope_ptr,
                         1.0,
                         d,
                         slope,

@@ -38,7 +38,7 @@ DENSITY_PAD = tl.constexpr(tables.DENSITY_PAD)
 
 @triton.jit
 def scratch(floats_ptr, stride, capacity):
-    """Where this program keeps masses, densities, cubics, levels and one float for each reference."""
+    """Where this program keeps masses, densities, cubics and levels; and what comes behind them."""
     mass_ptr = floats_ptr + tl.cast(tl.program_id(0), tl.int64) * stride
     density_ptr = mass_ptr + capacity + MASS_PAD
     cubic_ptr = density_ptr + capacity + DENSITY_PAD

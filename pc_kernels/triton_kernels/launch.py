@@ -59,11 +59,14 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 class Grid:
     """Scratch memory of the programs that rank rows of `count`, and what the kernels know of it."""
 
-    def __init__(self, like: Tensor, rows: int, count: int, options: RankOptions) -> None:
-        """Takes a tensor on the device, and the rows' number and length."""
+    def __init__(
+        self, like: Tensor, rows: int, count: int, options: RankOptions, spare: int = 0
+    ) -> None:
+        """Takes a tensor on the device, the rows' number and length, and spare rows to have."""
         self.used = count > ALL_PAIRS
         self.capacity = grid_capacity(count, options) if self.used else 16
-        self.floats = (3 + TERMS) * self.capacity + MASS_PAD + DENSITY_PAD + -(-count // 16) * 16
+        self.floats = (3 + TERMS) * self.capacity + MASS_PAD + DENSITY_PAD
+        self.floats += spare * padded(count)
         moments = TERMS * self.capacity
         self.programs = programs(
             like.device, rows, 2 if self.used else 8, 8 * moments + 4 * self.floats
@@ -72,6 +75,11 @@ class Grid:
         self.floats_memory = like.new_empty(self.programs * self.floats, dtype=torch.float32)
         self.tables = tables(options.relaxation, like.device)
         self.settings = trimmed(LONG_ROWS if self.used else SHORT_ROWS, count)
+
+
+def padded(count: int) -> int:
+    """The next multiple of 16."""
+    return -(-count // 16) * 16
 
 
 def grid_capacity(count: int, options: RankOptions) -> int:
@@ -83,7 +91,7 @@ def grid_capacity(count: int, options: RankOptions) -> int:
     if options.scale == "std":
         most = math.sqrt(2 * count) / options.temperature * INVERSE_STEP[options.relaxation]
         cells = min(cells, most + 4)
-    return -(-int(cells) // 16) * 16
+    return padded(int(cells))
 
 
 def _sides(rows: Rows) -> tuple[Any, ...]:
@@ -122,6 +130,14 @@ def hard_rank(x: Tensor) -> Tensor:
     return rank
 
 
+def hard_rank_rows(teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
+    """The teacher's ranks in the place of its rows."""
+    if teacher.values.numel() > 0:
+        own = -1 if self_start is None else self_start
+        _hard_rank(teacher, teacher.values, own, keep, finite=True)
+    return Rows(teacher.values, "ranked")
+
+
 def _hard_rank(
     rows: Rows, rank: Tensor, self_start: int, keep: Tensor | None, *, finite: bool
 ) -> None:
@@ -129,7 +145,7 @@ def _hard_rank(
     device = rows.values.device
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
-    ints, floats = (0, 0) if short else (2 * buckets + -(-count // 16) * 16, -(-count // 16) * 16)
+    ints, floats = (0, 0) if short else (2 * buckets + padded(count), padded(count))
     grid = programs(device, number, 4, 4 * (ints + floats))
     ints_memory = torch.empty(grid * ints, dtype=torch.int32, device=device)
     floats_memory = torch.empty(grid * floats, dtype=torch.float32, device=device)
@@ -256,8 +272,9 @@ def coherence_rows(
         return torch.zeros_like(weights)
     losses = torch.empty_like(weights)
     own = -1 if self_start is None else self_start
-    _hard_rank(teacher, teacher.values, own, keep, finite=True)
-    grid = Grid(student.values, rows, count, options)
+    if teacher.metric != "ranked":
+        teacher = hard_rank_rows(teacher, self_start, keep)
+    grid = Grid(student.values, rows, count, options, spare=2)
     *tensors, width = _sides(student)
 
     def launch(setting: Setting) -> None:
@@ -293,5 +310,5 @@ def coherence_rows(
     size = power_of_two_above(count, 16, 1 << 30)
     key = ("coherence_rows", device, size, options.relaxation, with_grad)
     with on(device):
-        tuned(key, grid.settings, launch, (student.values, teacher.values))
+        tuned(key, grid.settings, launch, (student.values,))
     return losses
