@@ -2,8 +2,8 @@
 
 A backend is its stages: `dissimilarity` of a chunk's rows; `hard_rank`, `soft_rank` and
 `soft_rank_backward` of matrices of rows; and `coherence_rows`, an anchor's whole chain
-dissimilarity -> rank -> loss -> gradient. The last has a plain PyTorch form here that any backend
-inherits until it fuses its own.
+dissimilarity -> rank -> loss -> gradient. The backends in plain PyTorch share a form of the last that
+calls the others; the compiled ones fuse it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .options import CoherenceOptions, RankOptions
 
 
 class Backend:
-    """A way to compute the stages. The base class holds what the PyTorch backends share."""
+    """A way to compute the stages."""
 
     name: str
     working_bytes = 16
@@ -65,6 +65,7 @@ class Backend:
         weights: Tensor,
         options: CoherenceOptions,
         self_start: int | None,
+        keep: Tensor | None,
         with_grad: bool,
     ) -> Tensor:
         """Losses [C] of a chunk of C anchors.
@@ -76,28 +77,76 @@ class Backend:
             weights: one for each anchor, [C].
             options: relaxation, temperature, scale and penalty.
             self_start: anchor i is reference self_start + i, and left out; None: it is none of them.
+            keep: bool [C, M], contiguous: where it is False the reference is absent; None: all are there.
             with_grad: whether V is wanted.
         """
+        raise NotImplementedError
+
+
+class StagewiseBackend(Backend):
+    """A backend in plain PyTorch: `coherence_rows` calls one stage after the other.
+
+    Its rank stages take `keep`, bool [N, m] or None: where it is False the value is absent. It has
+    no say in the ranks of the others, gradient 0, and a rank that means nothing.
+    """
+
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See `Backend`."""
+        raise NotImplementedError
+
+    def soft_rank(
+        self, x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        raise NotImplementedError
+
+    def soft_rank_backward(
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        options: RankOptions,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """See `Backend`."""
+        raise NotImplementedError
+
+    def coherence_rows(
+        self,
+        student: Rows,
+        teacher: Rows,
+        weights: Tensor,
+        options: CoherenceOptions,
+        self_start: int | None,
+        keep: Tensor | None,
+        with_grad: bool,
+    ) -> Tensor:
+        """See `Backend`."""
         d_s, d_t = self.dissimilarity(student), self.dissimilarity(teacher)
         others = None
         if self_start is not None:
             others = _others(d_s.shape, self_start, d_s.device)
             d_s, d_t = d_s.gather(1, others), d_t.gather(1, others)
-        m = d_s.shape[1]
-        if m < 2:
-            student_values = torch.zeros_like(student.values) + d_s.sum(1, keepdim=True) * 0
-            if with_grad:
-                student.values.copy_(student_values)
-            return (d_s.sum(1) + d_t.sum(1)) * 0
-        r_t = torch.where(d_t.isfinite().all(1, keepdim=True), self.hard_rank(d_t), torch.nan)
-        r_s, density = self.soft_rank(d_s, options, with_grad)
-        residual = r_s - r_t
-        loss = reference.rank_penalty(residual, options.penalty).mean(1)
+            keep = None if keep is None else keep.gather(1, others)
+        if keep is not None:
+            d_s, d_t = (torch.where(keep, d, 0) for d in (d_s, d_t))
+        m = torch.full_like(weights, d_s.shape[1]) if keep is None else keep.sum(1).to(d_s.dtype)
+        target = self.hard_rank(d_t, keep)
+        rank, density = self.soft_rank(d_s, options, with_grad, keep)
+        residual = rank - target
+        if keep is not None:
+            residual = torch.where(keep, residual, 0)
+        loss = reference.rank_penalty(residual, options.penalty).sum(1) / m.clamp(min=1)
+        loss = torch.where(m < 2, 0, loss)  # nothing to rank
+        loss = torch.where((d_s.isfinite() & d_t.isfinite()).all(1), loss, torch.nan)
         if with_grad:
-            slope = penalty_slope(residual, options.penalty) * (weights / m)[:, None]
-            grad = self.soft_rank_backward(slope, d_s, density, options)
+            scale = torch.where(m < 2, 0, weights / m.clamp(min=1))
+            slope = penalty_slope(residual, options.penalty) * scale[:, None]
+            grad = self.soft_rank_backward(slope, d_s, density, options, keep)
             grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
             grad = dissimilarities_backward(student, true_dissimilarities(student, d_s), grad)
+            if keep is not None:
+                grad = torch.where(keep, grad, 0)
             if others is None:
                 student.values.copy_(grad)
             else:
@@ -121,7 +170,7 @@ def penalty_slope(residual: Tensor, kind: str) -> Tensor:
     return residual.clamp(-reference.HUBER_DELTA, reference.HUBER_DELTA)
 
 
-class ReferenceBackend(Backend):
+class ReferenceBackend(StagewiseBackend):
     """The direct formulas of reference.py: O(m²) a row, for tests and for reading."""
 
     name = "reference"
@@ -130,35 +179,52 @@ class ReferenceBackend(Backend):
         """Runs anywhere."""
         return None
 
-    def hard_rank(self, x: Tensor) -> Tensor:
-        """See `Backend`."""
-        return reference.hard_rank(x)
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See `StagewiseBackend`."""
+        return reference.hard_rank(x, keep=keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
-        """See `Backend`; its backward starts from x."""
-        rank = reference.soft_rank(x, options.temperature, options.relaxation, options.scale)
+    def soft_rank(
+        self, x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `StagewiseBackend`; its backward starts from x."""
+        rank = reference.soft_rank(
+            x, options.temperature, options.relaxation, options.scale, keep=keep
+        )
         return rank, torch.zeros_like(x) if with_grad else x.new_empty(0)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        options: RankOptions,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """See `Backend`; by explicit formula, since operators run below autograd."""
-        difference = x[:, :, None] - x[:, None, :]
-        centred = x - x.mean(1, keepdim=True)
-        constant = (x == x[:, :1]).all(1, keepdim=True) & (options.scale == "std")
-        sigma = centred.square().mean(1, keepdim=True).sqrt()
-        tau = options.temperature * (sigma if options.scale == "std" else torch.ones_like(sigma))
-        density = grid.relaxation_pdf(difference / tau[:, :, None], options.relaxation)
-        slope = (grad_rank[:, :, None] - grad_rank[:, None, :]) / max(x.shape[1] - 1, 1)
-        grad = (slope * density).sum(2) / tau
+        """See `StagewiseBackend`; by explicit formula, since operators run below autograd."""
+        if x.shape[1] == 0:
+            return x.clone()
+        keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep
+        count = keep.sum(1, keepdim=True)
+        x = torch.where(keep, x, 0)
+        sigma, standard = torch.ones_like(count, dtype=x.dtype), torch.zeros_like(x)
+        constant = count < 2
         if options.scale == "std":
-            standard = centred / sigma
-            grad = grad - standard * (grad * standard).mean(1, keepdim=True)
+            centred = torch.where(keep, x - x.sum(1, keepdim=True) / count.clamp(min=1), 0)
+            low = torch.where(keep, x, torch.inf).amin(1, keepdim=True)
+            constant = constant | ((x == low) | ~keep).all(1, keepdim=True)
+            sigma = (centred.square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
+            standard = torch.where(constant, 0, centred / sigma)
+        tau = options.temperature * sigma
+        difference = x[:, :, None] - x[:, None, :]
+        density = grid.relaxation_pdf(difference / tau[:, :, None], options.relaxation)
+        slope = (grad_rank[:, :, None] - grad_rank[:, None, :]) * keep[:, None, :]
+        grad = torch.where(keep, (slope * density).sum(2) / tau / (count - 1).clamp(min=1), 0)
+        grad = grad - standard * (grad * standard).sum(1, keepdim=True) / count.clamp(min=1)
         grad = torch.where(constant, 0, grad)
         return torch.where(x.isfinite().all(1, keepdim=True), grad, torch.nan)
 
 
-class TorchBackend(Backend):
+class TorchBackend(StagewiseBackend):
     """The grid method in PyTorch operators: fast on any device, no compiler needed."""
 
     name = "torch"
@@ -168,19 +234,26 @@ class TorchBackend(Backend):
         """Runs anywhere."""
         return None
 
-    def hard_rank(self, x: Tensor) -> Tensor:
-        """See `Backend`."""
-        return grid.hard_rank(x)
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See `StagewiseBackend`."""
+        return grid.hard_rank(x, keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        return grid.soft_rank(x, options, with_grad)
+    def soft_rank(
+        self, x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `StagewiseBackend`."""
+        return grid.soft_rank(x, options, with_grad, keep)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        options: RankOptions,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """See `Backend`."""
-        return grid.soft_rank_backward(grad_rank, x, density, options)
+        """See `StagewiseBackend`."""
+        return grid.soft_rank_backward(grad_rank, x, density, options, keep)
 
 
 class CpuBackend(Backend):
@@ -229,6 +302,7 @@ class CpuBackend(Backend):
         weights: Tensor,
         options: CoherenceOptions,
         self_start: int | None,
+        keep: Tensor | None,
         with_grad: bool,
     ) -> Tensor:
         """See `Backend`; fused, a row at a time."""
@@ -237,6 +311,7 @@ class CpuBackend(Backend):
             *_fields(student),
             *_fields(teacher),
             weights,
+            keep,
             -1 if self_start is None else self_start,
             temperature,
             relaxation,

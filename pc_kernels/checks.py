@@ -78,6 +78,33 @@ def check_features(
     check_same_device(student=s, teacher=t, student_refs=s_refs, teacher_refs=t_refs)
 
 
+def check_weighting(
+    weights: object, pair_mask: object, anchors: int, references: int, device: torch.device
+) -> None:
+    """Checks anchors' weights [A] and a pair mask that broadcasts to [A, M]; each may be None."""
+    if weights is not None:
+        w = check_floating("weights", weights)
+        if w.shape != (anchors,):
+            raise ValueError(
+                f"weights must hold one for each anchor, shape ({anchors},); got {tuple(w.shape)}"
+            )
+    if pair_mask is not None:
+        if not isinstance(pair_mask, Tensor) or pair_mask.dtype != torch.bool:
+            came = pair_mask.dtype if isinstance(pair_mask, Tensor) else type(pair_mask).__name__
+            raise TypeError(
+                f"pair_mask must be a bool tensor, True where a pair counts; got {came}"
+            )
+        shape = tuple(pair_mask.shape)
+        if len(shape) != 2 or shape[0] not in (1, anchors) or shape[1] not in (1, references):
+            raise ValueError(
+                f"pair_mask must be [anchors, references], ({anchors}, {references}) or 1 in place "
+                f"of either; got {shape}"
+            )
+    for name, x in (("weights", weights), ("pair_mask", pair_mask)):
+        if isinstance(x, Tensor) and x.device != device:
+            raise ValueError(f"all tensors must be on one device; got {name} on {x.device}")
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """What the kernels compute in: float64 if any input is, float32 otherwise."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

@@ -389,6 +389,39 @@ class GivenSide:
         return self._grad, None
 
 
+class MaskedSide:
+    """A side of which some pairs are masked: NaN and infinity must not spread through the products.
+
+    Features that are not finite count as 0, and the values of their pairs become NaN: whoever sees
+    such a pair has a loss of NaN, and whoever does not is none the wiser.
+    """
+
+    def __init__(
+        self, metric: Metric, anchors: Tensor, references: Tensor | None, with_grad: bool
+    ) -> None:
+        """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
+        anchors, self._anchor_poison = _quarantine(anchors)
+        self._reference_poison = self._anchor_poison
+        if references is not None:
+            references, self._reference_poison = _quarantine(references)
+        self._side = make_side(metric, anchors, references, with_grad)
+        self.unit = self._side.unit
+        self.accumulate = self._side.accumulate
+        self.gradients = self._side.gradients
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """The rows of the side, poisoned where they must be."""
+        rows = self._side.rows(start, stop)
+        rows.values.add_(self._anchor_poison[start:stop, None]).add_(self._reference_poison)
+        return rows
+
+
+def _quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
+    finite = x.isfinite().all(1)
+    return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)
+
+
 def make_side(metric: Metric, anchors: Tensor, references: Tensor | None, with_grad: bool) -> Side:
     """The side that computes `metric` for anchors [A, D] and references [M, D] or None."""
     if callable(metric):

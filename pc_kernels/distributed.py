@@ -11,70 +11,117 @@ Ranks may hold different numbers of rows. All of them must call the loss, and it
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import first_order_only
+from .checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+class JointBatch(NamedTuple):
+    """The rows of all ranks, in the order of ranks."""
+
+    student: Tensor
+    """[M, Ds]; gradients reach the ranks that hold the rows."""
+    teacher: Tensor
+    """[M, Dt]."""
+    start: int
+    """The place of this rank's first row."""
 
 
-def gather_features(
-    student: Tensor, teacher: Tensor, group: Group
-) -> tuple[Tensor, Tensor, int, list[int]]:
-    """The joint batch as references.
+def gather_batch(
+    student: Tensor,
+    teacher: Tensor,
+    pair_mask: Tensor | None,
+    check: Callable[[], None],
+    group: Group,
+) -> JointBatch:
+    """The joint batch, after all ranks have agreed that nothing is wrong with any part of it.
 
     Args:
         student: this rank's features [A, Ds].
         teacher: this rank's features [A, Dt].
+        pair_mask: this rank's, bool [A, M] or None.
+        check: raises TypeError or ValueError if this rank's arguments are not in order.
         group: the ranks that share the batch.
 
-    Returns:
-        student_refs [M, Ds], through which gradients reach the ranks that hold the rows;
-        teacher_refs [M, Dt]; the place of this rank's first row among them; the rows of every rank.
-
     Raises:
-        ValueError: the ranks' widths or dtypes differ (on every rank).
+        TypeError, ValueError: from `check`; or the ranks' widths or dtypes differ, a mask's width is not
+            that of the joint batch, or another rank's check failed (on every rank: none waits in vain).
     """
-    mine = torch.tensor(
-        [
-            *student.shape,
-            teacher.shape[1],
-            _DTYPES.index(student.dtype),
-            _DTYPES.index(teacher.dtype),
-        ],
-        device=student.device,
+    own_error = None
+    try:
+        check()
+        columns = 0 if pair_mask is None else pair_mask.shape[1]
+        kinds = (FLOATS.index(student.dtype), FLOATS.index(teacher.dtype))
+        described = [1, *student.shape, teacher.shape[1], *kinds, columns]
+    except (TypeError, ValueError) as error:
+        own_error = error
+        described = [0] * 7
+    table = _describe_all(described, _device_of(student, group), group)
+    if own_error is not None:
+        raise own_error
+    refused = [rank for rank, row in enumerate(table) if not row[0]]
+    if refused:
+        raise ValueError(
+            f"process_group: ranks {refused} refused their arguments; see their errors"
+        )
+    names = ("student width", "teacher width", "student dtype", "teacher dtype")
+    for argument, values in zip(names, zip(*(row[2:6] for row in table), strict=True), strict=True):
+        if len(set(values)) > 1:
+            shown = [str(FLOATS[v]) for v in values] if "dtype" in argument else list(values)
+            raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
+    sizes = [row[1] for row in table]
+    masks = [row[6] for row in table]
+    if any(columns not in (0, 1, sum(sizes)) for columns in masks):
+        raise ValueError(
+            f"process_group: pair_mask must have a column for each of the {sum(sizes)} rows of the joint "
+            f"batch, or one; by rank (0: no mask): {masks}"
+        )
+    return JointBatch(
+        _AllGather.apply(student, sizes, group),
+        _all_gather(teacher.detach(), sizes, group),
+        sum(sizes[: dist.get_rank(group)]),
     )
+
+
+def _device_of(student: object, group: Group) -> torch.device:
+    """Where the group's collectives run: with the features, if they are any."""
+    if isinstance(student, Tensor):
+        return student.device
+    on_gpu = dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _describe_all(row: list[int], device: torch.device, group: Group) -> list[list[int]]:
+    """Every rank's row of integers."""
+    mine = torch.tensor(row, device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
-    described = [tuple(int(v) for v in rank) for rank in everyone]
-    for index, argument in enumerate(
-        ("student width", "teacher width", "student dtype", "teacher dtype")
-    ):
-        values = [rank[index + 1] for rank in described]
-        if len(set(values)) > 1:
-            shown = [str(_DTYPES[v]) for v in values] if "dtype" in argument else values
-            raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
-    sizes = [rank[0] for rank in described]
-    student_refs = _AllGather.apply(student, sizes, group)
-    teacher_refs = _all_gather(teacher.detach(), sizes, group)
-    return student_refs, teacher_refs, sum(sizes[: dist.get_rank(group)]), sizes
+    rows: list[list[int]] = torch.stack(everyone).tolist()
+    return rows
 
 
-def joint_loss(losses: Tensor, reduction: str, sizes: list[int], group: Group) -> Tensor:
-    """The joint batch's loss of this rank's anchors' losses [A], reduced as `reduction` says.
+def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """Σ x over the ranks, without a gradient."""
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total
 
-    For "none" they stay as they are, but for the factor of their gradients.
+
+def joint_loss(losses: Tensor, reduction: str, group: Group) -> Tensor:
+    """The joint batch's loss of this rank's weighted sum, or for "none" its anchors' losses [A].
+
+    Those stay as they are, but for the factor of their gradients.
     """
     if reduction == "none":
-        return _ScaleGradient.apply(losses, len(sizes))
-    total = _AllReduce.apply(losses.sum(), group)
-    return total / max(sum(sizes), 1) if reduction == "mean" else total
+        return _ScaleGradient.apply(losses, dist.get_world_size(group))
+    return _AllReduce.apply(losses, group)
 
 
 def _all_gather(x: Tensor, sizes: list[int], group: Group) -> Tensor:

@@ -7,6 +7,7 @@ A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,49 +43,70 @@ CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
 
 
-def hard_rank(x: Tensor) -> Tensor:
-    """Mid-ranks in [0, 1] of the rows of x [N, m]; a row with a NaN is NaN, m = 1 gives ½."""
-    m = x.shape[1]
-    if m < 2:
-        return torch.full_like(x, 0.5) + x * 0
-    ordered = x.sort(dim=1).values
-    below = torch.searchsorted(ordered, x)
-    not_above = torch.searchsorted(ordered, x, right=True)
-    rank = (below + not_above - 1).to(x.dtype) / (2 * (m - 1))
-    return torch.where(x.isnan().any(1, keepdim=True), torch.nan, rank)
+def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mid-ranks in [0, 1] of the rows of x [N, m]; a row with a NaN is NaN, m = 1 gives ½.
+
+    Where `keep` [N, m] is False the value is absent, and its rank means nothing.
+    """
+    if x.shape[1] == 0:
+        return x.clone()
+    others = (_count(x, keep) - 1).clamp(min=0)
+    present = x if keep is None else torch.where(keep, x, torch.inf)  # what is absent sorts last
+    ordered = present.sort(dim=1).values
+    below = torch.searchsorted(ordered, present)
+    not_above = torch.searchsorted(ordered, present, right=True)
+    twice = (below + not_above - 1).to(x.dtype)
+    rank = torch.where(others == 0, 0.5, twice / (2 * others))
+    return torch.where(present.isnan().any(1, keepdim=True), torch.nan, rank)
 
 
-def soft_rank(x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+def soft_rank(
+    x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Soft ranks in [0, 1] of the rows of x [N, m]; a row that is not finite is NaN.
 
     Also, with_grad, the density Σ_k φ((x_j − x_k)/τ) that the backward needs, else an empty tensor.
+    `keep` as for `hard_rank`.
     """
-    if x.shape[1] < 2:
-        return torch.full_like(x, 0.5) + x * 0, torch.zeros_like(x if with_grad else x[:0, 0])
-    row = _Rows(x, options)
+    if x.shape[1] == 0:
+        return x.clone(), x.clone()
+    row = _Rows(x, options, keep)
     sums, density = row.rank_sums(with_grad)
-    return row.settle((sums - 0.5) / (x.shape[1] - 1), 0.5), density
+    return row.settle((sums - 0.5) / row.others, 0.5), density
 
 
 def soft_rank_backward(
-    grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    grad_rank: Tensor,
+    x: Tensor,
+    density: Tensor,
+    options: RankOptions,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """Σ_j grad_rank_j ∂r_j/∂x for the rows of x [N, m]; also through σ under scale "std"."""
-    if x.shape[1] < 2:
-        return torch.zeros_like(x) + x * 0
-    row = _Rows(x, options)
-    slope = grad_rank / (x.shape[1] - 1)
-    grad = row.slope_sums(slope, density) / row.tau
+    """Σ_j grad_rank_j ∂r_j/∂x for the rows of x [N, m]; also through σ under scale "std".
+
+    `keep` as for `hard_rank`; what is absent has gradient 0.
+    """
+    if x.shape[1] == 0:
+        return x.clone()
+    row = _Rows(x, options, keep)
+    slope = row.only_kept(grad_rank / row.others)
+    grad = row.only_kept(row.slope_sums(slope, density) / row.tau)
     if options.scale == "std":
         # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
-        grad = grad - row.standard * (grad * row.standard).mean(1, keepdim=True)
-    return row.settle(grad, 0.0).to(x.dtype)
+        grad = grad - row.standard * row.mean(grad * row.standard)
+    return row.only_kept(row.settle(grad, 0.0).to(x.dtype))
 
 
 class _Rows:
-    """Rows x [N, m], m ≥ 2, located on a grid (or, nearly hard, sorted), ready for sums over pairs."""
+    """Rows x [N, m] located on a grid (or, nearly hard, sorted), ready for sums over pairs."""
 
-    def __init__(self, x: Tensor, options: RankOptions) -> None:
+    def __init__(self, x: Tensor, options: RankOptions, keep: Tensor | None) -> None:
+        self.keep = keep
+        self.count = _count(x, keep)
+        if keep is not None:  # what is absent moves to the lowest value, where it has weight 0
+            lowest = torch.where(keep, x, torch.inf).amin(1, keepdim=True)
+            x = torch.where(keep, x, torch.where(self.count == 0, 0, lowest))
+        self.others = (self.count - 1).clamp(min=1)
         self.finite = x.isfinite().all(1, keepdim=True)
         self.spec = SPECS[options.relaxation, x.dtype]
         self.relaxation = options.relaxation
@@ -92,13 +114,18 @@ class _Rows:
         # Places need more digits than sums: beside a large value a small one has digits that their
         # difference in float32 has not, and at a low temperature these decide.
         wide = _wide(torch.where(self.finite, x, 0))
-        self.constant = (wide == wide[:, :1]).all(1, keepdim=True) & (options.scale == "std")
-        centred = wide - wide.mean(1, keepdim=True)
-        self.sigma = torch.where(self.constant, 1, _deviation(centred))
+        equal = (wide == wide[:, :1]).all(1, keepdim=True)
+        self.constant = (equal & (options.scale == "std")) | (self.count < 2)
+        low = wide.amin(
+            1, keepdim=True
+        )  # the mean of differences: the values may be too large to add
+        centred = self.only_kept(wide - low)
+        centred = self.only_kept(centred - self.mean(centred))
+        self.sigma = torch.where(self.constant, 1, self._deviation(centred))
         self.standard = centred / self.sigma
         self.tau = self.sigma if options.scale == "std" else torch.ones_like(self.sigma)
         self.tau = self.tau * options.temperature
-        points = torch.where(self.constant, 0, centred / self.tau)
+        points = torch.where(self.constant, 0, (wide - low) / self.tau)
         self.order: Tensor | None = None
         limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
         if not _fits(points, limit):
@@ -108,6 +135,20 @@ class _Rows:
                 self.points = points
                 return
         self._place(points)
+
+    def only_kept(self, x: Tensor) -> Tensor:
+        """X [N, m] with 0 for what is absent."""
+        return x if self.keep is None else torch.where(self.keep, x, 0)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean [N, 1] of rows [N, m] that are 0 where something is absent."""
+        return x.sum(1, keepdim=True) / self.count.clamp(min=1)
+
+    def _deviation(self, centred: Tensor) -> Tensor:
+        """Population standard deviation of centred rows, free of over- and underflow."""
+        largest = centred.abs().amax(1, keepdim=True)
+        unit = torch.where(largest > 0, largest, 1)
+        return unit * self.mean((centred / unit).square()).sqrt()
 
     def settle(self, result: Tensor, constant: float) -> Tensor:
         """`result` with constant rows set to `constant` and undefined ones to NaN."""
@@ -139,7 +180,7 @@ class _Rows:
         if self.order is not None:  # the backward sums its pairs itself
             sums = self._pair_sums()
             return sums, torch.zeros_like(sums if with_density else sums[:0, 0])
-        mass = self._spread(torch.ones_like(self.weights[0]))
+        mass = self._spread(self.only_kept(torch.ones_like(self.weights[0])))
         sums = self._gather(self._convolve(mass, "cdf"))
         if not with_density:
             return sums, sums.new_empty(0)
@@ -178,39 +219,57 @@ class _Rows:
             result = result + below[:, :, None]
         return result.flatten(1)[:, :count]
 
-    def _pairs(self) -> tuple[Tensor, Tensor]:
+    def _neighbours(self, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """The pairs within the support, points in order, at every distance in rank.
+
+        As (the lower ones, the upper ones, their gaps, 1 or 0: are both kept?).
+        """
         assert self.order is not None
-        return self.points.gather(1, self.order), self.order
+        places = self.points.gather(1, self.order)
+        for offset in range(1, places.shape[1]):
+            lower, upper = slice(None, -offset), slice(offset, None)
+            gap = places[:, upper] - places[:, lower]
+            if not bool((gap <= self.spec.support).any()):
+                break
+            yield lower, upper, gap, kept[:, upper] * kept[:, lower]
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        assert self.order is not None
+        return _wide(x).gather(1, self.order)
+
+    def _by_point(self, total: Tensor) -> Tensor:
+        assert self.order is not None
+        return torch.zeros_like(total).scatter_(1, self.order, total).to(self.dtype)
 
     def _pair_sums(self) -> Tensor:
-        """rank_sums over the pairs within the support: points in order, at every distance in rank."""
-        places, order = self._pairs()
-        m = places.shape[1]
-        total = torch.arange(m, device=places.device, dtype=places.dtype).repeat(len(places), 1)
-        total += 0.5
-        for offset in range(1, m):
-            gap = places[:, offset:] - places[:, :-offset]
-            if not bool((gap <= self.spec.support).any()):
-                break
-            above = relaxation_cdf(-gap, self.relaxation)  # of the lower point over the upper one
-            total[:, offset:] -= above
-            total[:, :-offset] += above
-        return torch.zeros_like(total).scatter_(1, order, total).to(self.dtype)
+        """rank_sums over the pairs within the support."""
+        kept = self._in_order(self.only_kept(torch.ones_like(self.points)))
+        total = kept.cumsum(1) - kept / 2
+        for lower, upper, gap, both in self._neighbours(kept):
+            above = both * relaxation_cdf(
+                -gap, self.relaxation
+            )  # of the lower point over the upper
+            total[:, upper] -= above
+            total[:, lower] += above
+        return self._by_point(total)
 
     def _pair_slopes(self, slope: Tensor) -> Tensor:
-        places, order = self._pairs()
-        ordered = _wide(slope).gather(1, order)
+        kept = self._in_order(self.only_kept(torch.ones_like(self.points)))
+        ordered = self._in_order(slope)
         total = torch.zeros_like(ordered)
-        for offset in range(1, places.shape[1]):
-            gap = places[:, offset:] - places[:, :-offset]
-            if not bool((gap <= self.spec.support).any()):
-                break
-            push = (ordered[:, offset:] - ordered[:, :-offset]) * relaxation_pdf(
-                gap, self.relaxation
-            )
-            total[:, offset:] += push
-            total[:, :-offset] -= push
-        return torch.zeros_like(total).scatter_(1, order, total).to(slope.dtype)
+        for lower, upper, gap, both in self._neighbours(kept):
+            push = ordered[:, upper] - ordered[:, lower]
+            push = push * both * relaxation_pdf(gap, self.relaxation)
+            total[:, upper] += push
+            total[:, lower] -= push
+        return self._by_point(total)
+
+
+def _count(x: Tensor, keep: Tensor | None) -> Tensor:
+    """How many values of each row of x [N, m] are there: [N, 1], in the dtype of x."""
+    if keep is None:
+        return torch.full_like(x[:, :1], x.shape[1])
+    return keep.sum(1, keepdim=True).to(x.dtype)
 
 
 def _fits(points: Tensor, limit: float) -> bool:
@@ -221,13 +280,6 @@ def _fits(points: Tensor, limit: float) -> bool:
 def _wide(x: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
-
-
-def _deviation(centred: Tensor) -> Tensor:
-    """Population standard deviation of centred rows, free of over- and underflow."""
-    largest = centred.abs().amax(1, keepdim=True)
-    unit = torch.where(largest > 0, largest, 1)
-    return unit * (centred / unit).square().mean(1, keepdim=True).sqrt()
 
 
 def relaxation_pdf(x: Tensor, relaxation: str) -> Tensor:

@@ -8,6 +8,7 @@ The definitions are in reference.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from .checks import (
     check_features,
     check_matrix,
     check_same_device,
+    check_weighting,
     compute_dtype,
     first_order_only,
 )
-from .distributed import Group, gather_features, joint_loss
+from .distributed import Group, gather_batch, joint_loss, sum_over_ranks
 from .options import REDUCTIONS, CoherenceOptions, Metric, check_metric, one_of
+from .weighting import anchor_weights, shares
 
 
 class PerceptionCoherenceFunction(torch.autograd.Function):
@@ -41,6 +44,8 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         teacher: Tensor,
         student_refs: Tensor | None = None,
         teacher_refs: Tensor | None = None,
+        weights: Tensor | None = None,
+        pair_mask: Tensor | None = None,
         dissimilarity: Metric = "euclidean",
         teacher_dissimilarity: Metric = "euclidean",
         relaxation: str = "logistic",
@@ -53,7 +58,6 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         backend: str = "auto",
     ) -> Tensor:
         """The loss: a scalar, or [A] for reduction "none", in float32 (float64 if an input is)."""
-        anchors = student.shape[0]
         features = (student, teacher, student_refs, teacher_refs)
         arguments = (
             dissimilarity,
@@ -68,35 +72,43 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         )
         wanted = any(ctx.needs_input_grad[0:3:2])  # student, student_refs
         at_once = wanted and reduction != "none"
-        weight = 1.0 / max(anchors, 1) if reduction == "mean" else 1.0
-        weights = student.new_full((anchors,), weight, dtype=compute_dtype(student, teacher))
-        losses, grad, grad_refs = _run(features, weights, arguments, at_once)
+        own = 0 if student_refs is None else self_start
+        weighting = anchor_weights(student, teacher, weights, pair_mask, own)
+        if reduction == "mean":
+            weighting = shares(weighting)
+        losses, grad, grad_refs = _run(features, weighting, pair_mask, arguments, at_once)
         ctx.arguments = arguments
         ctx.wanted, ctx.at_once = wanted, at_once
         ctx.dtypes = (student.dtype, None if student_refs is None else student_refs.dtype)
         if at_once:
             ctx.save_for_backward(grad, grad_refs)
         elif wanted:
-            ctx.save_for_backward(student, teacher, student_refs, teacher_refs)
-        return losses if reduction == "none" else (losses * weights).sum()
+            ctx.save_for_backward(*features, weighting, pair_mask)
+        return losses * weighting if reduction == "none" else (losses * weighting).sum()
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         """Gradients of student and student_refs, in their dtypes."""
         if not ctx.wanted:
-            return (None,) * 14
+            return (None,) * 16
         if ctx.at_once:
             grad, grad_refs = (saved * grad_loss for saved in ctx.saved_tensors)
         else:
-            _, grad, grad_refs = _run(ctx.saved_tensors, grad_loss, ctx.arguments, True)
+            *features, weighting, pair_mask = ctx.saved_tensors
+            weighting = weighting * grad_loss
+            _, grad, grad_refs = _run(features, weighting, pair_mask, ctx.arguments, True)
         dtype, refs_dtype = ctx.dtypes
         to_refs = None if refs_dtype is None else grad_refs.to(refs_dtype)
-        return grad.to(dtype), None, to_refs, *(None,) * 11
+        return grad.to(dtype), None, to_refs, *(None,) * 13
 
 
 def _run(
-    features: tuple[Any, ...], weights: Tensor, arguments: tuple[Any, ...], with_grad: bool
+    features: Sequence[Any],
+    weights: Tensor,
+    pair_mask: Tensor | None,
+    arguments: tuple[Any, ...],
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through the dispatcher where the metrics have names, straight to the sweep for callables."""
     metric, teacher_metric, relaxation, temperature, scale, penalty, *rest = arguments
@@ -109,6 +121,7 @@ def _run(
             student_refs,
             teacher_refs,
             weights,
+            pair_mask,
             metric,
             teacher_metric,
             CoherenceOptions(relaxation, temperature, scale, penalty),
@@ -117,7 +130,9 @@ def _run(
             backend,
             with_grad,
         )
-    return torch.ops.pc_kernels.perception_coherence(*features, weights, *arguments, with_grad)
+    return torch.ops.pc_kernels.perception_coherence(
+        *features, weights, pair_mask, *arguments, with_grad
+    )
 
 
 def _check_run(reduction: str, chunk_bytes: int | None, backend: str) -> None:
@@ -136,6 +151,8 @@ def perception_coherence_loss(
     student_refs: Tensor | None = None,
     teacher_refs: Tensor | None = None,
     *,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     dissimilarity: Metric = "euclidean",
     teacher_dissimilarity: Metric | None = None,
     relaxation: str = "logistic",
@@ -161,6 +178,11 @@ def perception_coherence_loss(
         student_refs: reference features [M, Ds], say a memory bank; they get gradients if they
             require them.
         teacher_refs: [M, Dt], of the same inputs as student_refs.
+        weights: [A], how much each anchor counts: "mean" is Σ w_i L_i / Σ w_i (0 if all weights are 0),
+            "sum" Σ w_i L_i, "none" w_i L_i. They get no gradient.
+        pair_mask: bool [A, M], or 1 in place of either; True where the pair counts. A masked pair is as
+            if that reference were absent: not ranked, not counted (padding, other views of the anchor).
+            An anchor left with fewer than 2 references has loss 0 and does not count in the mean.
         dissimilarity: "euclidean", "sqeuclidean", "cosine", "cityblock", or a function of anchors
             [C, Ds] and references [M, Ds] to [C, M]. Gradients reach the features that a function
             is given, not parameters inside it.
@@ -184,7 +206,6 @@ def perception_coherence_loss(
     Raises:
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
-    check_features(student, teacher, student_refs, teacher_refs)
     check_metric("dissimilarity", dissimilarity)
     teacher_dissimilarity = (
         dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
@@ -192,11 +213,7 @@ def perception_coherence_loss(
     check_metric("teacher_dissimilarity", teacher_dissimilarity)
     CoherenceOptions(relaxation, temperature, scale, penalty)
     _check_run(reduction, chunk_bytes, backend)
-    if backend != "auto":
-        select(backend, student.device, compute_dtype(student, teacher))
-    teacher = teacher.detach()
-    teacher_refs = None if teacher_refs is None else teacher_refs.detach()
-    run_options = (
+    options = (
         dissimilarity,
         teacher_dissimilarity,
         relaxation,
@@ -204,40 +221,85 @@ def perception_coherence_loss(
         scale,
         penalty,
     )
-    if process_group is None:
-        return PerceptionCoherenceFunction.apply(
-            student,
-            teacher,
-            student_refs,
-            teacher_refs,
-            *run_options,
+    if process_group is not None:
+        return _joint_loss(
+            (student, teacher, student_refs, teacher_refs),
+            weights,
+            pair_mask,
+            options,
             reduction,
-            None,
             chunk_bytes,
             backend,
+            process_group,
         )
-    if student_refs is not None:
-        raise ValueError("process_group gathers the references itself: leave student_refs out")
-    joint_student, joint_teacher, start, sizes = gather_features(student, teacher, process_group)
-    local = "none" if reduction == "none" else "sum"
-    losses = PerceptionCoherenceFunction.apply(
+    check_features(student, teacher, student_refs, teacher_refs)
+    references = (student if student_refs is None else student_refs).shape[0]
+    check_weighting(weights, pair_mask, student.shape[0], references, student.device)
+    if backend != "auto":
+        select(backend, student.device, compute_dtype(student, teacher))
+    return PerceptionCoherenceFunction.apply(
         student,
-        teacher,
-        joint_student,
-        joint_teacher,
-        *run_options,
-        local,
-        start,
+        teacher.detach(),
+        student_refs,
+        None if teacher_refs is None else teacher_refs.detach(),
+        weights,
+        pair_mask,
+        *options,
+        reduction,
+        None,
         chunk_bytes,
         backend,
     )
-    return joint_loss(losses, reduction, sizes, process_group)
+
+
+def _joint_loss(
+    features: tuple[Any, ...],
+    weights: Tensor | None,
+    pair_mask: Tensor | None,
+    options: tuple[Any, ...],
+    reduction: str,
+    chunk_bytes: int | None,
+    backend: str,
+    group: Group,
+) -> Tensor:
+    """The loss of a batch that several ranks hold: this rank's anchors against all ranks' rows."""
+    student, teacher, student_refs, _ = features
+
+    def check() -> None:
+        if student_refs is not None:
+            raise ValueError("process_group gathers the references itself: leave student_refs out")
+        check_features(*features)
+        columns = pair_mask.shape[-1] if isinstance(pair_mask, Tensor) and pair_mask.dim() else 1
+        check_weighting(weights, pair_mask, student.shape[0], columns, student.device)
+        if backend != "auto":
+            select(backend, student.device, compute_dtype(student, teacher))
+
+    joint = gather_batch(student, teacher, pair_mask, check, group)
+    weighting = anchor_weights(student, teacher, weights, pair_mask, joint.start)
+    if reduction == "mean":
+        weighting = shares(weighting, sum_over_ranks(weighting.sum(), group))
+    losses = PerceptionCoherenceFunction.apply(
+        student,
+        teacher.detach(),
+        joint.student,
+        joint.teacher,
+        weighting,
+        pair_mask,
+        *options,
+        "none" if reduction == "none" else "sum",
+        joint.start,
+        chunk_bytes,
+        backend,
+    )
+    return joint_loss(losses, reduction, group)
 
 
 def coherence_loss_from_dissimilarities(
     d_s: Tensor,
     d_t: Tensor,
     *,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     exclude_self: bool = False,
     relaxation: str = "logistic",
     temperature: float = 0.1,
@@ -252,6 +314,8 @@ def coherence_loss_from_dissimilarities(
     Args:
         d_s: the student's [A, M], a row for each anchor; gradients flow into it.
         d_t: the teacher's [A, M]; it gets no gradient.
+        weights: [A]; see `perception_coherence_loss`, as for `pair_mask`.
+        pair_mask: bool [A, M], or 1 in place of either; True where the pair counts.
         exclude_self: the matrices are [B, B] over one batch, and the diagonal is left out.
         relaxation: see `perception_coherence_loss`, as for the rest.
         temperature: τ, > 0.
@@ -276,6 +340,7 @@ def coherence_loss_from_dissimilarities(
     if exclude_self and d_s.shape[0] != d_s.shape[1]:
         raise ValueError(f"exclude_self needs square matrices; got shape {tuple(d_s.shape)}")
     check_same_device(d_s=d_s, d_t=d_t)
+    check_weighting(weights, pair_mask, d_s.shape[0], d_s.shape[1], d_s.device)
     CoherenceOptions(relaxation, temperature, scale, penalty)
     _check_run(reduction, chunk_bytes, backend)
     if backend != "auto":
@@ -283,6 +348,8 @@ def coherence_loss_from_dissimilarities(
     return _MatrixFunction.apply(
         d_s,
         d_t.detach(),
+        weights,
+        pair_mask,
         reduction,
         bool(exclude_self),
         relaxation,
@@ -298,20 +365,29 @@ class _MatrixFunction(torch.autograd.Function):
     """`PerceptionCoherenceFunction` for matrices."""
 
     @staticmethod
-    def forward(ctx: Any, d_s: Tensor, d_t: Tensor, reduction: str, *arguments: Any) -> Tensor:
-        anchors = d_s.shape[0]
+    def forward(
+        ctx: Any,
+        d_s: Tensor,
+        d_t: Tensor,
+        weights: Tensor | None,
+        pair_mask: Tensor | None,
+        reduction: str,
+        exclude_self: bool,
+        *options: Any,
+    ) -> Tensor:
         ctx.at_once = ctx.needs_input_grad[0] and reduction != "none"
-        weight = 1.0 / max(anchors, 1) if reduction == "mean" else 1.0
-        weights = d_s.new_full((anchors,), weight, dtype=compute_dtype(d_s, d_t))
+        weighting = anchor_weights(d_s, d_t, weights, pair_mask, 0 if exclude_self else None)
+        if reduction == "mean":
+            weighting = shares(weighting)
         losses, grad = torch.ops.pc_kernels.coherence_from_dissimilarities(
-            d_s, d_t, weights, *arguments, ctx.at_once
+            d_s, d_t, weighting, pair_mask, exclude_self, *options, ctx.at_once
         )
-        ctx.arguments, ctx.dtype = arguments, d_s.dtype
+        ctx.options, ctx.dtype = (exclude_self, *options), d_s.dtype
         if ctx.at_once:
             ctx.save_for_backward(grad)
         elif ctx.needs_input_grad[0]:
-            ctx.save_for_backward(d_s, d_t)
-        return losses if reduction == "none" else (losses * weights).sum()
+            ctx.save_for_backward(d_s, d_t, weighting, pair_mask)
+        return losses * weighting if reduction == "none" else (losses * weighting).sum()
 
     @staticmethod
     @first_order_only
@@ -319,10 +395,11 @@ class _MatrixFunction(torch.autograd.Function):
         if ctx.at_once:
             grad = ctx.saved_tensors[0] * grad_loss
         else:
+            d_s, d_t, weighting, pair_mask = ctx.saved_tensors
             _, grad = torch.ops.pc_kernels.coherence_from_dissimilarities(
-                *ctx.saved_tensors, grad_loss, *ctx.arguments, True
+                d_s, d_t, weighting * grad_loss, pair_mask, *ctx.options, True
             )
-        return grad.to(ctx.dtype), *(None,) * (len(ctx.arguments) + 2)
+        return grad.to(ctx.dtype), *(None,) * (len(ctx.options) + 4)
 
 
 class PerceptionCoherenceLoss(nn.Module):
@@ -373,6 +450,9 @@ class PerceptionCoherenceLoss(nn.Module):
         teacher: Tensor,
         student_refs: Tensor | None = None,
         teacher_refs: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        pair_mask: Tensor | None = None,
     ) -> Tensor:
         """The loss of features [A, Ds] and [A, Dt], against references [M, Ds] and [M, Dt] if given."""
         return perception_coherence_loss(
@@ -380,6 +460,8 @@ class PerceptionCoherenceLoss(nn.Module):
             teacher,
             student_refs,
             teacher_refs,
+            weights=weights,
+            pair_mask=pair_mask,
             dissimilarity=self.dissimilarity,
             teacher_dissimilarity=self.teacher_dissimilarity,
             relaxation=self.relaxation,

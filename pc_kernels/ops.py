@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .backends import select
 from .checks import check_features, compute_dtype, first_order_only
-from .dissimilarity import GivenSide, make_side
+from .dissimilarity import GivenSide, MaskedSide, make_side
 from .options import CoherenceOptions, Metric, RankOptions
 from .sweep import chunk_anchors, default_chunk_bytes, exact_arithmetic, sweep
 
@@ -53,6 +53,7 @@ def run_features(
     student_refs: Tensor | None,
     teacher_refs: Tensor | None,
     weights: Tensor,
+    pair_mask: Tensor | None,
     dissimilarity: Metric,
     teacher_dissimilarity: Metric,
     options: CoherenceOptions,
@@ -62,6 +63,8 @@ def run_features(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [A], and the gradients in student and student_refs of Σ_i weights_i L_i (or empty).
+
+    Where pair_mask, bool and broadcast to [A, M], is False, the reference is absent for that anchor.
 
     Gradients come in the compute dtype: casting them is the last thing a backward does.
     """
@@ -77,9 +80,10 @@ def run_features(
     with torch.no_grad(), exact_arithmetic(device):
         s, t, s_refs, t_refs = features
         assert s is not None and t is not None
-        student_side = make_side(dissimilarity, s, s_refs, with_grad)
-        teacher_side = make_side(teacher_dissimilarity, t, t_refs, False)
         references = s.shape[0] if s_refs is None else s_refs.shape[0]
+        side_of = make_side if pair_mask is None else MaskedSide
+        student_side = side_of(dissimilarity, s, s_refs, with_grad)
+        teacher_side = side_of(teacher_dissimilarity, t, t_refs, False)
         budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
         losses = sweep(
             student_side,
@@ -89,6 +93,7 @@ def run_features(
             engine,
             chunk=chunk_anchors(engine, references, dtype.itemsize, budget),
             self_start=self_start,
+            pair_mask=None if pair_mask is None else pair_mask.expand(s.shape[0], references),
             with_grad=with_grad,
         )
         nothing = losses.new_empty(0)
@@ -105,6 +110,7 @@ def perception_coherence(
     student_refs: Tensor | None,
     teacher_refs: Tensor | None,
     weights: Tensor,
+    pair_mask: Tensor | None,
     dissimilarity: str,
     teacher_dissimilarity: str,
     relaxation: str,
@@ -124,6 +130,7 @@ def perception_coherence(
         student_refs,
         teacher_refs,
         weights,
+        pair_mask,
         dissimilarity,
         teacher_dissimilarity,
         CoherenceOptions(relaxation, temperature, scale, penalty),
@@ -141,6 +148,7 @@ def _(
     student_refs: Tensor | None,
     teacher_refs: Tensor | None,
     weights: Tensor,
+    pair_mask: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(student, teacher)
@@ -152,20 +160,20 @@ def _(
 
 
 def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[5:-1]
+    ctx.save_for_backward(*inputs[:4], inputs[5])
+    ctx.options = inputs[6:-1]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 @first_order_only
 def _features_backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    student, teacher, student_refs, teacher_refs = ctx.saved_tensors
-    skipped = (None,) * (len(ctx.options) + 2)  # weights … with_grad
+    student, teacher, student_refs, teacher_refs, pair_mask = ctx.saved_tensors
+    skipped = (None,) * (len(ctx.options) + 3)  # weights … with_grad
     if grad_losses is None:
         return None, None, None, None, *skipped
     _, grad, grad_refs = torch.ops.pc_kernels.perception_coherence(
-        student, teacher, student_refs, teacher_refs, grad_losses, *ctx.options, True
+        student, teacher, student_refs, teacher_refs, grad_losses, pair_mask, *ctx.options, True
     )
     to_refs = None if student_refs is None else grad_refs.to(student_refs.dtype)
     return grad.to(student.dtype), None, to_refs, None, *skipped
@@ -179,6 +187,7 @@ def coherence_from_dissimilarities(
     d_s: Tensor,
     d_t: Tensor,
     weights: Tensor,
+    pair_mask: Tensor | None,
     exclude_self: bool,
     relaxation: str,
     temperature: float,
@@ -203,33 +212,36 @@ def coherence_from_dissimilarities(
             engine,
             chunk=chunk_anchors(engine, d_s.shape[1], dtype.itemsize, budget),
             self_start=0 if exclude_self else None,
+            pair_mask=None if pair_mask is None else pair_mask.expand(d_s.shape),
             with_grad=with_grad,
         )
     return losses, side.gradients()[0] if with_grad else losses.new_empty(0)
 
 
 @fake("coherence_from_dissimilarities")
-def _(d_s: Tensor, d_t: Tensor, weights: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _(
+    d_s: Tensor, d_t: Tensor, weights: Tensor, pair_mask: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(d_s, d_t)
     losses = d_s.new_empty(d_s.shape[0], dtype=dtype)
     return losses, d_s.new_empty(d_s.shape if options[-1] else (0,), dtype=dtype)
 
 
 def _save_matrices(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[3:-1]
+    ctx.save_for_backward(*inputs[:2], inputs[3])
+    ctx.options = inputs[4:-1]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 @first_order_only
 def _matrices_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
-    d_s, d_t = ctx.saved_tensors
-    skipped = (None,) * (len(ctx.options) + 3)
+    d_s, d_t, pair_mask = ctx.saved_tensors
+    skipped = (None,) * (len(ctx.options) + 4)  # d_t … with_grad
     if grad_losses is None:
         return None, *skipped
     _, grad = torch.ops.pc_kernels.coherence_from_dissimilarities(
-        d_s, d_t, grad_losses, *ctx.options, True
+        d_s, d_t, grad_losses, pair_mask, *ctx.options, True
     )
     return grad.to(d_s.dtype), *skipped
 

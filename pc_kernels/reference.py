@@ -61,14 +61,23 @@ def _unit(x: Tensor) -> Tensor:
     return torch.where(positive, x / torch.where(positive, length, 1).sqrt(), 0)
 
 
-def hard_rank(x: Tensor, dim: int = -1) -> Tensor:
-    """Mid-ranks r(j) = (#{k≠j: x_k < x_j} + ½ #{k≠j: x_k = x_j}) / (m−1), in [0, 1]; ½ if m = 1."""
-    x = x.movedim(dim, -1)
-    m = x.shape[-1]
-    above = (x[..., :, None] > x[..., None, :]).to(x.dtype).sum(-1)
-    equal = (x[..., :, None] == x[..., None, :]).to(x.dtype).sum(-1) - 1
-    rank = (above + equal / 2) / (m - 1) if m > 1 else torch.full_like(x, 0.5)
+def hard_rank(x: Tensor, dim: int = -1, keep: Tensor | None = None) -> Tensor:
+    """Mid-ranks r(j) = (#{k≠j: x_k < x_j} + ½ #{k≠j: x_k = x_j}) / (m−1), in [0, 1]; ½ if m = 1.
+
+    Where `keep` [..., m] is False the value is absent: not counted, and its own rank is 0.
+    """
+    x, keep, m = _present(x.movedim(dim, -1), keep)
+    above = ((x[..., :, None] > x[..., None, :]) & keep[..., None, :]).to(x.dtype).sum(-1)
+    equal = ((x[..., :, None] == x[..., None, :]) & keep[..., None, :]).to(x.dtype).sum(-1) - 1
+    rank = torch.where(m > 1, (above + equal / 2) / (m - 1).clamp(min=1), 0.5)
+    rank = torch.where(keep, rank, 0)
     return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, rank).movedim(-1, dim)
+
+
+def _present(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """X [..., m] with 0 for what is absent, what is kept, and how many that are [..., 1]."""
+    keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep
+    return torch.where(keep, x, 0), keep, keep.sum(-1, keepdim=True)
 
 
 def relaxation_cdf(x: Tensor, relaxation: str) -> Tensor:
@@ -86,28 +95,29 @@ def soft_rank(
     relaxation: str = "logistic",
     scale: str | None = None,
     dim: int = -1,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """r(j) = Σ_{k≠j} Φ((x_j − x_k)/τ) / (m−1), in [0, 1]; ½ if m = 1.
 
     τ = temperature, times the population standard deviation of the m values if scale is "std" (a
-    row of equal values then has every rank ½ and no gradient).
+    row of equal values then has every rank ½ and no gradient). `keep` as for `hard_rank`.
     """
-    x = x.movedim(dim, -1)
-    m = x.shape[-1]
+    x, keep, m = _present(x.movedim(dim, -1), keep)
     difference = x[..., :, None] - x[..., None, :]
     if scale == "std":
-        centred = x - x.mean(-1, keepdim=True)
-        constant = (x == x[..., :1]).all(-1, keepdim=True)
-        variance = torch.where(constant, 1, centred.square().mean(-1, keepdim=True))
-        difference = torch.where(constant[..., None], 0, difference)
+        mean = x.sum(-1, keepdim=True) / m.clamp(min=1)
+        centred = torch.where(keep, x - mean, 0)
+        constant = ((difference == 0) | ~(keep[..., :, None] & keep[..., None, :])).all(-1).all(-1)
+        variance = centred.square().sum(-1, keepdim=True) / m.clamp(min=1)
+        variance = torch.where(constant[..., None], 1, variance)
+        difference = torch.where(constant[..., None, None], 0, difference)
         tau = temperature * variance.sqrt()[..., None]
     else:
         tau = torch.full_like(difference, temperature)
     steps = relaxation_cdf(difference / tau, relaxation)
-    own = torch.eye(m, dtype=torch.bool, device=x.device)
-    rank = torch.where(own, 0, steps).sum(-1) / max(m - 1, 1)
-    if m == 1:
-        rank = rank + 0.5
+    own = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
+    rank = torch.where(own | ~keep[..., None, :], 0, steps).sum(-1) / (m - 1).clamp(min=1)
+    rank = torch.where(keep, torch.where(m > 1, rank, 0.5), 0)
     return torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan).movedim(-1, dim)
 
 
@@ -135,6 +145,8 @@ def coherence_loss_from_dissimilarities(
     d_s: Tensor,
     d_t: Tensor,
     *,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     exclude_self: bool = False,
     relaxation: str = "logistic",
     temperature: float = 0.1,
@@ -144,21 +156,30 @@ def coherence_loss_from_dissimilarities(
 ) -> Tensor:
     """L_i = mean_j ℓ(r_S(i, j) − r_T(i, j)) over the rows of two matrices [A, M], reduced over i.
 
-    With `exclude_self` the matrices are [B, B] and their diagonals are left out. Fewer than two
-    references rank nothing: the loss is 0.
+    With `exclude_self` the matrices are [B, B] and their diagonals are left out. Where `pair_mask`
+    [A, M] is False, the reference is absent for that anchor. Fewer than two references rank nothing:
+    the anchor's loss is 0, and it does not count in the mean, Σ w_i L_i / Σ w_i.
     """
+    if pair_mask is not None:
+        pair_mask = pair_mask.expand_as(d_s)
     if exclude_self:
         d_s, d_t = _without_self(d_s), _without_self(d_t)
-    if d_s.shape[-1] < 2:
-        rows = (d_s + d_t.to(d_s)).sum(-1) * 0
-    else:
-        student_rank = soft_rank(d_s, temperature, relaxation, scale)
-        teacher_rank = hard_rank(d_t).to(d_s.dtype)
-        teacher_rank = torch.where(d_t.isfinite().all(-1, keepdim=True), teacher_rank, torch.nan)
-        rows = rank_penalty(student_rank - teacher_rank, penalty).mean(-1)
+        pair_mask = None if pair_mask is None else _without_self(pair_mask)
+    d_s, keep, m = _present(d_s, pair_mask)
+    d_t = torch.where(keep, d_t, 0)
+    student_rank = soft_rank(d_s, temperature, relaxation, scale, keep=keep)
+    teacher_rank = hard_rank(d_t, keep=keep).to(d_s.dtype)
+    teacher_rank = torch.where(d_t.isfinite().all(-1, keepdim=True), teacher_rank, torch.nan)
+    penalties = torch.where(keep, rank_penalty(student_rank - teacher_rank, penalty), 0)
+    counted = m[:, 0] >= 2
+    nothing = (d_s + d_t.to(d_s)).sum(-1) * 0
+    rows = torch.where(counted, penalties.sum(-1) / m[:, 0].clamp(min=1), nothing)
+    weights = torch.ones_like(rows) if weights is None else weights.to(rows)
     if reduction == "none":
-        return rows
-    return rows.sum() if reduction == "sum" or rows.numel() == 0 else rows.mean()
+        return weights * rows
+    total = (weights * counted).sum()
+    share = torch.where(total == 0, 1, total) if reduction == "mean" else 1
+    return (weights * rows / share).sum()
 
 
 def perception_coherence_loss(
@@ -167,6 +188,8 @@ def perception_coherence_loss(
     student_refs: Tensor | None = None,
     teacher_refs: Tensor | None = None,
     *,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     dissimilarity: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
     teacher_dissimilarity: str | Callable[[Tensor, Tensor], Tensor] | None = None,
     relaxation: str = "logistic",
@@ -178,12 +201,15 @@ def perception_coherence_loss(
     """The loss of features student [A, Ds] and teacher [A, Dt].
 
     References are the rest of the batch, or student_refs [M, Ds] with teacher_refs [M, Dt].
+    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`.
     """
     d_s = pairwise_dissimilarity(student, student_refs, dissimilarity)
     d_t = pairwise_dissimilarity(teacher, teacher_refs, teacher_dissimilarity or dissimilarity)
     return coherence_loss_from_dissimilarities(
         d_s,
         d_t.detach(),
+        weights=weights,
+        pair_mask=pair_mask,
         exclude_self=student_refs is None,
         relaxation=relaxation,
         temperature=temperature,

@@ -69,6 +69,7 @@ def sweep(
     *,
     chunk: int,
     self_start: int | None,
+    pair_mask: Tensor | None,
     with_grad: bool,
 ) -> Tensor:
     """Losses [A] of all anchors; with_grad, `student.gradients()` then holds those of Σ_i w_i L_i.
@@ -81,6 +82,7 @@ def sweep(
         backend: what computes the rows.
         chunk: anchors at a time.
         self_start: anchor i is reference self_start + i and left out; None: it is none of them.
+        pair_mask: bool [A, M], expanded or not; where it is False the reference is absent.
         with_grad: whether the gradients are wanted.
     """
     anchors = weights.shape[0]
@@ -91,8 +93,9 @@ def sweep(
         stop = min(start + chunk, anchors)
         own = None if self_start is None else self_start + start
         student_rows, teacher_rows = student.rows(start, stop), teacher.rows(start, stop)
+        keep = None if pair_mask is None else pair_mask[start:stop].contiguous()
         losses[start:stop] = backend.coherence_rows(
-            student_rows, teacher_rows, weights[start:stop], options, own, with_grad
+            student_rows, teacher_rows, weights[start:stop], options, own, keep, with_grad
         )
         if with_grad:
             student.accumulate(start, stop, student_rows.values)

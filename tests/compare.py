@@ -103,6 +103,8 @@ def check_matrices(
     reduction: str = "mean",
     exclude_self: bool = False,
     chunk_bytes: int | None = None,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     **options: Any,
 ) -> None:
     """`coherence_loss_from_dissimilarities` and its gradient."""
@@ -110,6 +112,8 @@ def check_matrices(
     loss = pc_kernels.coherence_loss_from_dissimilarities(
         leaf,
         d_t,
+        weights=weights,
+        pair_mask=pair_mask,
         exclude_self=exclude_self,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
@@ -121,17 +125,21 @@ def check_matrices(
     dtype = torch.promote_types(d_s.dtype, d_t.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     anchors = d_s.shape[0]
-    weights = row_weights(upstream, reduction, anchors)
+    own = torch.arange(anchors) if exclude_self else None
+    keep = None if pair_mask is None else pair_mask.expand(d_s.shape)
+    weighting = anchor_weights(weights, keep, own, reduction, anchors)
     rounding = tolerances.rounding(dtype)
     wanted = truth.coherence_rows(
         d_s,
         d_t,
-        weights,
-        own=torch.arange(anchors) if exclude_self else None,
+        weighting * upstream,
+        own=own,
+        keep=keep,
         rounding=rounding,
         **options,
     )
-    assert_losses(loss, wanted.losses, rounding * wanted.loss_floor + rounding**2, reduction, dtype)
+    floor = rounding * wanted.loss_floor + rounding**2
+    assert_losses(loss, wanted.losses, floor, weighting, reduction, dtype)
     assert leaf.grad is not None
     assert leaf.grad.dtype == d_s.dtype
     allowed = tolerances.grad_tolerance(d_s.dtype) * wanted.grad.norm(dim=1)
@@ -152,6 +160,8 @@ def check_features(
     teacher_dissimilarity: Any = None,
     chunk_bytes: int | None = None,
     only: Tensor | None = None,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
     **options: Any,
 ) -> None:
     """`perception_coherence_loss` and its gradients in student and student_refs.
@@ -163,6 +173,8 @@ def check_features(
         leaves[0],
         teacher,
         *(() if refs is None else (leaves[1], refs[1])),
+        weights=weights,
+        pair_mask=pair_mask,
         dissimilarity=dissimilarity,
         teacher_dissimilarity=teacher_dissimilarity,
         reduction=reduction,
@@ -174,8 +186,12 @@ def check_features(
     if only is not None:
         upstream = torch.zeros_like(upstream).index_copy_(0, only, upstream[only])
     loss.backward(upstream)
+    references = len(student if refs is None else refs[0])
+    own = torch.arange(len(student)) if refs is None else None
+    keep = None if pair_mask is None else pair_mask.expand(len(student), references)
+    weighting = anchor_weights(weights, keep, own, reduction, len(student))
     if only is not None:
-        loss, upstream = loss[only], upstream[only]
+        loss, upstream, weighting = loss[only], upstream[only], weighting[only]
     double = torch.float64 in (student.dtype, teacher.dtype)
     dtype = torch.float64 if double else torch.float32
     strict = options.get("temperature", 0.1) >= tolerances.STRICT_TEMPERATURE
@@ -184,16 +200,17 @@ def check_features(
         student,
         teacher,
         refs,
-        row_weights(upstream, reduction, len(student)),
+        weighting * upstream,
         dissimilarity,
         teacher_dissimilarity,
         rounding=tolerances.rounding(dtype),
         distance_rounding=4 * torch.finfo(dtype).eps / 2,
         strict=strict,
         only=only,
+        keep=keep,
         **options,
     )
-    assert_losses(loss, wanted.losses, wanted.loss_tolerance, reduction, dtype)
+    assert_losses(loss, wanted.losses, wanted.loss_tolerance, weighting, reduction, dtype)
     for name, leaf, grad in zip(("student", "student_refs"), leaves, wanted.grads, strict=False):
         assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype
         relative = tolerances.grad_tolerance(leaf.dtype)
@@ -204,27 +221,36 @@ def check_features(
         assert_norm_near(f"gradient in {name}", leaf.grad, grad, allowed)
 
 
-def row_weights(upstream: Tensor, reduction: str, anchors: int) -> Tensor:
-    """What each anchor's loss is multiplied by on its way to the gradient."""
-    if reduction == "none":
-        return upstream.double()
-    each = 1 / max(anchors, 1) if reduction == "mean" else 1.0
-    return (upstream.double() * each).expand(anchors)
-
-
-def reduced(rows: Tensor, reduction: str) -> Tensor:
-    """Losses [A], reduced."""
-    if reduction == "none":
-        return rows
-    return rows.sum() / (max(len(rows), 1) if reduction == "mean" else 1)
+def anchor_weights(
+    weights: Tensor | None,
+    keep: Tensor | None,
+    own: Tensor | None,
+    reduction: str,
+    anchors: int,
+) -> Tensor:
+    """What each anchor's loss is multiplied by, [A]."""
+    w = torch.ones(anchors, dtype=torch.float64) if weights is None else weights.double()
+    if keep is not None:
+        counted = keep.clone()
+        if own is not None:
+            counted[torch.arange(anchors), own] = False
+        w = w * (counted.sum(1) >= 2)
+    total = w.sum().item() if reduction == "mean" else 1.0
+    return w / (total or 1.0)
 
 
 def assert_losses(
-    loss: Tensor, losses: Tensor, floor: Tensor, reduction: str, dtype: torch.dtype
+    loss: Tensor,
+    losses: Tensor,
+    floor: Tensor,
+    weighting: Tensor,
+    reduction: str,
+    dtype: torch.dtype,
 ) -> None:
-    """A loss against the truth's rows, reduced alike."""
+    """A loss against the truth's rows, weighted and reduced alike."""
     assert loss.dtype == dtype
-    wanted = reduced(losses, reduction)
+    wanted, floor = losses * weighting, floor * weighting.abs()
+    if reduction != "none":
+        wanted, floor = wanted.sum(), floor.sum()
     assert loss.shape == wanted.shape
-    allowed = tolerances.loss_tolerance(dtype) * wanted.abs() + reduced(floor, reduction)
-    assert_near("loss", loss, wanted, allowed)
+    assert_near("loss", loss, wanted, tolerances.loss_tolerance(dtype) * wanted.abs() + floor)

@@ -28,8 +28,10 @@ def features(rng: Generator, rows: int, grad: bool = True) -> tuple[Tensor, Tens
 def test_opcheck_of_the_loss(metric: str, with_refs: bool, with_grad: bool, rng: Generator) -> None:
     s, t = features(rng, 6)
     refs = features(rng, 5) if with_refs else (None, None)
-    arguments = (s, t, *refs, torch.rand(6), metric, "euclidean", *OPTIONS, "squared", None, None)
-    torch.library.opcheck(OPS.perception_coherence.default, (*arguments, "auto", with_grad))
+    options = (metric, "euclidean", *OPTIONS, "squared", None, None, "auto", with_grad)
+    for keep in (None, torch.rand(6, 5 if with_refs else 6, generator=rng) < 0.8):
+        arguments = (s, t, *refs, torch.rand(6), keep, *options)
+        torch.library.opcheck(OPS.perception_coherence.default, arguments)
 
 
 @pytest.mark.clean_memory
@@ -37,8 +39,10 @@ def test_opcheck_of_the_loss(metric: str, with_refs: bool, with_grad: bool, rng:
 def test_opcheck_of_the_loss_of_matrices(dtype: torch.dtype, rng: Generator) -> None:
     d_s, d_t = torch.rand(2, 5, 5, generator=rng).to(dtype)
     for with_grad in (False, True):
-        arguments = (own_leaf(d_s), d_t, torch.rand(5), True, *OPTIONS, "huber", None, "auto")
-        torch.library.opcheck(OPS.coherence_from_dissimilarities.default, (*arguments, with_grad))
+        options = (True, *OPTIONS, "huber", None, "auto", with_grad)
+        for keep in (None, torch.rand(1, 5, generator=rng) < 0.8):
+            arguments = (own_leaf(d_s), d_t, torch.rand(5), keep, *options)
+            torch.library.opcheck(OPS.coherence_from_dissimilarities.default, arguments)
 
 
 @pytest.mark.clean_memory
@@ -70,7 +74,11 @@ def training_step(metric: str, reduction: str) -> tuple[nn.Module, Callable[...,
     loss_fn = pc_kernels.PerceptionCoherenceLoss(dissimilarity=metric, reduction=reduction)
 
     def step(x: Tensor, teacher: Tensor) -> Tensor:
-        return loss_fn(model(x), teacher).sum()
+        whole = loss_fn(model(x), teacher).sum()
+        padding = (teacher[:, 0] < 0.5)[None, :]
+        return (
+            whole + loss_fn(model(x), teacher, weights=teacher[:, 1].abs(), pair_mask=padding).sum()
+        )
 
     return model, step
 

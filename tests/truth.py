@@ -122,6 +122,7 @@ def coherence_rows(
     weights: Tensor | None = None,
     *,
     own: Tensor | None = None,
+    keep: Tensor | None = None,
     relaxation: str = "logistic",
     temperature: float = 0.1,
     scale: str | None = "std",
@@ -130,30 +131,32 @@ def coherence_rows(
 ) -> Coherence:
     """The loss of two matrices [A, M], row by row, weighted by `weights` [A] (1 by default).
 
-    Anchor i leaves out its own[i]-th reference, if `own` is given.
+    Anchor i leaves out its own[i]-th reference, if `own` is given, and those that `keep` [A, M] does
+    not keep: they are taken out of the matrices.
     """
     d_s, d_t = d_s.detach().double(), d_t.detach().double()
     weights = d_s.new_ones(len(d_s)) if weights is None else weights.double()
     if own is not None:
-        keep = torch.ones_like(d_s, dtype=torch.bool)
+        keep = torch.ones_like(d_s, dtype=torch.bool) if keep is None else keep.clone()
         keep[torch.arange(len(d_s)), own] = False
-        others = (len(d_s), max(d_s.shape[1] - 1, 0))
-        inner = coherence_rows(
-            d_s[keep].view(others),
-            d_t[keep].view(others),
-            weights,
-            relaxation=relaxation,
-            temperature=temperature,
-            scale=scale,
-            penalty=penalty,
-            rounding=rounding,
-        )
+    if keep is not None:
+        options: dict[str, Any] = {"relaxation": relaxation, "temperature": temperature}
+        options["scale"] = scale
+        options |= {"penalty": penalty, "rounding": rounding}
+        if len(keep) > 1 and keep.sum(1).unique().numel() > 1:
+            rows = [
+                coherence_rows(*(x[i : i + 1] for x in (d_s, d_t, weights)), keep=row, **options)
+                for i, row in enumerate(keep.split(1))
+            ]
+            fields = zip(*(vars(row).values() for row in rows), strict=True)
+            return Coherence(*(torch.cat(parts) for parts in fields))
+        others = (len(d_s), int(keep[:1].sum()))
+        inner = coherence_rows(d_s[keep].view(others), d_t[keep].view(others), weights, **options)
         grad, floor, density = (
             torch.zeros_like(d_s).masked_scatter_(keep, part)
             for part in (inner.grad, inner.grad_floor, inner.density)
         )
         return Coherence(inner.losses, grad, inner.loss_floor, floor, density)
-    options: dict[str, Any] = {"relaxation": relaxation, "temperature": temperature}
     rank_options = (temperature, relaxation, scale)
     m = d_s.shape[1]
     if m < 2 or len(d_s) == 0:
@@ -166,7 +169,13 @@ def coherence_rows(
         part = slice(start, start + step)
         leaf, target, w = d_s[part].clone().requires_grad_(), d_t[part], weights[part]
         losses = reference.coherence_loss_from_dissimilarities(
-            leaf, target, scale=scale, penalty=penalty, reduction="none", **options
+            leaf,
+            target,
+            relaxation=relaxation,
+            temperature=temperature,
+            scale=scale,
+            penalty=penalty,
+            reduction="none",
         )
         losses.backward(w)
         x = leaf.detach()
@@ -222,11 +231,13 @@ def features(
     distance_rounding: float = 2 * U,
     strict: bool = True,
     only: Tensor | None = None,
+    keep: Tensor | None = None,
     **options: Any,
 ) -> Features:
     """Σ weights · loss over the anchors; not `strict`: distances may carry roundings.
 
     `only`: the places of the anchors that count, with a weight each; the others have weight 0.
+    `keep` [A, M]: the pairs that count.
     """
     leaves = [student.detach().double().requires_grad_()]
     if refs is not None:
@@ -240,7 +251,7 @@ def features(
         teacher_metric or metric,
     )
     own = places if refs is None else None
-    rows = coherence_rows(d_s, d_t, weights, own=own, rounding=rounding, **options)
+    rows = coherence_rows(d_s, d_t, weights, own=own, keep=keep, rounding=rounding, **options)
     d_s.backward(rows.grad)
     # Pairs' roundings are independent: they add up in quadrature, in both ends of each pair.
     reach = rows.grad_floor * _steepness(metric, anchors, d_s.detach())

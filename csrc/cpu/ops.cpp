@@ -206,9 +206,9 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& teacher_anchors, const OptionalTensor& teacher_references,
                       const OptionalTensor& teacher_anchor_sq,
                       const OptionalTensor& teacher_reference_sq, const OptionalTensor& teacher_offsets,
-                      const Tensor& weights, int64_t self_start, double temperature,
-                      const std::string& relaxation, bool scale_std, const std::string& penalty,
-                      bool with_grad) {
+                      const Tensor& weights, const OptionalTensor& keep, int64_t self_start,
+                      double temperature, const std::string& relaxation, bool scale_std,
+                      const std::string& penalty, bool with_grad) {
   check_matrix("student", student);
   check_matrix("teacher", teacher);
   check_self(self_start, student);
@@ -217,6 +217,9 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
   TORCH_CHECK_VALUE(weights.scalar_type() == at::kFloat && weights.is_contiguous() &&
                         weights.numel() == student.size(0),
                     "weights must hold one contiguous float32 for each anchor");
+  TORCH_CHECK_VALUE(!keep.has_value() || (keep->scalar_type() == at::kBool && keep->is_contiguous() &&
+                                          keep->sizes() == student.sizes()),
+                    "keep must hold one contiguous bool for each pair");
   const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
   const Side student_side("student", student, student_metric, student_anchors, student_references,
                           student_anchor_sq, student_reference_sq, student_offsets);
@@ -225,10 +228,12 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
   Tensor loss = at::empty({student.size(0)}, student.options());
   float* const losses = loss.mutable_data_ptr<float>();
   const float* const weight = weights.const_data_ptr<float>();
-  for_rows(student.size(0), student.size(1), [&](int64_t i, Scratch& scratch) {
-    losses[i] =
-        row_kernels().coherence_row(student_side.row(i, self_start), teacher_side.row(i, self_start),
-                                    options, weight[i], with_grad, scratch);
+  const bool* const kept = keep.has_value() ? keep->const_data_ptr<bool>() : nullptr;
+  const int64_t count = student.size(1);
+  for_rows(student.size(0), count, [&](int64_t i, Scratch& scratch) {
+    losses[i] = row_kernels().coherence_row(
+        student_side.row(i, self_start), teacher_side.row(i, self_start),
+        kept == nullptr ? nullptr : kept + i * count, options, weight[i], with_grad, scratch);
   });
   return loss;
 }
@@ -253,7 +258,8 @@ TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
       "Tensor(b!) teacher, str teacher_metric, Tensor? teacher_anchors, "
       "Tensor? teacher_references, Tensor? teacher_anchor_sq, Tensor? teacher_reference_sq, Tensor? "
       "teacher_offsets, "
-      "Tensor weights, int self_start, float temperature, str relaxation, bool scale_std, "
+      "Tensor weights, Tensor? keep, int self_start, float temperature, str relaxation, bool "
+      "scale_std, "
       "str penalty, bool with_grad) -> Tensor");
 }
 

@@ -31,24 +31,30 @@ inline void soft_rank_backward_entry(const float* grad_rank, const float* x, con
 }
 
 template <Relaxation R>
-inline float coherence_row_of(const Row& student, const Row& teacher, const RankOptions& options,
-                              float weight, bool with_grad, Scratch& scratch) {
+inline float coherence_row_of(const Row& student, const Row& teacher, const bool* keep,
+                              const RankOptions& options, float weight, bool with_grad,
+                              Scratch& scratch) {
   switch (options.penalty) {
     case Penalty::squared:
-      return coherence_row<R, Penalty::squared>(student, teacher, options, weight, with_grad, scratch);
+      return coherence_row<R, Penalty::squared>(student, teacher, keep, options, weight, with_grad,
+                                                scratch);
     case Penalty::absolute:
-      return coherence_row<R, Penalty::absolute>(student, teacher, options, weight, with_grad, scratch);
+      return coherence_row<R, Penalty::absolute>(student, teacher, keep, options, weight, with_grad,
+                                                 scratch);
     default:
-      return coherence_row<R, Penalty::huber>(student, teacher, options, weight, with_grad, scratch);
+      return coherence_row<R, Penalty::huber>(student, teacher, keep, options, weight, with_grad,
+                                              scratch);
   }
 }
 
-inline float coherence_row_entry(const Row& student, const Row& teacher, const RankOptions& options,
-                                 float weight, bool with_grad, Scratch& scratch) {
+inline float coherence_row_entry(const Row& student, const Row& teacher, const bool* keep,
+                                 const RankOptions& options, float weight, bool with_grad,
+                                 Scratch& scratch) {
   if (options.relaxation == Relaxation::logistic)
-    return coherence_row_of<Relaxation::logistic>(student, teacher, options, weight, with_grad,
+    return coherence_row_of<Relaxation::logistic>(student, teacher, keep, options, weight, with_grad,
                                                   scratch);
-  return coherence_row_of<Relaxation::normal>(student, teacher, options, weight, with_grad, scratch);
+  return coherence_row_of<Relaxation::normal>(student, teacher, keep, options, weight, with_grad,
+                                              scratch);
 }
 
 inline constexpr RowKernels kRows{PCK_ISA_NAME,    hard_rank,

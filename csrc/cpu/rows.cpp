@@ -57,6 +57,7 @@ Scratch::Scratch(int64_t count) {
     cutter.cut(wide, padded);
     cutter.cut(sum, padded);
     cutter.cut(order, padded);
+    cutter.cut(chosen, padded);
     cutter.cut(sorted, padded + 2 * kSortedPad);
     cutter.cut(buckets, hard_rank_buckets(count) + 1);
   });

@@ -27,6 +27,7 @@ struct Scratch {
   double* wide;  // sorted coordinates of the nearly hard path
   double* sum;   // and its sums
   int32_t* order;
+  int32_t* chosen;    // the references that a mask keeps
   float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
   uint32_t* buckets;  // [hard_rank_buckets(count) + 1]
 
@@ -68,9 +69,10 @@ struct RowKernels {
                              Scratch& scratch);
   // Dissimilarities of a row, in place.
   void (*dissimilarity)(const Row& row);
-  // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row).
-  float (*coherence_row)(const Row& student, const Row& teacher, const RankOptions& options,
-                         float weight, bool with_grad, Scratch& scratch);
+  // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row). `keep` [count]
+  // says which references are there, null: all.
+  float (*coherence_row)(const Row& student, const Row& teacher, const bool* keep,
+                         const RankOptions& options, float weight, bool with_grad, Scratch& scratch);
 };
 
 extern const RowKernels kBaselineRows;

@@ -33,8 +33,8 @@ class Config:
     out: str = "runs"
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(METHODS)
-    epochs: int = 60
-    teacher_epochs: int = 30
+    epochs: int = 48
+    teacher_epochs: int = 24
     batch_size: int = 32
     temperature: float = 0.1
     lr: float = 0.01

@@ -1,0 +1,46 @@
+"""What an anchor weighs in the reduced loss: Σ_i w_i L_i."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import compute_dtype
+
+
+def anchor_weights(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None,
+    pair_mask: Tensor | None,
+    self_start: int | None,
+) -> Tensor:
+    """W [A] in the compute dtype: `weights`, 1 by default; 0 for anchors with nothing to rank.
+
+    Args:
+        student: features or dissimilarities of A anchors.
+        teacher: theirs.
+        weights: [A] or None.
+        pair_mask: bool, broadcast to [A, M], or None.
+        self_start: anchor i is reference self_start + i and left out; None: it is none of them.
+    """
+    dtype = compute_dtype(student, teacher)
+    anchors = student.shape[0]
+    w = student.new_ones(anchors, dtype=dtype) if weights is None else weights.detach().to(dtype)
+    if pair_mask is None:
+        return w
+    count = pair_mask.sum(1)
+    if pair_mask.shape[1] == 1:  # one word for all references of an anchor
+        return torch.where(pair_mask[:, 0], w, 0)
+    if self_start is not None:
+        count = count - pair_mask.expand(anchors, -1).diagonal(self_start)[:anchors].to(count)
+    return torch.where(count >= 2, w, 0)
+
+
+def shares(weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """w_i / Σ w: what turns a sum into a weighted mean; 0 where all weights are.
+
+    `total`: Σ w, where anchors of other processes count as well.
+    """
+    total = weights.sum() if total is None else total
+    return weights / torch.where(total == 0, 1, total)
