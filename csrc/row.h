@@ -42,8 +42,11 @@ struct Side {
     float* const own = values + i * count;
     if (metric == Metric::given)
       return {own, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, metric};
-    return {own,        anchors + i * width, references, reference_sq, anchor_sq[i],
-            offsets[i], count,               width,      self,         metric};
+    return {own,          anchors + i * width,
+            references,   reference_sq,
+            anchor_sq[i], offsets[i],
+            count,        width,
+            self,         metric};
   }
 };
 

@@ -8,6 +8,8 @@ calls the others; the compiled ones fuse it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -256,42 +258,33 @@ class TorchBackend(StagewiseBackend):
         return grid.soft_rank_backward(grad_rank, x, density, options, keep)
 
 
-class CpuBackend(Backend):
-    """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
+class CompiledBackend(Backend):
+    """A backend of compiled kernels: each stage is an operator with the backend's name in front."""
 
-    name = "cpu"
     working_bytes = 0
-    chunk_rows = 1024
 
-    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Needs the compiled extension, CPU tensors, and float32 to compute in."""
-        reason = extension_obstacle()
-        if reason is not None:
-            return reason
-        if device.type != "cpu":
-            return f"it computes on CPU tensors; got device {device}"
-        if dtype != torch.float32:
-            return f"it computes in float32; for {dtype} use backend='torch'"
-        return None
+    def operator(self, stage: str) -> Callable[..., Any]:
+        """The operator that computes `stage`."""
+        return getattr(torch.ops.pc_kernels, f"{self.name}_{stage}")
 
     def dissimilarity(self, rows: Rows) -> Tensor:
         """See `Backend`."""
-        torch.ops.pc_kernels.cpu_dissimilarity_(*_fields(rows))
+        self.operator("dissimilarity_")(*_fields(rows))
         return rows.values
 
     def hard_rank(self, x: Tensor) -> Tensor:
         """See `Backend`."""
-        return torch.ops.pc_kernels.cpu_hard_rank(x.contiguous())
+        return self.operator("hard_rank")(x.contiguous())
 
     def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return torch.ops.pc_kernels.cpu_soft_rank(x.contiguous(), *_arguments(options), with_grad)
+        return self.operator("soft_rank")(x.contiguous(), *_arguments(options), with_grad)
 
     def soft_rank_backward(
         self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
     ) -> Tensor:
         """See `Backend`."""
-        return torch.ops.pc_kernels.cpu_soft_rank_backward(
+        return self.operator("soft_rank_backward")(
             grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
         )
 
@@ -306,19 +299,53 @@ class CpuBackend(Backend):
         with_grad: bool,
     ) -> Tensor:
         """See `Backend`; fused, a row at a time."""
-        temperature, relaxation, scale = _arguments(options)
-        return torch.ops.pc_kernels.cpu_coherence_rows(
+        return self.operator("coherence_rows")(
             *_fields(student),
             *_fields(teacher),
             weights,
             keep,
             -1 if self_start is None else self_start,
-            temperature,
-            relaxation,
-            scale,
+            *_arguments(options),
             options.penalty,
             with_grad,
         )
+
+
+class CpuBackend(CompiledBackend):
+    """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
+
+    name = "cpu"
+    chunk_rows = 1024
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs the compiled extension, CPU tensors, and float32 to compute in."""
+        reason = extension_obstacle()
+        if reason is not None:
+            return reason
+        if device.type != "cpu":
+            return f"it computes on CPU tensors; got device {device}"
+        if dtype != torch.float32:
+            return f"it computes in float32; for {dtype} use backend='torch'"
+        return None
+
+
+class CudaBackend(CompiledBackend):
+    """The CUDA extension (csrc/cuda): a block of threads a row."""
+
+    name = "cuda"
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs CUDA tensors, the compiled extension for their GPU, and float32 to compute in."""
+        if device.type != "cuda":
+            return f"it computes on CUDA tensors; got device {device}"
+        if torch.version.hip is not None:
+            return "it needs an NVIDIA GPU; this torch is built for ROCm"
+        reason = cuda_extension_obstacle() or _architecture_obstacle(device)
+        if reason is not None:
+            return reason
+        if dtype != torch.float32:
+            return f"it computes in float32; for {dtype} use backend='torch'"
+        return None
 
 
 def _arguments(options: RankOptions) -> tuple[float, str, bool]:
@@ -352,8 +379,40 @@ def extension_obstacle() -> str | None:
     return None
 
 
+@cache
+def cuda_extension_obstacle() -> str | None:
+    """Why the CUDA extension is not loaded, or None; loads it on the first call."""
+    try:
+        from . import _C_cuda  # noqa: F401 - registers the operators
+    except ImportError as error:
+        if "_C_cuda" in str(error) and "cannot import name" in str(error):
+            return (
+                "the CUDA extension was not built: install with nvcc and a CUDA build of torch at "
+                "hand, with `pip install --no-build-isolation`"
+            )
+        return f"the CUDA extension does not load (built for another torch?): {error}"
+    return None
+
+
+def _architecture_obstacle(device: torch.device) -> str | None:
+    """Why kernels of the loaded CUDA extension do not run on this GPU, or None."""
+    from . import _C_cuda
+
+    oldest = min(
+        tuple(map(int, re.findall(r"\d+", a)[:2])) for a in _C_cuda.architectures.split(";")
+    )
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= oldest:
+        return None
+    return (
+        f"it was built for compute capability {_C_cuda.architectures}, this GPU has "
+        f"{capability[0]}.{capability[1]}: rebuild with TORCH_CUDA_ARCH_LIST set"
+    )
+
+
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CpuBackend(), TorchBackend(), ReferenceBackend())
+    backend.name: backend
+    for backend in (CudaBackend(), CpuBackend(), TorchBackend(), ReferenceBackend())
 }
 """By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from ctypes import c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pc_kernels.backends import Backend
-from pc_kernels.dissimilarity import Rows
-from pc_kernels.options import PENALTIES, RELAXATIONS, CoherenceOptions, RankOptions
+from pc_kernels.backends import CompiledBackend
+from pc_kernels.options import PENALTIES, RELAXATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -39,10 +39,9 @@ def compiler() -> str:
 def digest(*arguments: str) -> str:
     """Of everything that a build depends on."""
     found = hashlib.sha256(repr(arguments).encode())
-    for path in sorted((ROOT / "csrc").glob("*.h")) + sorted((ROOT / "csrc/cuda").iterdir()):
-        found.update(path.read_bytes())
-    for path in sorted(SHIM.iterdir()):
-        found.update(path.read_bytes())
+    for folder in (ROOT / "csrc", ROOT / "csrc" / "cuda", SHIM):
+        for path in sorted(filter(Path.is_file, folder.iterdir())):
+            found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
@@ -99,90 +98,90 @@ def address(x: Tensor | None) -> c_void_p:
     return c_void_p(x.data_ptr())
 
 
-def plain_side(rows: Rows) -> PlainSide:
-    """The side as harness.cpp takes it; the tensors of `rows` must outlive it."""
-    parts = (rows.values, rows.anchors, rows.references, rows.anchor_sq, rows.reference_sq)
-    pointers = [address(x) for x in (*parts, rows.offsets)]
-    width = 0 if rows.anchors is None else rows.anchors.shape[1]
-    return PlainSide(*pointers, rows.values.shape[1], width, METRICS.index(rows.metric))
+def plain_side(values: Tensor, metric: str, *parts: Tensor | None) -> PlainSide:
+    """A side as harness.cpp takes it: anchors, references, their squares, offsets."""
+    width = 0 if parts[0] is None else parts[0].shape[1]
+    pointers = [address(x) for x in (values, *parts)]
+    return PlainSide(*pointers, values.shape[1], width, METRICS.index(metric))
 
 
-def plain_options(options: RankOptions) -> PlainOptions:
-    """The options as harness.cpp takes them."""
-    penalty = options.penalty if isinstance(options, CoherenceOptions) else "squared"
-    return PlainOptions(
-        RELAXATIONS.index(options.relaxation),
-        PENALTIES.index(penalty),
-        options.temperature,
-        options.scale == "std",
-    )
+def plain_options(
+    temperature: float, relaxation: str, scale_std: bool, penalty: str = "squared"
+) -> PlainOptions:
+    """Options as harness.cpp takes them."""
+    kinds = RELAXATIONS.index(relaxation), PENALTIES.index(penalty)
+    return PlainOptions(*kinds, temperature, scale_std)
 
 
-class ShimBackend(Backend):
-    """The CUDA kernels on the CPU, in blocks of so many threads and with so much shared memory."""
+class ShimBackend(CompiledBackend):
+    """The CUDA kernels on the CPU, in blocks of so many threads and with so much shared memory.
+
+    The methods below the first are the operators, see csrc/arguments.h.
+    """
 
     name = "cuda_shim"
-    working_bytes = 0
 
-    def __init__(
-        self, threads: int = 16, warp: int = 8, shared_bytes: int = ALL_SHARED
-    ) -> None:
+    def __init__(self, threads: int = 16, warp: int = 8, shared_bytes: int = ALL_SHARED) -> None:
         self.library = library(warp)
         self.device = (threads, shared_bytes)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None if dtype == torch.float32 else "it computes in float32"
 
+    def operator(self, stage: str) -> Callable[..., Any]:
+        return getattr(self, f"run_{stage}")
+
     def call(self, function: str, *arguments: Any) -> None:
+        """Calls the harness; integers are 64 bits wide there, but for what ctypes says already."""
         self.library.configure(*self.device)
-        pointers = [address(a) if isinstance(a, Tensor) or a is None else a for a in arguments]
-        byref = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in pointers]
-        wide = [c_int64(a) if type(a) is int else a for a in byref]
-        assert getattr(self.library, function)(*wide) == 0, f"{function} failed"
+        plain: list[Any] = []
+        for a in arguments:
+            if a is None or isinstance(a, Tensor):
+                plain.append(address(a))
+            elif isinstance(a, ctypes.Structure):
+                plain.append(ctypes.byref(a))
+            else:
+                plain.append(c_int64(a) if type(a) is int else a)
+        assert getattr(self.library, function)(*plain) == 0, f"{function} failed"
 
-    def dissimilarity(self, rows: Rows) -> Tensor:
-        self.call("dissimilarity", rows.values.shape[0], plain_side(rows))
-        return rows.values
+    def run_dissimilarity_(self, *side: Any) -> None:
+        self.call("dissimilarity", len(side[0]), plain_side(*side))
 
-    def hard_rank(self, x: Tensor) -> Tensor:
+    def run_hard_rank(self, x: Tensor) -> Tensor:
         rank = torch.empty_like(x)
         self.call("hard_rank", *x.shape, x, rank)
         return rank
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def run_soft_rank(
+        self, x: Tensor, temperature: float, relaxation: str, scale_std: bool, with_grad: bool
+    ) -> tuple[Tensor, Tensor]:
         rank = torch.empty_like(x)
         density = torch.empty_like(x) if with_grad else None
-        self.call("soft_rank", *x.shape, x, plain_options(options), rank, density)
+        options = plain_options(temperature, relaxation, scale_std)
+        self.call("soft_rank", *x.shape, x, options, rank, density)
         return rank, x.new_empty(0) if density is None else density
 
-    def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    def run_soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, *options: Any
     ) -> Tensor:
         grad = torch.empty_like(x)
-        plain = plain_options(options)
+        plain = plain_options(*options)
         self.call("soft_rank_backward", *x.shape, grad_rank, x, density, plain, grad)
         return grad
 
-    def coherence_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        options: CoherenceOptions,
-        self_start: int | None,
-        with_grad: bool,
-        keep: Tensor | None = None,
-    ) -> Tensor:
+    def run_coherence_rows(self, *arguments: Any) -> Tensor:
+        student, teacher = arguments[:7], arguments[7:14]
+        weights, keep, self_start, *options, with_grad = arguments[14:]
         losses = torch.empty_like(weights)
         self.call(
             "coherence_rows",
             len(weights),
-            plain_side(student),
-            plain_side(teacher),
+            plain_side(*student),
+            plain_side(*teacher),
             keep,
             weights,
-            -1 if self_start is None else self_start,
-            plain_options(options),
+            self_start,
+            plain_options(*options),
             c_int(with_grad),
             losses,
         )

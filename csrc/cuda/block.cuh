@@ -58,8 +58,9 @@ template <class T, class Combine>
 PCK_DEVICE T reduce_warp(T value, Combine combine) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    value = combine(
-        value, word_by_word(value, [=](unsigned w) { return __shfl_xor_sync(kEveryLane, w, distance); }));
+    value = combine(value, word_by_word(value, [=](unsigned w) {
+                      return __shfl_xor_sync(kEveryLane, w, distance);
+                    }));
   return value;
 }
 
@@ -82,6 +83,7 @@ class Block {
   // body(i) for every i < count, by some thread.
   template <class Body>
   PCK_DEVICE void each(int count, Body body) const {
+#pragma unroll 1  // a block has warps enough to hide latencies, and no registers to spare
     for (int i = thread(); i < count; i += threads()) body(i);
   }
 
@@ -91,6 +93,7 @@ class Block {
     value = reduce_warp(value, combine);
     T* const slots = tell(value, lane() == 0);
     value = slots[0];
+#pragma unroll 1
     for (int w = 1; w < warps(); ++w) value = combine(value, slots[w]);
     return value;
   }
@@ -104,9 +107,11 @@ class Block {
     const int first = thread() * share < count ? thread() * share : count;
     const int past = first + share < count ? first + share : count;
     T own = 0;
+#pragma unroll 1
     for (int i = first; i < past; ++i) own += get(i);
     T whole = 0;
     T before = sum_before(own, whole);
+#pragma unroll 1
     for (int i = first; i < past; ++i) {
       const T here = get(i);
       put(i, before);
@@ -126,6 +131,7 @@ class Block {
       body(4 * q + 2, v.z);
       body(4 * q + 3, v.w);
     });
+#pragma unroll 1
     for (int j = 4 * quads + thread(); j < count; j += threads()) body(j, row[j]);
   }
 
@@ -138,6 +144,7 @@ class Block {
       reinterpret_cast<float4*>(row)[q] =
           make_float4(value(j), value(j + 1), value(j + 2), value(j + 3));
     });
+#pragma unroll 1
     for (int j = 4 * quads + thread(); j < count; j += threads()) row[j] = value(j);
   }
 
@@ -172,6 +179,7 @@ class Block {
     if (lane() == 0) before = 0;
     T* const slots = tell(value, lane() == kWarp - 1);
     whole = 0;
+#pragma unroll 1
     for (int w = 0; w < warps(); ++w) {
       if (w == warp()) before += whole;
       whole += slots[w];

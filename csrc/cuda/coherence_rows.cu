@@ -88,7 +88,7 @@ PCK_DEVICE float coherence_row(Block& block, int64_t i, const Coherence<R>& to_d
   const auto give_up = [&](float value) {
     if (to_do.with_grad)
       block.store_values(anchors.student.values + first, static_cast<int>(anchors.student.count),
-                         [=](int) { return value; });
+                         [&](int j) { return kept.has(j) ? value : 0.0f; });
     return value;
   };
   if (plan.way == Plan::Way::undefined || !teacher_range.finite()) return give_up(NAN);
@@ -103,8 +103,9 @@ PCK_DEVICE float coherence_row(Block& block, int64_t i, const Coherence<R>& to_d
 }
 
 template <Relaxation R, bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
-    coherence_rows_kernel(const __grid_constant__ Rows rows, const __grid_constant__ Coherence<R> to_do) {
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
+    coherence_rows_kernel(const __grid_constant__ Rows rows,
+                          const __grid_constant__ Coherence<R> to_do) {
   PCK_DYNAMIC_SHARED(shared);
   Header& header = *reinterpret_cast<Header*>(shared);
   Block block(header.block);

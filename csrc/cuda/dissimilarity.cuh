@@ -29,6 +29,7 @@ PCK_DEVICE Kept find_kept(Block& block, const Row& row, const bool* keep, const 
   const int words = (count + kWarp - 1) / kWarp;
   unsigned* const bits = scratch.kept_bits;
   int* const before = scratch.kept_before;
+#pragma unroll 1
   for (int w = block.warp(); w < words; w += block.warps()) {
     const int j = w * kWarp + block.lane();
     const bool kept = j < count && j != row.self && (keep == nullptr || keep[j]);
@@ -45,6 +46,7 @@ PCK_DEVICE Kept find_kept(Block& block, const Row& row, const bool* keep, const 
 // A warp's lanes together.
 PCK_DEVICE float squared_distance(const float* a, const float* b, int64_t width, int lane) {
   double sum = 0.0;
+#pragma unroll 2
   for (int64_t k = lane; k < width; k += kWarp) sum += (a[k] - b[k]) * (a[k] - b[k]);
   return static_cast<float>(reduce_warp(sum, Sum{}));
 }
@@ -77,8 +79,8 @@ PCK_DEVICE float metric_of(const Row& row, float squared) {
   return squared / (std::sqrt(sq > 0.0f ? sq : 0.0f) + row.offset);
 }
 
-// target <- finish(squared distance) of the references that count. A short distance is summed again from
-// the differences, by a warp each: they are listed first, in any order.
+// target <- finish(squared distance) of the references that count. A short distance is summed again
+// from the differences, by a warp each: they are listed first, in any order.
 template <class Finish>
 PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* near_count,
                          const Scratch& scratch, float* target, Finish finish) {
@@ -103,6 +105,7 @@ PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* ne
   });
   block.sync();
   const int pairs = *near_count;
+#pragma unroll 1
   for (int i = block.warp(); i < pairs; i += block.warps()) {
     const int j = near[i];
     const float sq =

@@ -3,7 +3,8 @@
 // A monotone map drops the values into as many buckets as there are points; a counting sort groups
 // them by bucket. A rank is then the number of points in the buckets below plus a comparison with the
 // few in the same bucket. Where a bucket is not small (outliers, ties galore), the keys are sorted and
-// every point searches its place. Atomics decide the order inside a bucket, but no result depends on it.
+// every point searches its place. Atomics decide the order inside a bucket, but no result depends on
+// it.
 #pragma once
 
 #include <cmath>
@@ -41,8 +42,8 @@ PCK_DEVICE Range range_of(Block& block, const float* x, int count) {
   });
 }
 
-// A monotone map to buckets 0 ... last, in halves since a range may exceed the largest number. Infinities
-// go to the ends, and so does the NaN of 0 times infinity: fmax takes the number.
+// A monotone map to buckets 0 ... last, in halves since a range may exceed the largest number.
+// Infinities go to the ends, and so does the NaN of 0 times infinity: fmax takes the number.
 struct Buckets {
   float half_low, scale, last;
 

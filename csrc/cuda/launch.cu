@@ -30,7 +30,7 @@ int grid_cells(int64_t count, const RankOptions& options) {
 
 // Four points a thread, to have loads in flight; a warp for the shortest rows.
 int block_threads(int64_t count, int most) {
-  const int wanted = count > 4096 ? kMostThreads : 512;
+  const int wanted = count > 4096 ? kThreads<true> : 512;
   int threads = kWarp;
   while (threads < count / 4 && threads < std::min(wanted, most)) threads *= 2;
   return threads;
@@ -56,7 +56,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options,
              layout.count,
              cells,
              static_cast<int>(blocks),
-             in_shared ? block_threads(count, threads_most) : std::min(kMostThreads, threads_most),
+             in_shared ? block_threads(count, threads_most) : std::min(kThreads<false>, threads_most),
              in_shared,
              header + (in_shared ? layout.bytes() : 0),
              in_shared ? 0 : blocks * layout.bytes()};

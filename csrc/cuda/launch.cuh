@@ -7,6 +7,11 @@
 
 namespace pck::cuda {
 
+// The most threads of a block. Addresses in global memory take registers, of which 1024 threads have too
+// few.
+template <bool kShared>
+inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
+
 // What a block keeps in shared memory in any case, before a row's working memory.
 struct Header {
   unsigned char block[Block::kBytes];

@@ -52,8 +52,7 @@ PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scra
   block.each(count, [&](int j) { atomicOr(&occupied[bin_of(j)], 1u); });
   block.sync();
   const int kept = block.scan<int>(
-      bins,
-      [&](int b) { return static_cast<int>(occupied[b] | (b > 0 ? occupied[b - 1] : 0u)); },
+      bins, [&](int b) { return static_cast<int>(occupied[b] | (b > 0 ? occupied[b - 1] : 0u)); },
       [&](int b, int before) { shift[b] = before; });
   block.sync();
   return kept;
@@ -130,6 +129,7 @@ PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const float* x, const 
   const Gap gap(x, plan.tau);
   block.each(plan.count, [&](int j) {
     double sum = -0.5;  // in fp32 the roundings of the terms would add up
+#pragma unroll 1
     for (int k = 0; k < plan.count; ++k) sum += Relax<R>::cdf(gap(j, k));
     take(j, static_cast<float>(sum), 0.0f);
   });
@@ -146,6 +146,7 @@ PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const float* x, co
   const Gap gap(x, plan.tau);
   block.each(plan.count, [&](int j) {
     double sum = 0.0;
+#pragma unroll 1
     for (int k = 0; k < plan.count; ++k) sum += (slope[j] - slope[k]) * Relax<R>::pdf(gap(j, k));
     grad[j] = static_cast<float>(sum);
   });

@@ -12,7 +12,7 @@ struct HardRank {
 };
 
 template <bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
     hard_rank_kernel(const __grid_constant__ Rows rows, const __grid_constant__ HardRank to_do) {
   PCK_DYNAMIC_SHARED(shared);
   Block block(reinterpret_cast<Header*>(shared)->block);
@@ -37,7 +37,7 @@ struct SoftRank {
 };
 
 template <Relaxation R, bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
     soft_rank_kernel(const __grid_constant__ Rows rows, const __grid_constant__ SoftRank<R> to_do) {
   PCK_DYNAMIC_SHARED(shared);
   Header& header = *reinterpret_cast<Header*>(shared);
@@ -77,7 +77,7 @@ struct SoftRankBackward {
 };
 
 template <Relaxation R, bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
     soft_rank_backward_kernel(const __grid_constant__ Rows rows,
                               const __grid_constant__ SoftRankBackward<R> to_do) {
   PCK_DYNAMIC_SHARED(shared);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kMostThreads)
 }
 
 template <bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
     dissimilarity_kernel(const __grid_constant__ Rows rows, const __grid_constant__ Side side) {
   PCK_DYNAMIC_SHARED(shared);
   Header& header = *reinterpret_cast<Header*>(shared);
@@ -168,7 +168,8 @@ cudaError_t soft_rank_backward(const Launch& launch, void* workspace, cudaStream
   return run(launch, workspace, stream, grad_rank, x, density, options, grad_x);
 }
 
-cudaError_t dissimilarity(const Launch& launch, void* workspace, cudaStream_t stream, const Side& side) {
+cudaError_t dissimilarity(const Launch& launch, void* workspace, cudaStream_t stream,
+                          const Side& side) {
   const auto kernel = launch.in_shared ? dissimilarity_kernel<true> : dissimilarity_kernel<false>;
   return start(launch, workspace, stream, kernel, side);
 }

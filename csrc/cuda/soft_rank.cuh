@@ -109,6 +109,7 @@ PCK_DEVICE void convolve(Block& block, const Grid& grid, const Taps<R>& taps) {
   block.each((grid.nodes() + 3) / 4, [&](int tile) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float4 m = mass[tile];
+#pragma unroll 2
     for (int d = 0; d < kTaps<R> / 4; ++d) {
       const float4 t = pdf[d], next = mass[tile + d + 1];
       sum.x += m.x * t.x + m.y * t.y + m.z * t.z + m.w * t.w;
@@ -153,9 +154,8 @@ PCK_DEVICE float half_gain_of(const float* nodes) {
   float gain = 0.0f;
 #pragma unroll
   for (int n = 0; n < kNodes; ++n)
-    gain += nodes[n] *
-            (h * (kDeviceStencil.weight[0][n] / 2 - kDeviceStencil.weight[1][n] / 8 +
-                  kDeviceStencil.weight[2][n] / 24 - kDeviceStencil.weight[3][n] / 64));
+    gain += nodes[n] * (h * (kDeviceStencil.weight[0][n] / 2 - kDeviceStencil.weight[1][n] / 8 +
+                             kDeviceStencil.weight[2][n] / 24 - kDeviceStencil.weight[3][n] / 64));
   return gain;
 }
 
@@ -209,8 +209,8 @@ PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, int count, const 
   block.sync();
 }
 
-// grad[j] <- grad[j] - sum_k slope_k phi((x_j - x_k)/tau), which makes the gradient but for 1/tau of what
-// slope_j sum_k phi is on entry.
+// grad[j] <- grad[j] - sum_k slope_k phi((x_j - x_k)/tau), which makes the gradient but for 1/tau of
+// what slope_j sum_k phi is on entry.
 template <Relaxation R>
 PCK_DEVICE void grid_rank_gradient(Block& block, const Grid& grid, int count, const Taps<R>& taps,
                                    const Scratch& scratch, const float* slope, float* grad) {
@@ -222,9 +222,8 @@ PCK_DEVICE void grid_rank_gradient(Block& block, const Grid& grid, int count, co
   nodes_from_moments<R>(block, grid, shift);
   convolve<R>(block, grid, taps);
   cell_cubics(block, grid);
-  block.each(count, [&](int j) {
-    grad[j] -= cubic_at(grid.cubics()[scratch.cell[j]], scratch.place[j]);
-  });
+  block.each(count,
+             [&](int j) { grad[j] -= cubic_at(grid.cubics()[scratch.cell[j]], scratch.place[j]); });
   block.sync();
 }
 

@@ -24,7 +24,9 @@
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -48,7 +50,8 @@ inline constexpr int kFill = 0x7f;  // memory nobody wrote: 3.4e38, or a far ind
 // The threads of a block and what they share.
 struct Team {
   explicit Team(int threads, unsigned char* memory)
-      : everyone(threads), words{std::vector<unsigned>(threads), std::vector<unsigned>(threads)},
+      : everyone(threads),
+        words{std::vector<unsigned>(threads), std::vector<unsigned>(threads)},
         shared(memory) {
     for (int first = 0; first < threads; first += PCK_WARP_SIZE)
       warps.push_back(std::make_unique<std::barrier<>>(PCK_WARP_SIZE));
@@ -70,11 +73,15 @@ inline const unsigned* tell(unsigned word) {
   return team->words[turn].data() + warp * PCK_WARP_SIZE;
 }
 
-inline unsigned lane() { return threadIdx.x % PCK_WARP_SIZE; }
+inline unsigned lane() {
+  return threadIdx.x % PCK_WARP_SIZE;
+}
 
 }  // namespace shim
 
-inline void __syncthreads() { shim::team->everyone.arrive_and_wait(); }
+inline void __syncthreads() {
+  shim::team->everyone.arrive_and_wait();
+}
 
 inline unsigned __shfl_xor_sync(unsigned, unsigned word, int mask) {
   return shim::tell(word)[shim::lane() ^ static_cast<unsigned>(mask)];
@@ -93,7 +100,9 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   return ballot;
 }
 
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __popc(unsigned bits) {
+  return __builtin_popcount(bits);
+}
 
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {

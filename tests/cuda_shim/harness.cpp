@@ -44,9 +44,9 @@ void configure(int threads, int shared_bytes) {
 }
 
 static Side side_of(const PlainSide* s) {
-  return {s->values,       s->anchors, s->references, s->anchor_sq,
-          s->reference_sq, s->offsets, s->count,      s->width,
-          static_cast<Metric>(s->metric)};
+  return {s->values,    s->anchors,      s->references,
+          s->anchor_sq, s->reference_sq, s->offsets,
+          s->count,     s->width,        static_cast<Metric>(s->metric)};
 }
 
 static RankOptions options_of(const PlainOptions* o) {
