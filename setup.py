@@ -12,7 +12,9 @@ visible. Without torch or without a compiler the package installs in pure Python
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from glob import glob
@@ -22,7 +24,7 @@ from setuptools import setup
 
 CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
-CUDA_ARCHITECTURES = "8.0;9.0;12.0+PTX"
+CUDA_ARCHITECTURES = ["8.0", "9.0", "12.0"]
 
 
 def wanted(variable: str) -> str:
@@ -50,8 +52,18 @@ def obstacle() -> str | None:
     return None
 
 
+def ask_nvcc(*arguments: str) -> str:
+    """What nvcc says; empty if there is none."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    if nvcc is None:
+        return ""
+    done = subprocess.run([nvcc, *arguments], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
 def cuda_obstacle() -> str | None:
-    """Why the CUDA kernels cannot be built here, or None; makes nvcc known to torch."""
+    """Why the CUDA kernels cannot be built here, or None."""
     reason = obstacle()
     if reason is not None:
         return reason
@@ -59,15 +71,20 @@ def cuda_obstacle() -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build (a CPU build or ROCm)"
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else shutil.which("nvcc")
-    if nvcc is None:
-        return f"no nvcc in {home}/bin" if home else "no nvcc: neither on PATH nor in CUDA_HOME/bin"
-    # torch looks for CUDA_HOME when it is imported, and need not look where we did.
-    from torch.utils import cpp_extension
-
-    cpp_extension.CUDA_HOME = home or os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
+    release = re.search(r"release (\d+)\.", ask_nvcc("--version"))
+    if release is None:
+        return "no nvcc: it has to be on PATH, or in bin under CUDA_HOME if that is set"
+    if release.group(1) != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {release.group(1)}, torch is built for CUDA {torch.version.cuda}"
     return None
+
+
+def cuda_architectures() -> list[str]:
+    """What the user asks for, or those of CUDA_ARCHITECTURES that nvcc knows, the last with PTX."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", " ").replace(";", " ").split()
+    known = ask_nvcc("--list-gpu-arch").split()
+    usable = [a for a in CUDA_ARCHITECTURES if f"compute_{a.replace('.', '')}" in known]
+    return asked or [*usable[:-1], f"{usable[-1]}+PTX"]
 
 
 def cpu_extension() -> Any:
@@ -89,8 +106,12 @@ def cuda_extension() -> Any:
     """The CUDA kernels, pc_kernels._C_cuda: a module of its own, so that it may fail on its own."""
     from torch.utils import cpp_extension
 
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    architectures = ";".join(architectures.replace(",", " ").replace(";", " ").split())
+    # torch may have guessed another toolkit, or a wrapper's folder.
+    home = re.search(r"^#\$ TOP=(.+)$", ask_nvcc("--dryrun", "-x", "cu", "-c", os.devnull), re.M)
+    if home is not None:
+        cpp_extension.CUDA_HOME = os.path.normpath(home.group(1))
+    architectures = ";".join(cuda_architectures())
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     return cpp_extension.CUDAExtension(
         "pc_kernels._C_cuda",
         CUDA_SOURCES,

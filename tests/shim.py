@@ -87,7 +87,7 @@ class PlainOptions(ctypes.Structure):
 @cache
 def library(warp: int) -> ctypes.CDLL:
     """The kernels with warps of so many lanes."""
-    return ctypes.CDLL(str(build("harness.cpp", "-O1", "-g", "-fPIC", "-shared", warp=warp)))
+    return ctypes.CDLL(str(build("harness.cpp", "-O1", "-fPIC", "-shared", warp=warp)))
 
 
 def address(x: Tensor | None) -> c_void_p:

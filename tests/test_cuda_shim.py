@@ -75,7 +75,9 @@ def test_rows_that_make_trouble(
             check_soft_rank(backend, x, rng, temperature=temperature, **options)
 
 
-@pytest.mark.parametrize("name", ["normal", "outlier of 1e3", "two far tight clumps", "three values"])
+@pytest.mark.parametrize(
+    "name", ["normal", "outlier of 1e3", "two far tight clumps", "three values"]
+)
 def test_long_rows(backend: str, name: str, rng: Generator) -> None:
     """On the grid, with gaps to close; many points in a cell."""
     check_soft_rank(backend, make_rows(name, rng, 1, 3000), rng, temperature=0.1)
@@ -153,7 +155,9 @@ def test_every_combination(
         options = {"relaxation": relaxation, "penalty": penalty, "scale": scale}
         check_features(backend, *batch(rng, 17), rng, **metrics, **options)
         refs = batch(rng, 22)
-        check_features(backend, *batch(rng, 9), rng, refs=refs, reduction="sum", **metrics, **options)
+        check_features(
+            backend, *batch(rng, 9), rng, refs=refs, reduction="sum", **metrics, **options
+        )
 
 
 @on_every_device
@@ -161,7 +165,11 @@ def test_every_combination(
 def test_batch_sizes(backend: str, rows: int, rng: Generator) -> None:
     for metric in METRICS[: 4 if rows < 32 else 1]:
         check_features(
-            backend, *batch(rng, rows), rng, dissimilarity=metric, teacher_dissimilarity="sqeuclidean"
+            backend,
+            *batch(rng, rows),
+            rng,
+            dissimilarity=metric,
+            teacher_dissimilarity="sqeuclidean",
         )
 
 
@@ -235,7 +243,7 @@ def test_given_matrices(backend: str, m: int, penalty: str, rng: Generator) -> N
     check_matrices(backend, d_s, d_t, rng, exclude_self=True, penalty=penalty)
 
 
-@on_every_device
+@in_both_memories
 @pytest.mark.parametrize("m", [5, 33, 70])
 def test_masks(backend: str, m: int, rng: Generator) -> None:
     """Rows with all, some, two, one and none of their references; with and without the anchor."""
@@ -246,7 +254,9 @@ def test_masks(backend: str, m: int, rng: Generator) -> None:
     check_matrices(backend, d_s, d_t, rng, exclude_self=True, pair_mask=mask)
     student, teacher = batch(rng, m)
     pairs = torch.rand(m, m, generator=rng) < 0.7
-    check_features(backend, student, teacher, rng, pair_mask=pairs, teacher_dissimilarity="euclidean")
+    check_features(
+        backend, student, teacher, rng, pair_mask=pairs, teacher_dissimilarity="euclidean"
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -7,8 +7,8 @@
 
 namespace pck::cuda {
 
-// The most threads of a block. Addresses in global memory take registers, of which 1024 threads have too
-// few.
+// The most threads of a block. Addresses in global memory take registers, of which 1024 threads have
+// too few.
 template <bool kShared>
 inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
 

@@ -1,6 +1,6 @@
 """Every backend on the GPU against the truth in float64; needs neither pytest nor the network.
 
-    python tests/gpu/matrix.py [--device cuda|cpu] [--quick] [--json FILE]
+    PYTHONPATH=.:tests python tests/gpu/matrix.py [--device cuda|cpu] [--quick] [--json FILE]
 
 Exits 1 if a check fails. --quick runs a few small cases, for tools that slow kernels down a lot; on the
 CPU what only a GPU has is left out.
@@ -16,8 +16,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import tolerances
 import torch
@@ -80,7 +78,9 @@ def check_soft_rank(bench: Bench, backend: str, x: Tensor, **options: Any) -> No
     leaf = x.clone().requires_grad_()
     rank = pc_kernels.soft_rank(leaf, backend=backend, **options)
     rank.backward(upstream)
-    wanted = truth.soft_rank(x, upstream, *(options[k] for k in ("temperature", "relaxation", "scale")))
+    wanted = truth.soft_rank(
+        x, upstream, *(options[k] for k in ("temperature", "relaxation", "scale"))
+    )
     where = f"{backend}, {tuple(x.shape)}, {options}"
     near(f"rank, {where}", rank, wanted.rank, tolerances.RANK)
     allowed = tolerances.GRAD * wanted.grad.norm(dim=1)
@@ -208,7 +208,9 @@ def masks(bench: Bench) -> Iterator[None]:
             yield
 
 
-def loss_and_gradient(bench: Bench, student: Tensor, teacher: Tensor, **options: Any) -> list[Tensor]:
+def loss_and_gradient(
+    bench: Bench, student: Tensor, teacher: Tensor, **options: Any
+) -> list[Tensor]:
     leaf = student.detach().clone().requires_grad_()
     loss = pc_kernels.perception_coherence_loss(leaf, teacher, **options)
     (grad,) = torch.autograd.grad(loss, leaf)
@@ -315,7 +317,9 @@ def second_device(bench: Bench) -> Iterator[None]:
     for backend in bench.backends:
         student, teacher = bench.batch(65)
         here = loss_and_gradient(bench, student, teacher, backend=backend)
-        there = loss_and_gradient(bench, student.to("cuda:1"), teacher.to("cuda:1"), backend=backend)
+        there = loss_and_gradient(
+            bench, student.to("cuda:1"), teacher.to("cuda:1"), backend=backend
+        )
         assert torch.cuda.current_device() == 0
         for a, b in zip(here, there, strict=True):
             near(backend, b.to(a.device), a.double(), 1e-6)
@@ -358,10 +362,14 @@ def main() -> None:
     for check in checks:
         results.append(result := run(check, bench))
         verdict = result["error"] or "ok"
-        print(f"{result['check']:<14} {result['cases']:4} cases {result['seconds']:7.1f} s  {verdict}")
+        print(
+            f"{result['check']:<14} {result['cases']:4} cases {result['seconds']:7.1f} s  {verdict}"
+        )
         sys.stdout.flush()
     if options.json is not None:
-        options.json.write_text(json.dumps({"backends": bench.backends, "checks": results}, indent=1))
+        options.json.write_text(
+            json.dumps({"backends": bench.backends, "checks": results}, indent=1)
+        )
     sys.exit(any(r["error"] for r in results))
 
 

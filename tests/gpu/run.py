@@ -2,9 +2,9 @@
 
     python tests/gpu/run.py [--results DIR] [--seconds 540] [-- arguments of benchmarks/run.py]
 
-Needs torch built for CUDA, nvcc for the cuda backend, and no network. Every step has its own process, its
-own limit and its own log in the results' folder; a step that fails does not stop the others. A short table
-comes last, and the exit status is 1 if a step failed, 2 if there is no GPU.
+Needs torch built for CUDA, nvcc for the cuda backend, and no network. Every step has its own process,
+its own limit and its own log in the results' folder; a step that fails does not stop the others. A short
+table comes last, and the exit status is 1 if a step failed, 2 if there is no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = [sys.executable, "tests/gpu/matrix.py"]
-BENCHMARKS = "--sizes 128 512 2048 8192 --student-dim 512 --teacher-dim 512 --max-seconds 4".split()
+SIZES = ["--sizes", "128", "512", "2048", "8192"]
+BENCHMARKS = [*SIZES, "--student-dim", "512", "--teacher-dim", "512", "--max-seconds", "4"]
 
 
 @dataclass
@@ -79,7 +80,8 @@ def run(step: Step, results: Path, limit: float) -> Outcome:
         return Outcome(step.name, f"skipped: {step.obstacle}", 0.0)
     log = results / f"{step.name}.log"
     started = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(step.environment or {})}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, **(step.environment or {})}
     with log.open("w") as output:
         try:
             status: int | None = subprocess.run(
