@@ -13,6 +13,9 @@ import pytest
 import torch
 from shim import FLAGS, KERNELS, ROOT, SHIM, build, compiler
 
+import pc_kernels
+from pc_kernels.backends import BACKENDS, cuda_extension_obstacle
+
 ARCHITECTURES = ["80", "90", "120"]
 
 
@@ -108,6 +111,17 @@ def test_a_cpu_torch_builds_no_cuda() -> None:
 def test_the_switch_is_checked() -> None:
     done = setup_py(PC_KERNELS_CUDA="yes")
     assert done.returncode != 0 and "PC_KERNELS_CUDA must be auto, 0 or 1" in done.stderr
+
+
+def test_the_backend_says_why_it_is_not_usable() -> None:
+    backend = BACKENDS["cuda"]
+    assert "got device cpu" in str(backend.obstacle(torch.device("cpu"), torch.float32))
+    if cuda_extension_obstacle() is not None:
+        reason = str(backend.obstacle(torch.device("cuda"), torch.float32))
+        assert "CUDA extension" in reason or "ROCm" in reason
+    with pytest.raises(ValueError, match="backend 'cuda' is not usable here"):
+        pc_kernels.hard_rank(torch.zeros(3), backend="cuda")
+    assert list(BACKENDS).index("cuda") < list(BACKENDS).index("torch")
 
 
 def setup_py(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -69,13 +69,13 @@ PCK_DEVICE void sort_keys(Block& block, float* keys, int count) {
   while (padded < count) padded *= 2;
   for (int half = 1; half < padded; half *= 2) {
     block.each(padded / 2, [&](int pair) {  // with the mirror image in the other half
-      const int first = pair / half * 2 * half, offset = pair % half;
+      const int offset = pair & (half - 1), first = 2 * (pair - offset);
       exchange(first + offset, first + 2 * half - 1 - offset);
     });
     block.sync();
     for (int step = half / 2; step > 0; step /= 2) {
       block.each(padded / 2, [&](int pair) {
-        const int a = pair / step * 2 * step + pair % step;
+        const int a = 2 * pair - (pair & (step - 1));
         exchange(a, a + step);
       });
       block.sync();

@@ -9,30 +9,45 @@
 namespace pck::cuda {
 namespace {
 
-constexpr double kUsualDeviations = 24.0;  // a row's range over its standard deviation, with room
-constexpr int kMostCells = 1 << 15;
-constexpr int kCellsOfNearlyHardRows = 1024;
+// A row's range over its standard deviation: what few rows exceed, and what is worth having room for.
+// Rows that need more close their gaps or go pair by pair.
+constexpr double kUsualDeviations = 10.0;
+constexpr double kRoomyDeviations = 16.0;
+constexpr double kMostCells = 1 << 15;
+constexpr double kCellsOfNearlyHardRows = 1024;
 
-// Room on the grid for the rows that these options let expect. Rows that need more close their gaps or
-// go pair by pair.
-int grid_cells(int64_t count, const RankOptions& options) {
+// Room on the grid, a multiple of 4: the least with which these options make sense, and the most.
+struct Room {
+  int least, most;
+};
+
+Room grid_room(int64_t count, const RankOptions& options) {
+  const auto whole = [](double cells) {
+    return std::max(kFewestCells, (static_cast<int>(cells) + 3) / 4 * 4);
+  };
   const double points = static_cast<double>(count);
   const int inverse_step = options.relaxation == Relaxation::logistic
                                ? Relax<Relaxation::logistic>::inverse_step
                                : Relax<Relaxation::normal>::inverse_step;
   // More than this costs more than pairs, or more memory than it is worth.
-  const double most = std::min({8.0 * points, points * points / 8.0, double{kMostCells}});
-  const double expected =
-      options.scale_std ? kUsualDeviations * inverse_step / options.temperature : 2.0 * points;
-  const double room = expected <= most ? expected : std::min<double>(most, kCellsOfNearlyHardRows);
-  return std::max(kFewestCells, (static_cast<int>(room) + 3) / 4 * 4);
+  const double limit = std::min({8.0 * points, points * points / 8.0, kMostCells});
+  if (!options.scale_std) return {kFewestCells, whole(std::min(2.0 * points, limit))};
+  const double deviation = inverse_step / options.temperature;
+  if (kUsualDeviations * deviation > limit)
+    return {kFewestCells, whole(std::min(kCellsOfNearlyHardRows, limit))};
+  return {whole(kUsualDeviations * deviation), whole(std::min(kRoomyDeviations * deviation, limit))};
 }
 
-// Four points a thread, to have loads in flight; a warp for the shortest rows.
-int block_threads(int64_t count, int most) {
-  const int wanted = count > 4096 ? kThreads<true> : 512;
+// Four points a thread, to have loads in flight, and a warp for the shortest rows; more where a row
+// takes so much shared memory that few blocks run side by side.
+int block_threads(int64_t count, int64_t shared_bytes, int shared_most, int most) {
+  const int64_t side_by_side = std::max<int64_t>(shared_most / shared_bytes, 1);
   int threads = kWarp;
-  while (threads < count / 4 && threads < std::min(wanted, most)) threads *= 2;
+  const auto too_few = [&] {
+    return (4 * threads < count && threads < 512) ||
+           (threads < count && threads * side_by_side < kMostThreads);
+  };
+  while (2 * threads <= std::min(kThreads<true>, most) && too_few()) threads *= 2;
   return threads;
 }
 
@@ -46,19 +61,26 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options,
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
         cudaDeviceGetAttribute(&threads_most, cudaDevAttrMaxThreadsPerBlock, device)})
     if (error != cudaSuccess) return error;
-  const int cells = options == nullptr ? 0 : grid_cells(count, *options);
-  const Layout layout{static_cast<int>(count), cells};
-  const int64_t header = sizeof(Header);
+  constexpr int64_t header = sizeof(Header);
+  const Room room = options == nullptr ? Room{0, 0} : grid_room(count, *options);
+  Layout layout{static_cast<int>(count), room.most};
+  if (header + layout.bytes() > shared_most) {
+    const int64_t left = shared_most - header - Layout{layout.count, 0}.bytes();
+    const int64_t fitting = left / Layout::kCellBytes / 4 * 4;
+    if (fitting >= room.least) layout.cells = static_cast<int>(std::min<int64_t>(fitting, room.most));
+  }
   const bool in_shared = header + layout.bytes() <= shared_most;
   // Working memory that is not shared is kept to what runs at a time.
   const int64_t blocks = std::min<int64_t>(rows, in_shared ? 0x7fffffff : processors);
+  const int64_t shared_bytes = header + (in_shared ? layout.bytes() : 0);
   *launch = {rows,
              layout.count,
-             cells,
+             layout.cells,
              static_cast<int>(blocks),
-             in_shared ? block_threads(count, threads_most) : std::min(kThreads<false>, threads_most),
+             in_shared ? block_threads(count, shared_bytes, shared_most, threads_most)
+                       : std::min(kThreads<false>, threads_most),
              in_shared,
-             header + (in_shared ? layout.bytes() : 0),
+             shared_bytes,
              in_shared ? 0 : blocks * layout.bytes()};
   return cudaSuccess;
 }

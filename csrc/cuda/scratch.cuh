@@ -10,13 +10,14 @@ namespace pck::cuda {
 
 // Sizes, known at launch.
 struct Layout {
+  static constexpr int kCellBytes = 8 * sizeof(float);
   int count;  // the row's references
   int cells;  // room on the grid, a multiple of 4; 0 for stages without one
 
   PCK_HD int64_t points() const { return (int64_t{count} + 3) / 4 * 4 + 4; }
   PCK_HD int64_t words() const { return (int64_t{count} + kWarp - 1) / kWarp; }
   PCK_HD int64_t bytes() const {
-    return (4 * (5 * points() + 2 * words() + 8 * int64_t{cells}) + 15) / 16 * 16;
+    return (4 * (5 * points() + 2 * words()) + int64_t{kCellBytes} * cells + 15) / 16 * 16;
   }
 };
 
