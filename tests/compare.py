@@ -21,6 +21,8 @@ def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
     parameters = []
     for name, backend in BACKENDS.items():
+        if name == "cuda":  # never of CPU tensors: see test_cuda_shim.py and tests/gpu
+            continue
         reason = backend.obstacle(torch.device("cpu"), dtype)
         marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
         parameters.append(pytest.param(name, marks=marks))

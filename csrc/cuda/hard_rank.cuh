@@ -110,7 +110,7 @@ PCK_DEVICE void rank_by_search(Block& block, float* x, int count, float whole, f
   block.sync();
 }
 
-// x[count] <- its ranks, in scratch.place and scratch.product.
+// x[count] <- its ranks, in scratch.place, scratch.product and scratch.cell.
 PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
                           const Scratch& scratch) {
   if (count < 2 || (range.others & Range::kNaN) != 0) {  // a NaN has no rank, nor has one beside it
@@ -124,9 +124,13 @@ PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
   const Buckets bucket(range, buckets);
   float* const keys = scratch.place;
   int* const start = reinterpret_cast<int*>(scratch.product);
+  int* const own_bucket = scratch.cell;
   block.each(buckets, [&](int b) { start[b] = 0; });
   block.sync();
-  block.each(count, [&](int i) { atomicAdd(&start[bucket.of(x[i])], 1); });
+  block.each(count, [&](int i) {
+    own_bucket[i] = bucket.of(x[i]);
+    atomicAdd(&start[own_bucket[i]], 1);
+  });
   block.sync();
   int fullest = 0;
   block.each(buckets, [&](int b) { fullest = Largest{}(fullest, start[b]); });
@@ -134,11 +138,11 @@ PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
   if (fullest > kWidestBucket) return rank_by_search(block, x, count, whole, keys);
   block.scan<int>(buckets, [&](int b) { return start[b]; }, [&](int b, int sum) { start[b] = sum; });
   block.sync();
-  block.each(count, [&](int i) { keys[atomicAdd(&start[bucket.of(x[i])], 1)] = x[i]; });
+  block.each(count, [&](int i) { keys[atomicAdd(&start[own_bucket[i]], 1)] = x[i]; });
   block.sync();
   block.each(count, [&](int i) {
     const float own = x[i];
-    const int b = bucket.of(own);
+    const int b = own_bucket[i];
     const int first = b == 0 ? 0 : start[b - 1], past = start[b];  // a start is now where it ends
     int twice = 2 * first - 1;  // twice the rank; its own place is among those not above it
     for (int s = first; s < past; ++s) twice += (keys[s] < own) + (keys[s] <= own);

@@ -32,7 +32,7 @@ struct Scratch {
   float* target;   // the teacher's comparable values, then its ranks, then slopes of the penalty
   float* place;    // u, the place inside the cell | hard_rank: keys by bucket
   float* product;  // slope times density, then the gradient | hard_rank: bucket starts
-  int* cell;       // | dissimilarity: near pairs
+  int* cell;       // | dissimilarity: near pairs | hard_rank: buckets
   // [words] each, see Kept.
   unsigned* kept_bits;
   int* kept_before;

@@ -49,7 +49,7 @@ def sanitizer(tool: str) -> Step:
     found = shutil.which("compute-sanitizer")
     command = [str(found), "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
     obstacle = None if found else "compute-sanitizer is not on PATH"
-    return Step(tool, [*command, *MATRIX, "--quick"], 0.25, obstacle)
+    return Step(tool, [*command, *MATRIX, "--quick"], 0.3, obstacle)
 
 
 def steps(results: Path, benchmarks: list[str]) -> list[Step]:
