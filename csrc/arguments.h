@@ -34,6 +34,7 @@ Enum parse(const char* argument, const std::string& given, const Name<Enum> (&na
 }
 
 inline constexpr Name<Metric> kMetrics[] = {{"given", Metric::given},
+                                            {"ranked", Metric::ranked},
                                             {"euclidean", Metric::euclidean},
                                             {"sqeuclidean", Metric::sqeuclidean},
                                             {"cosine", Metric::cosine}};
@@ -87,7 +88,7 @@ inline Side checked_side(const char* name, const Tensor& values, const std::stri
   side.values = values.data_ptr<float>();
   side.count = count;
   side.metric = parse("metric", metric, kMetrics);
-  if (side.metric == Metric::given) return side;
+  if (!is_gram(side.metric)) return side;
   for (const OptionalTensor* part : {&anchors, &references, &anchor_sq, &reference_sq, &offsets})
     TORCH_CHECK_VALUE(part->has_value(), name, ": metric '", metric,
                       "' needs anchors, references, their squared norms and the offsets");
@@ -110,20 +111,24 @@ inline Side checked_side(const char* name, const Tensor& values, const std::stri
   return side;
 }
 
+// The pairs of `values` that count, null for all, and the place of the first anchor among the
+// references.
+inline const bool* checked_keep(const OptionalTensor& keep, const Tensor& values, int64_t self_start) {
+  TORCH_CHECK_VALUE(self_start < 0 || self_start + values.size(0) <= values.size(1), "self_start ",
+                    self_start, " puts an anchor outside the ", values.size(1), " references");
+  if (!keep.has_value()) return nullptr;
+  check_list("keep", *keep, values, values.numel(), at::kBool);
+  TORCH_CHECK_VALUE(keep->sizes() == values.sizes(), "keep must have the shape of the values, ",
+                    values.sizes(), ", got ", keep->sizes());
+  return keep->const_data_ptr<bool>();
+}
+
 // What coherence_rows is given beside the two sides.
-inline void check_coherence(const Tensor& student, const Tensor& teacher, const Tensor& weights,
-                            const OptionalTensor& keep, int64_t self_start) {
+inline void check_coherence(const Tensor& student, const Tensor& teacher, const Tensor& weights) {
   TORCH_CHECK_VALUE(student.sizes() == teacher.sizes() && student.device() == teacher.device(),
                     "student ", student.sizes(), " and teacher ", teacher.sizes(),
                     " must have the same shape and device");
-  TORCH_CHECK_VALUE(self_start < 0 || self_start + student.size(0) <= student.size(1), "self_start ",
-                    self_start, " puts an anchor outside the ", student.size(1), " references");
   check_list("weights", weights, student, student.size(0));
-  if (keep.has_value()) {
-    check_list("keep", *keep, student, student.numel(), at::kBool);
-    TORCH_CHECK_VALUE(keep->sizes() == student.sizes(), "keep must have the shape of student, ",
-                      student.sizes(), ", got ", keep->sizes());
-  }
 }
 
 // The operators of a backend, all with its name in front.
@@ -145,6 +150,9 @@ inline void define_operators(torch::Library& library, const std::string& backend
            std::string("dissimilarity_(Tensor(a!) values, str metric, Tensor? anchors, "
                        "Tensor? references, Tensor? anchor_sq, Tensor? reference_sq, "
                        "Tensor? offsets) -> ()"),
+           std::string("hard_rank_rows_(Tensor(a!) teacher, str metric, Tensor? anchors, "
+                       "Tensor? references, Tensor? anchor_sq, Tensor? reference_sq, "
+                       "Tensor? offsets, Tensor? keep, int self_start) -> ()"),
            "coherence_rows(Tensor(a!) student, " + side_of("student") + "Tensor(b!) teacher, " +
                side_of("teacher") +
                "Tensor weights, Tensor? keep, int self_start, float temperature, str relaxation, "

@@ -7,10 +7,15 @@
 
 namespace pck {
 
-// How a Gram row becomes a row of dissimilarities. `given`: it already is one.
-enum class Metric { given, euclidean, sqeuclidean, cosine };
+// How a Gram row becomes a row of dissimilarities. `given`: it already is one. `ranked`, of a teacher:
+// it holds ranks, as the stage `hard_rank_rows` leaves them.
+enum class Metric { given, ranked, euclidean, sqeuclidean, cosine };
 
-// One anchor's row against `count` references. For every metric but `given`, `values` holds the
+PCK_HD bool is_gram(Metric metric) {
+  return metric != Metric::given && metric != Metric::ranked;
+}
+
+// One anchor's row against `count` references. For the metrics that have a name, `values` holds the
 // inner products of the anchor with the references, and the other fields what turns them into
 // squared distances.
 struct Row {
@@ -26,7 +31,8 @@ struct Row {
   Metric metric;
 };
 
-// One side (student or teacher) of a chunk of anchors. For `given`, only values, count and metric.
+// One side (student or teacher) of a chunk of anchors. Without a Gram matrix, only values, count and
+// metric.
 struct Side {
   float* values;            // [anchors, count]
   const float* anchors;     // [anchors, width]
@@ -40,8 +46,7 @@ struct Side {
 
   PCK_HD Row row(int64_t i, int64_t self) const {
     float* const own = values + i * count;
-    if (metric == Metric::given)
-      return {own, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, metric};
+    if (!is_gram(metric)) return {own, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, metric};
     return {own,          anchors + i * width,
             references,   reference_sq,
             anchor_sq[i], offsets[i],

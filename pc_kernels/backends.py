@@ -60,6 +60,15 @@ class Backend:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
         raise NotImplementedError
 
+    def hard_rank_rows(
+        self, teacher: Rows, self_start: int | None, keep: Tensor | None
+    ) -> Rows | None:
+        """A teacher's rows as its ranks, metric "ranked", for several students to share.
+
+        They may reuse the memory of its values. None: this backend has no such stage.
+        """
+        return None
+
     def coherence_rows(
         self,
         student: Rows,
@@ -75,7 +84,7 @@ class Backend:
         Args:
             student: the student's rows; with_grad, their values are overwritten with V, the gradient
                 of Σ_i weights_i L_i (see dissimilarity.py), or with ∂L/∂δ where the metric is "given".
-            teacher: the teacher's rows; their values may be overwritten.
+            teacher: the teacher's rows, whose values may be overwritten unless they are ranks already.
             weights: one for each anchor, [C].
             options: relaxation, temperature, scale and penalty.
             self_start: anchor i is reference self_start + i, and left out; None: it is none of them.
@@ -113,6 +122,19 @@ class StagewiseBackend(Backend):
         """See `Backend`."""
         raise NotImplementedError
 
+    def hard_rank_rows(
+        self, teacher: Rows, self_start: int | None, keep: Tensor | None
+    ) -> Rows | None:
+        """See `Backend`."""
+        d_t = self.dissimilarity(teacher)
+        keep = torch.ones_like(d_t, dtype=torch.bool) if keep is None else keep.clone()
+        if self_start is not None:
+            keep.diagonal(self_start)[: len(keep)].fill_(False)
+        d_t = torch.where(keep, d_t, 0)
+        rank = torch.where(keep, self.hard_rank(d_t, keep), 0)
+        finite = d_t.isfinite().all(1, keepdim=True)
+        return Rows(torch.where(finite, rank, torch.nan), "ranked")
+
     def coherence_rows(
         self,
         student: Rows,
@@ -133,7 +155,7 @@ class StagewiseBackend(Backend):
         if keep is not None:
             d_s, d_t = (torch.where(keep, d, 0) for d in (d_s, d_t))
         m = torch.full_like(weights, d_s.shape[1]) if keep is None else keep.sum(1).to(d_s.dtype)
-        target = self.hard_rank(d_t, keep)
+        target = d_t if teacher.metric == "ranked" else self.hard_rank(d_t, keep)
         rank, density = self.soft_rank(d_s, options, with_grad, keep)
         residual = rank - target
         if keep is not None:
@@ -288,6 +310,14 @@ class CompiledBackend(Backend):
             grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
         )
 
+    def hard_rank_rows(
+        self, teacher: Rows, self_start: int | None, keep: Tensor | None
+    ) -> Rows | None:
+        """See `Backend`."""
+        start = -1 if self_start is None else self_start
+        self.operator("hard_rank_rows_")(*_fields(teacher), keep, start)
+        return Rows(teacher.values, "ranked")
+
     def coherence_rows(
         self,
         student: Rows,
@@ -340,6 +370,8 @@ class CudaBackend(CompiledBackend):
             return f"it computes on CUDA tensors; got device {device}"
         if torch.version.hip is not None:
             return "it needs an NVIDIA GPU; this torch is built for ROCm"
+        if torch.compiler.is_compiling():  # nothing to trace; the operator asks again when it runs
+            return None
         reason = cuda_extension_obstacle() or _architecture_obstacle(device)
         if reason is not None:
             return reason

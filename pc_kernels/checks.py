@@ -8,27 +8,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FLOAT_NAMES = "float32, float64, bfloat16 or float16"
 
 
 def check_floating(argument: str, x: object) -> Tensor:
-    """`x` if it is a dense floating-point tensor; raises TypeError otherwise."""
+    """`x` if it is a dense floating-point tensor; raises TypeError otherwise.
+
+    RuntimeError inside transforms that would go wrong in silence, or say so in riddles.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{argument} must be {_FLOAT_NAMES}; got {x.dtype}")
     if x.layout != torch.strided:
         raise TypeError(f"{argument} must be a dense tensor; got layout {x.layout}")
+    if not torch.compiler.is_compiling() and _is_transformed(x):
+        raise RuntimeError(
+            f"{argument} comes from a torch.func transform (vmap, grad, jvp, ...) or forward-mode "
+            "differentiation, which pc_kernels does not support: call it on plain tensors, with "
+            "backward(), or use pc_kernels.reference"
+        )
     return x
+
+
+def _is_transformed(x: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return bool(dual)
 
 
 def check_matrix(argument: str, x: object, meaning: str) -> Tensor:
     """`x` if it is a floating-point matrix; `meaning` says what its two dimensions are."""
     matrix = check_floating(argument, x)
     if matrix.dim() != 2:
-        raise ValueError(f"{argument} must be {meaning}; got shape {tuple(matrix.shape)}")
+        hint = "; see pc_kernels.pool_features" if matrix.dim() > 2 and "width" in meaning else ""
+        raise ValueError(f"{argument} must be {meaning}; got shape {tuple(matrix.shape)}{hint}")
     return matrix
 
 

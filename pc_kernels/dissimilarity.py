@@ -44,7 +44,8 @@ class Rows:
     """A chunk of anchors against all references.
 
     `values` [C, M] holds inner products and the other fields what makes squared distances of them;
-    for metric "given" it holds dissimilarities and the rest is None.
+    for metric "given" it holds dissimilarities, for "ranked" a teacher's hard ranks, and the rest is
+    None.
 
     An anchor far out has distances that differ only in their last digits. Backends keep such a row,
     whose offset |a| is then not 0, as δ − |a| (squared distances as δ − |a|²): ranks do not mind.
@@ -447,7 +448,7 @@ def squared_distances(rows: Rows) -> Tensor:
 
 def dissimilarities(rows: Rows) -> Tensor:
     """δ(i, j) [C, M], less the row's offset (see `Rows`), in plain PyTorch."""
-    if rows.metric == "given":
+    if rows.metric in ("given", "ranked"):
         return rows.values
     assert rows.offsets is not None and rows.anchor_sq is not None and rows.reference_sq is not None
     squared = squared_distances(rows)

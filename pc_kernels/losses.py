@@ -73,7 +73,7 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[0:3:2])  # student, student_refs
         at_once = wanted and reduction != "none"
         own = 0 if student_refs is None else self_start
-        weighting = anchor_weights(student, teacher, weights, pair_mask, own)
+        weighting = anchor_weights((student, teacher), weights, pair_mask, own)
         if reduction == "mean":
             weighting = shares(weighting)
         losses, grad, grad_refs = _run(features, weighting, pair_mask, arguments, at_once)
@@ -275,7 +275,7 @@ def _joint_loss(
             select(backend, student.device, compute_dtype(student, teacher))
 
     joint = gather_batch(student, teacher, pair_mask, check, group)
-    weighting = anchor_weights(student, teacher, weights, pair_mask, joint.start)
+    weighting = anchor_weights((student, teacher), weights, pair_mask, joint.start)
     if reduction == "mean":
         weighting = shares(weighting, sum_over_ranks(weighting.sum(), group))
     losses = PerceptionCoherenceFunction.apply(
@@ -376,7 +376,7 @@ class _MatrixFunction(torch.autograd.Function):
         *options: Any,
     ) -> Tensor:
         ctx.at_once = ctx.needs_input_grad[0] and reduction != "none"
-        weighting = anchor_weights(d_s, d_t, weights, pair_mask, 0 if exclude_self else None)
+        weighting = anchor_weights((d_s, d_t), weights, pair_mask, 0 if exclude_self else None)
         if reduction == "mean":
             weighting = shares(weighting)
         losses, grad = torch.ops.pc_kernels.coherence_from_dissimilarities(

@@ -7,7 +7,7 @@ them, and the option classes do so again here for whoever calls an operator dire
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,42 +65,75 @@ def run_features(
     """Losses [A], and the gradients in student and student_refs of Σ_i weights_i L_i (or empty).
 
     Where pair_mask, bool and broadcast to [A, M], is False, the reference is absent for that anchor.
-
     Gradients come in the compute dtype: casting them is the last thing a backward does.
     """
-    device = student.device
-    dtype = compute_dtype(student, teacher)
+    losses, gradients = run_layers(
+        [student],
+        teacher,
+        student_refs,
+        teacher_refs,
+        weights[None],
+        pair_mask,
+        dissimilarity,
+        teacher_dissimilarity,
+        options,
+        self_start,
+        chunk_bytes,
+        backend,
+        with_grad,
+    )
+    nothing = losses.new_empty(0)
+    if not with_grad:
+        return losses[0], nothing, nothing.clone()
+    grad, grad_refs = gradients[0]
+    return losses[0], grad, nothing if grad_refs is None else grad_refs
+
+
+def run_layers(
+    students: Sequence[Tensor],
+    teacher: Tensor,
+    student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
+    weights: Tensor,
+    pair_mask: Tensor | None,
+    dissimilarity: Metric,
+    teacher_dissimilarity: Metric,
+    options: CoherenceOptions,
+    self_start: int | None,
+    chunk_bytes: int | None,
+    backend: str,
+    with_grad: bool,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+    """`run_features` for L students of one teacher: losses [L, A], and each student's gradients.
+
+    weights are [L, A]. student_refs go with a single student.
+    """
+    device = teacher.device
+    dtype = compute_dtype(*students, teacher)
     engine = select(backend, device, dtype)
-    features = [
-        None if x is None else x.detach().to(dtype).contiguous()
-        for x in (student, teacher, student_refs, teacher_refs)
-    ]
-    if student_refs is None:
-        self_start = 0
+
+    def ready(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).contiguous()
+
+    s_refs, t_refs = (None if x is None else ready(x) for x in (student_refs, teacher_refs))
+    anchors = teacher.shape[0]
+    references = anchors if t_refs is None else t_refs.shape[0]
+    side_of = make_side if pair_mask is None else MaskedSide
     with torch.no_grad(), exact_arithmetic(device):
-        s, t, s_refs, t_refs = features
-        assert s is not None and t is not None
-        references = s.shape[0] if s_refs is None else s_refs.shape[0]
-        side_of = make_side if pair_mask is None else MaskedSide
-        student_side = side_of(dissimilarity, s, s_refs, with_grad)
-        teacher_side = side_of(teacher_dissimilarity, t, t_refs, False)
+        sides = [side_of(dissimilarity, ready(s), s_refs, with_grad) for s in students]
         budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
         losses = sweep(
-            student_side,
-            teacher_side,
+            sides,
+            side_of(teacher_dissimilarity, ready(teacher), t_refs, False),
             weights.to(dtype).contiguous(),
             options,
             engine,
-            chunk=chunk_anchors(engine, references, dtype.itemsize, budget),
-            self_start=self_start,
-            pair_mask=None if pair_mask is None else pair_mask.expand(s.shape[0], references),
+            chunk=chunk_anchors(engine, references, dtype.itemsize, budget, len(sides)),
+            self_start=0 if student_refs is None else self_start,
+            pair_mask=None if pair_mask is None else pair_mask.expand(anchors, references),
             with_grad=with_grad,
         )
-        nothing = losses.new_empty(0)
-        if not with_grad:
-            return losses, nothing, nothing.clone()
-        grad, grad_refs = student_side.gradients()
-    return losses, grad, nothing if grad_refs is None else grad_refs
+        return losses, [side.gradients() for side in sides] if with_grad else []
 
 
 @operator
@@ -183,6 +216,55 @@ autograd("perception_coherence", _features_backward, _save_features)
 
 
 @operator
+def perception_coherence_layers(
+    students: list[Tensor],
+    teacher: Tensor,
+    weights: Tensor,
+    pair_mask: Tensor | None,
+    dissimilarity: str,
+    teacher_dissimilarity: str,
+    relaxation: str,
+    temperature: float,
+    scale: str | None,
+    penalty: str,
+    chunk_bytes: int | None,
+    backend: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """`run_layers` for metrics that have names: losses [L, A], and all gradients in one vector."""
+    for student in students:
+        check_features(student, teacher, None, None)
+    losses, gradients = run_layers(
+        students,
+        teacher,
+        None,
+        None,
+        weights,
+        pair_mask,
+        dissimilarity,
+        teacher_dissimilarity,
+        CoherenceOptions(relaxation, temperature, scale, penalty),
+        None,
+        chunk_bytes,
+        backend,
+        with_grad,
+    )
+    if not with_grad:
+        return losses, losses.new_empty(0)
+    return losses, torch.cat([grad.flatten() for grad, _ in gradients])
+
+
+@fake("perception_coherence_layers")
+def _(
+    students: list[Tensor], teacher: Tensor, weights: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(*students, teacher)
+    losses = teacher.new_empty((len(students), teacher.shape[0]), dtype=dtype)
+    size = sum(student.numel() for student in students) if options[-1] else 0
+    return losses, teacher.new_empty(size, dtype=dtype)
+
+
+@operator
 def coherence_from_dissimilarities(
     d_s: Tensor,
     d_t: Tensor,
@@ -204,10 +286,10 @@ def coherence_from_dissimilarities(
     budget = default_chunk_bytes(d_s.device) if chunk_bytes is None else chunk_bytes
     with exact_arithmetic(d_s.device):
         side = GivenSide(d_s.to(dtype), with_grad)
-        losses = sweep(
-            side,
+        (losses,) = sweep(
+            [side],
             GivenSide(d_t.to(dtype), False),
-            weights.to(dtype).contiguous(),
+            weights[None].to(dtype).contiguous(),
             options,
             engine,
             chunk=chunk_anchors(engine, d_s.shape[1], dtype.itemsize, budget),

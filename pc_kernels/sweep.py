@@ -7,7 +7,7 @@ gradients, only a chunk's rows live at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
-from .dissimilarity import Side
+from .dissimilarity import Rows, Side
 from .options import CoherenceOptions
 
 CPU_CHUNK_BYTES = 256 << 20
@@ -31,13 +31,15 @@ def default_chunk_bytes(device: torch.device) -> int:
     return max((free + reusable) // 4, CPU_CHUNK_BYTES)
 
 
-def chunk_anchors(backend: Backend, references: int, itemsize: int, chunk_bytes: int) -> int:
+def chunk_anchors(
+    backend: Backend, references: int, itemsize: int, chunk_bytes: int, students: int = 1
+) -> int:
     """Anchors a chunk: as many as `chunk_bytes` holds, at least 1.
 
-    An anchor takes a student's and a teacher's row, and the backend's working memory. No more than
-    `backend.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
+    An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
+    than `backend.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
     """
-    row = references * (2 * itemsize + backend.working_bytes)
+    row = references * ((1 + students) * itemsize + backend.working_bytes)
     return max(1, min(chunk_bytes // max(row, 1), backend.chunk_rows))
 
 
@@ -61,7 +63,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 def sweep(
-    student: Side,
+    students: Sequence[Side],
     teacher: Side,
     weights: Tensor,
     options: CoherenceOptions,
@@ -72,12 +74,14 @@ def sweep(
     pair_mask: Tensor | None,
     with_grad: bool,
 ) -> Tensor:
-    """Losses [A] of all anchors; with_grad, `student.gradients()` then holds those of Σ_i w_i L_i.
+    """Losses [L, A] of L students of one teacher; with_grad, their sides then hold the gradients.
+
+    `student.gradients()` are those of Σ_i weights[l, i] L_i.
 
     Args:
-        student: the student's side.
-        teacher: the teacher's side.
-        weights: w [A], one for each anchor.
+        students: the students' sides.
+        teacher: the teacher's side; where there are several students, it is ranked once for all.
+        weights: w [L, A], one for each student and anchor.
         options: relaxation, temperature, scale, penalty.
         backend: what computes the rows.
         chunk: anchors at a time.
@@ -85,18 +89,33 @@ def sweep(
         pair_mask: bool [A, M], expanded or not; where it is False the reference is absent.
         with_grad: whether the gradients are wanted.
     """
-    anchors = weights.shape[0]
+    anchors = weights.shape[1]
     losses = torch.empty_like(weights)
-    if options.scale is None and student.unit != 1.0:  # the temperature is one in units of δ
-        options = replace(options, temperature=options.temperature / student.unit)
     for start in range(0, anchors, chunk):
         stop = min(start + chunk, anchors)
         own = None if self_start is None else self_start + start
-        student_rows, teacher_rows = student.rows(start, stop), teacher.rows(start, stop)
         keep = None if pair_mask is None else pair_mask[start:stop].contiguous()
-        losses[start:stop] = backend.coherence_rows(
-            student_rows, teacher_rows, weights[start:stop], options, own, keep, with_grad
-        )
-        if with_grad:
-            student.accumulate(start, stop, student_rows.values)
+        target: Rows | None = teacher.rows(start, stop)
+        if len(students) > 1 and target is not None:
+            target = backend.hard_rank_rows(target, own, keep)
+        for student, w, loss in zip(students, weights, losses, strict=True):
+            rows = student.rows(start, stop)
+            loss[start:stop] = backend.coherence_rows(
+                rows,
+                teacher.rows(start, stop) if target is None else target,
+                w[start:stop],
+                _in_units(options, student),
+                own,
+                keep,
+                with_grad,
+            )
+            if with_grad:
+                student.accumulate(start, stop, rows.values)
     return losses
+
+
+def _in_units(options: CoherenceOptions, student: Side) -> CoherenceOptions:
+    """The options with a temperature in units of the dissimilarities that the side's rows hold."""
+    if options.scale is not None or student.unit == 1.0:
+        return options
+    return replace(options, temperature=options.temperature / student.unit)

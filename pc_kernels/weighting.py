@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,7 @@ from .checks import compute_dtype
 
 
 def anchor_weights(
-    student: Tensor,
-    teacher: Tensor,
+    features: Sequence[Tensor],
     weights: Tensor | None,
     pair_mask: Tensor | None,
     self_start: int | None,
@@ -18,15 +19,18 @@ def anchor_weights(
     """W [A] in the compute dtype: `weights`, 1 by default; 0 for anchors with nothing to rank.
 
     Args:
-        student: features or dissimilarities of A anchors.
-        teacher: theirs.
+        features: what the networks say of A anchors, features or dissimilarities.
         weights: [A] or None.
         pair_mask: bool, broadcast to [A, M], or None.
         self_start: anchor i is reference self_start + i and left out; None: it is none of them.
     """
-    dtype = compute_dtype(student, teacher)
-    anchors = student.shape[0]
-    w = student.new_ones(anchors, dtype=dtype) if weights is None else weights.detach().to(dtype)
+    dtype = compute_dtype(*features)
+    anchors = features[0].shape[0]
+    w = (
+        features[0].new_ones(anchors, dtype=dtype)
+        if weights is None
+        else weights.detach().to(dtype)
+    )
     if pair_mask is None:
         return w
     count = pair_mask.sum(1)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 import pc_kernels
 
 
+@torch.no_grad()
 def model_of(scenario: dict[str, Any]) -> nn.Module:
-    """The same weights on every rank."""
+    """The same weights on every rank, multiples of 1/8: features of such inputs are exact."""
     torch.manual_seed(3)
     width = scenario["x"].shape[1]
-    return nn.Sequential(nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, 5)).to(scenario["x"].dtype)
+    model = nn.Sequential(nn.Linear(width, 7), nn.ReLU(), nn.Linear(7, 5))
+    for parameter in model.parameters():
+        parameter.copy_((parameter * 32).round() / 8)
+    return model.to(scenario["x"].dtype)
 
 
 def step(
@@ -46,11 +50,16 @@ def run(scenario: dict[str, Any], rank: int) -> tuple[Tensor, list[Tensor]]:
     wrapped = model
     if scenario.get("ddp"):
         wrapped = nn.parallel.DistributedDataParallel(model)
+    weights, pair_mask = scenario.get("weights"), scenario.get("pair_mask")
+    if pair_mask is not None and len(pair_mask) > 1:
+        pair_mask = pair_mask[mine]
     loss = step(
         wrapped,
         scenario["x"][mine],
         scenario["teacher"][mine],
         None if upstream is None else upstream[mine],
+        weights=None if weights is None else weights[mine],
+        pair_mask=pair_mask,
         process_group=dist.group.WORLD,
         **scenario["options"],
     )
@@ -62,8 +71,33 @@ def run(scenario: dict[str, Any], rank: int) -> tuple[Tensor, list[Tensor]]:
     return loss, grads
 
 
+def queue_of(scenario: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
+    """A queue that all ranks have filled."""
+    start = sum(scenario["sizes"][:rank])
+    mine = slice(start, start + scenario["sizes"][rank])
+    x, teacher = scenario["x"], scenario["teacher"]
+    queue = pc_kernels.FeatureQueue(
+        QUEUE_SIZE, x.shape[1], teacher.shape[1], process_group=dist.group.WORLD
+    )
+    queue.enqueue(x[mine], teacher[mine])
+    return tuple(queue)
+
+
+QUEUE_SIZE = 8
+
+WRONG_ON_RANK_1 = {
+    "three dimensions": "student must be",
+    "no tensor": "student must be a torch.Tensor",
+    "rows": "same inputs",
+    "weights": "weights must hold one for each anchor",
+    "mask dtype": "pair_mask must be a bool tensor",
+    "queue": "the queue holds width 3",
+}
+"""What one rank alone can notice, and its own error for it."""
+
+
 def mismatch(kind: str, rank: int) -> str:
-    """The error that this rank gets if it brings something else than the others."""
+    """The error that this rank gets if rank 1 brings something else than the others."""
     student, teacher = torch.zeros(4, 3), torch.zeros(4, 2)
     options: dict[str, Any] = {}
     if rank == 1:
@@ -75,12 +109,29 @@ def mismatch(kind: str, rank: int) -> str:
             student = student.double()
         if kind == "teacher dtype":
             teacher = teacher.bfloat16()
+        if kind == "three dimensions":
+            student = student[None]
+        if kind == "rows":
+            student = student[:3]
+        if kind == "weights":
+            options["weights"] = torch.ones(7)
+        if kind == "mask dtype":
+            options["pair_mask"] = torch.ones(4, 1)
+        if kind == "pair mask":
+            options["pair_mask"] = torch.ones(4, 5, dtype=torch.bool)
+        if kind == "no tensor":
+            student = None
+        if kind == "queue":
+            student = torch.zeros(4, 2)
     references = (student, teacher) if kind == "references" else ()
     try:
+        if kind == "queue":
+            queue = pc_kernels.FeatureQueue(8, 3, 2, process_group=dist.group.WORLD)
+            queue.enqueue(student, teacher)
         pc_kernels.perception_coherence_loss(
             student, teacher, *references, process_group=dist.group.WORLD, **options
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
     return "no error"
 
@@ -96,7 +147,9 @@ def main() -> None:
         timeout=timedelta(seconds=60),
     )
     results = {name: run(scenario, rank) for name, scenario in scenarios.items()}
-    kinds = ("student width", "teacher width", "student dtype", "teacher dtype", "references")
+    results["queue"] = queue_of(next(iter(scenarios.values())), rank)
+    alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
+    kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors = {kind: mismatch(kind, rank) for kind in kinds}
     torch.save((results, errors), f"{folder}/results{rank}")
     dist.barrier()

@@ -25,7 +25,7 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 SHIM = ROOT / "tests" / "cuda_shim"
 FLAGS = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
 ALL_SHARED = 232448
-METRICS = ("given", "euclidean", "sqeuclidean", "cosine")
+METRICS = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
 
 
 def compiler() -> str:
@@ -168,6 +168,10 @@ class ShimBackend(CompiledBackend):
         plain = plain_options(*options)
         self.call("soft_rank_backward", *x.shape, grad_rank, x, density, plain, grad)
         return grad
+
+    def run_hard_rank_rows_(self, *arguments: Any) -> None:
+        *side, keep, self_start = arguments
+        self.call("hard_rank_rows", len(side[0]), plain_side(*side), keep, self_start)
 
     def run_coherence_rows(self, *arguments: Any) -> Tensor:
         student, teacher = arguments[:7], arguments[7:14]

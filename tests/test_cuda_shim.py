@@ -24,8 +24,11 @@ from torch import Generator, Tensor
 
 import pc_kernels
 from pc_kernels import reference
-from pc_kernels.backends import BACKENDS
+from pc_kernels.backends import BACKENDS, ReferenceBackend
+from pc_kernels.dissimilarity import Rows, dissimilarities, make_side
+from pc_kernels.options import CoherenceOptions
 
+REFERENCE = ReferenceBackend()
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 513]
 METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock")
 
@@ -259,6 +262,35 @@ def test_masks(backend: str, m: int, rng: Generator) -> None:
     )
 
 
+@in_both_memories
+def test_ranks_of_a_teacher_of_several_students(backend: str, rng: Generator) -> None:
+    """Ranked once, in place, a teacher gives each student the loss that it gives it alone."""
+    engine, options = BACKENDS[backend], CoherenceOptions()
+    matrix = make_rows("integers", rng, 6, 40)
+    matrix[3, 7] = math.nan
+    keep = torch.rand(6, 40, generator=rng) < 0.7
+    for mask, start in ((None, None), (None, 3), (keep, 3), (keep | True, None)):
+        ranked = engine.hard_rank_rows(Rows(matrix.clone()), start, mask)
+        assert ranked is not None and ranked.metric == "ranked"
+        values = torch.rand(6, 40, generator=rng)
+        outcomes = []
+        for teacher in (Rows(matrix.clone()), ranked):
+            student = Rows(values.clone())
+            losses = engine.coherence_rows(
+                student, teacher, torch.ones(6), options, start, mask, True
+            )
+            outcomes.append((losses.nan_to_num(9), student.values.nan_to_num(9)))
+        for alone, shared in zip(*outcomes, strict=True):
+            assert torch.equal(alone, shared)
+        there = torch.ones(6, 40, dtype=torch.bool) if mask is None else mask.clone()
+        if start is not None:
+            there.diagonal(start)[:6] = False
+        wanted = REFERENCE.hard_rank_rows(Rows(matrix.double()), start, mask)
+        assert wanted is not None
+        expected = torch.where(there, wanted.values.nan_to_num(9), 0)
+        assert_near("ranks", ranked.values.nan_to_num(9), expected, 2 * tolerances.U)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_values_count_where_they_are_kept(backend: str, bad: float, rng: Generator) -> None:
     d_s, d_t = own_leaf(torch.rand(3, 9, generator=rng)), torch.rand(3, 9, generator=rng)
@@ -305,8 +337,6 @@ def test_rows_at_any_address(backend: str, rng: Generator) -> None:
 
 def test_dissimilarities_alone(backend: str, rng: Generator) -> None:
     """The stage that writes over its inner products."""
-    from pc_kernels.dissimilarity import dissimilarities, make_side
-
     for metric in METRICS:
         x = HOSTILE_FEATURES["near-duplicates"](rng, 20, 7)
         wanted = dissimilarities(make_side(metric, x.double(), x.double(), False).rows(0, 20))

@@ -326,6 +326,68 @@ def test_double_backward_is_refused(name: str, rng: Generator) -> None:
         (loss + grad.square().sum()).backward()
 
 
+TRANSFORMED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "loss": pc_kernels.perception_coherence_loss,
+    "matrices": pc_kernels.coherence_loss_from_dissimilarities,
+    "soft_rank": lambda s, t: pc_kernels.soft_rank(s),
+    "hard_rank": lambda s, t: pc_kernels.hard_rank(s),
+    "pairwise_dissimilarity": lambda s, t: pc_kernels.pairwise_dissimilarity(s),
+    "coherence": pc_kernels.coherence,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_are_refused(name: str, rng: Generator) -> None:
+    """Clearly; the reference has them."""
+    function = TRANSFORMED[name]
+    s, t = torch.rand(2, 3, 6, 4, generator=rng)
+
+    def forward_mode() -> None:
+        with torch.autograd.forward_ad.dual_level():
+            function(torch.autograd.forward_ad.make_dual(s[0], s[1]), t[0])
+
+    for call in (
+        lambda: torch.func.vmap(function)(s, t),
+        lambda: torch.func.jvp(lambda x: function(x, t[0]), (s[0],), (s[1],)),
+        lambda: torch.func.grad(lambda x: function(x, t[0]))(s[0]),
+        forward_mode,
+    ):
+        with pytest.raises(RuntimeError, match=r"torch.func transform.*pc_kernels.reference"):
+            call()
+    many = torch.func.vmap(pc_kernels.reference.perception_coherence_loss)(s, t)
+    assert many.shape == (3,)
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_float16_training_with_a_scaler(overflow: bool, rng: Generator) -> None:
+    """Scaled gradients are those of the plain step; an overflow skips the step, as it should."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24 if overflow else 2.0**10)
+    model, step = training_step("euclidean", "mean")
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, teacher = torch.randn(24, 6, generator=rng), quantised(rng, 24, 3)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = step(x * (1e4 if overflow else 1), teacher)
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    scaler.scale(loss).backward()
+    scaled = [p.grad.clone() for p in model.parameters()]
+    scaler.step(optimizer)
+    scaler.update()
+    moved = any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    finite = all(g.isfinite().all() for g in scaled)
+    assert moved == finite and (finite or scaler.get_scale() < 2.0**24)
+    if not overflow:
+        assert finite
+        model.zero_grad()
+        with torch.no_grad():
+            for p, q in zip(model.parameters(), before, strict=True):
+                p.copy_(q)
+        step(x, teacher).backward()
+        for p, g in zip(model.parameters(), scaled, strict=True):
+            # float16 features: 2^-11 each, and the gradient feels a temperature of 0.1
+            assert (g / 2**10 - p.grad).norm() <= 0.05 * p.grad.norm() + 1e-4
+
+
 def test_the_function_can_be_applied_directly(rng: Generator) -> None:
     s, t = features(rng, 9)
     loss = pc_kernels.PerceptionCoherenceFunction.apply(s, t)

@@ -19,21 +19,25 @@ class Selection {
 
   int64_t count() const { return count_; }
 
-  void gather(float* values) const {
-    if (chosen_ != nullptr)
-      for (int64_t i = 0; i < count_; ++i) values[i] = values[chosen_[i]];
-    else if (self_ >= 0)
-      values[self_] = values[count_];
-  }
-
-  // values <- grad [count] at the references that count, 0 at the others.
-  void scatter(const float* grad, float* values) const {
+  // front [count] <- the values that count; `front` may be `values`.
+  void gather(const float* values, float* front) const {
     if (chosen_ != nullptr) {
-      for (int64_t j = 0; j < whole_; ++j) values[j] = 0.0f;
-      for (int64_t i = 0; i < count_; ++i) values[chosen_[i]] = grad[i];
+      for (int64_t i = 0; i < count_; ++i) front[i] = values[chosen_[i]];
       return;
     }
-    for (int64_t j = 0; j < count_; ++j) values[j] = grad[j];
+    if (front != values)
+      for (int64_t j = 0; j < count_; ++j) front[j] = values[j];
+    if (self_ >= 0) front[self_] = values[count_];
+  }
+
+  // values <- front [count] at the references that count, 0 at the others.
+  void scatter(const float* front, float* values) const {
+    if (chosen_ != nullptr) {
+      for (int64_t j = 0; j < whole_; ++j) values[j] = 0.0f;
+      for (int64_t i = 0; i < count_; ++i) values[chosen_[i]] = front[i];
+      return;
+    }
+    for (int64_t j = 0; j < count_; ++j) values[j] = front[j];
     if (self_ < 0) return;
     values[count_] = values[self_];
     values[self_] = 0.0f;
@@ -46,17 +50,35 @@ class Selection {
   const int32_t* chosen_ = nullptr;
 };
 
+// Scratch::teacher <- ranks of the references that count; false if they are undefined.
+inline bool rank_teacher(const Row& teacher, const Selection& selection, Scratch& scratch) {
+  const int64_t count = selection.count();
+  if (teacher.metric == Metric::ranked) {
+    selection.gather(teacher.values, scratch.teacher);
+    return count == 0 || scratch.teacher[0] == scratch.teacher[0];
+  }
+  comparable(teacher);
+  selection.gather(teacher.values, teacher.values);
+  if (count > 0) hard_rank(teacher.values, count, scratch.teacher, scratch);
+  return count == 0 || range_of(teacher.values, count).finite;
+}
+
+// For a teacher of several students: the ranks once.
+inline void hard_rank_row(const Row& teacher, const bool* keep, Scratch& scratch) {
+  const Selection selection(teacher, keep, scratch.chosen);
+  if (!rank_teacher(teacher, selection, scratch))
+    fill(scratch.teacher, selection.count(), __builtin_nanf(""));
+  selection.scatter(scratch.teacher, teacher.values);
+}
+
 template <Relaxation R, Penalty P>
 inline float coherence_row(const Row& student, const Row& teacher, const bool* keep,
                            const RankOptions& options, float weight, bool with_grad, Scratch& scratch) {
   dissimilarity(student);
-  comparable(teacher);
   const Selection selection(student, keep, scratch.chosen);
   const int64_t count = selection.count();
-  selection.gather(student.values);
-  selection.gather(teacher.values);
-  const bool teacher_finite = count == 0 || range_of(teacher.values, count).finite;
-  if (count > 0) hard_rank(teacher.values, count, scratch.teacher, scratch);
+  selection.gather(student.values, student.values);
+  const bool teacher_finite = rank_teacher(teacher, selection, scratch);
   const Plan plan = plan_row<R>(student.values, count, options, scratch);
   float* const rank = scratch.student;
   float* const grad = rank;  // once the ranks are used up

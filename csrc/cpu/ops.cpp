@@ -81,6 +81,21 @@ void dissimilarity_(Tensor values, const std::string& metric, const OptionalTens
            [&](int64_t i, Scratch&) { row_kernels().dissimilarity(side.row(i, -1)); });
 }
 
+void hard_rank_rows_(Tensor teacher, const std::string& metric, const OptionalTensor& anchors,
+                     const OptionalTensor& references, const OptionalTensor& anchor_sq,
+                     const OptionalTensor& reference_sq, const OptionalTensor& offsets,
+                     const OptionalTensor& keep, int64_t self_start) {
+  check_matrix("teacher", teacher, at::kCPU);
+  const bool* const kept = checked_keep(keep, teacher, self_start);
+  const Side side =
+      checked_side("teacher", teacher, metric, anchors, references, anchor_sq, reference_sq, offsets);
+  const int64_t count = teacher.size(1);
+  for_rows(teacher.size(0), count, [&](int64_t i, Scratch& scratch) {
+    row_kernels().hard_rank_row(side.row(i, self_start < 0 ? -1 : self_start + i),
+                                kept == nullptr ? nullptr : kept + i * count, scratch);
+  });
+}
+
 Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& student_anchors, const OptionalTensor& student_references,
                       const OptionalTensor& student_anchor_sq,
@@ -94,7 +109,8 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const std::string& penalty, bool with_grad) {
   check_matrix("student", student, at::kCPU);
   check_matrix("teacher", teacher, at::kCPU);
-  check_coherence(student, teacher, weights, keep, self_start);
+  check_coherence(student, teacher, weights);
+  const bool* const kept = checked_keep(keep, student, self_start);
   const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
   const Side student_side =
       checked_side("student", student, student_metric, student_anchors, student_references,
@@ -105,7 +121,6 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
   Tensor loss = at::empty({student.size(0)}, student.options());
   float* const losses = loss.mutable_data_ptr<float>();
   const float* const weight = weights.const_data_ptr<float>();
-  const bool* const kept = keep.has_value() ? keep->const_data_ptr<bool>() : nullptr;
   const int64_t count = student.size(1);
   for_rows(student.size(0), count, [&](int64_t i, Scratch& scratch) {
     const int64_t self = self_start < 0 ? -1 : self_start + i;
@@ -127,6 +142,7 @@ TORCH_LIBRARY_IMPL(pc_kernels, CPU, library) {
   library.impl("cpu_soft_rank", &soft_rank);
   library.impl("cpu_soft_rank_backward", &soft_rank_backward);
   library.impl("cpu_dissimilarity_", &dissimilarity_);
+  library.impl("cpu_hard_rank_rows_", &hard_rank_rows_);
   library.impl("cpu_coherence_rows", &coherence_rows);
 }
 

@@ -57,9 +57,9 @@ inline float coherence_row_entry(const Row& student, const Row& teacher, const b
                                               scratch);
 }
 
-inline constexpr RowKernels kRows{PCK_ISA_NAME,    hard_rank,
-                                  soft_rank_entry, soft_rank_backward_entry,
-                                  dissimilarity,   coherence_row_entry};
+inline constexpr RowKernels kRows{
+    PCK_ISA_NAME,  hard_rank,     soft_rank_entry,    soft_rank_backward_entry,
+    dissimilarity, hard_rank_row, coherence_row_entry};
 
 }  // namespace PCK_ISA
 }  // namespace pck

@@ -69,6 +69,8 @@ struct RowKernels {
                              Scratch& scratch);
   // Dissimilarities of a row, in place.
   void (*dissimilarity)(const Row& row);
+  // The teacher's ranks, in place: 0 for what is not there, NaN where they are undefined.
+  void (*hard_rank_row)(const Row& teacher, const bool* keep, Scratch& scratch);
   // The anchor's loss; with_grad: weight * dL/d(row) replaces student.values (see Row). `keep` [count]
   // says which references are there, null: all.
   float (*coherence_row)(const Row& student, const Row& teacher, const bool* keep,

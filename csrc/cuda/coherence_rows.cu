@@ -7,6 +7,43 @@
 namespace pck::cuda {
 namespace {
 
+// Scratch::target <- ranks of the references that count; false if they are undefined.
+PCK_DEVICE bool rank_teacher(Block& block, const Row& teacher, const Kept& kept, int* near_count,
+                             const Scratch& scratch) {
+  float* const target = scratch.target;
+  comparable(block, teacher, kept, near_count, scratch, target);
+  const Range range = range_of(block, target, kept.count);
+  if (teacher.metric != Metric::ranked) hard_rank(block, target, kept.count, range, scratch);
+  return range.finite();
+}
+
+struct HardRankRows {
+  Side teacher;
+  const bool* keep;
+  int64_t self_start;
+};
+
+// For a teacher of several students: the ranks once.
+template <bool kShared>
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
+    hard_rank_rows_kernel(const __grid_constant__ Rows rows,
+                          const __grid_constant__ HardRankRows to_do) {
+  PCK_DYNAMIC_SHARED(shared);
+  Header& header = *reinterpret_cast<Header*>(shared);
+  Block block(header.block);
+  const Scratch scratch = scratch_of<kShared>(rows, shared);
+  const int count = rows.layout.count;
+  for_rows(block, rows, [&](int64_t i) {
+    const Row row = to_do.teacher.row(i, to_do.self_start < 0 ? -1 : to_do.self_start + i);
+    const bool* const keep = to_do.keep == nullptr ? nullptr : to_do.keep + i * count;
+    const Kept kept = find_kept(block, row, keep, scratch);
+    const bool defined = rank_teacher(block, row, kept, &header.near_count, scratch);
+    block.store_values(row.values, count, [&](int j) {
+      return !kept.has(j) ? 0.0f : defined ? scratch.target[kept.place(j)] : NAN;
+    });
+  });
+}
+
 template <Relaxation R>
 struct Coherence {
   Anchors anchors;
@@ -80,9 +117,8 @@ PCK_DEVICE float coherence_row(Block& block, int64_t i, const Coherence<R>& to_d
   const auto student = [&] { return anchors.student.row(i, self); };  // anew: saves registers
   const Kept kept =
       find_kept(block, student(), anchors.keep == nullptr ? nullptr : anchors.keep + first, scratch);
-  comparable(block, anchors.teacher.row(i, self), kept, &header.near_count, scratch, scratch.target);
-  const Range teacher_range = range_of(block, scratch.target, kept.count);
-  hard_rank(block, scratch.target, kept.count, teacher_range, scratch);
+  const bool defined =
+      rank_teacher(block, anchors.teacher.row(i, self), kept, &header.near_count, scratch);
   dissimilarity(block, student(), kept, &header.near_count, scratch, scratch.values);
   const Plan plan = plan_row<R>(block, scratch.values, kept.count, options, scratch);
   const auto give_up = [&](float value) {
@@ -91,7 +127,7 @@ PCK_DEVICE float coherence_row(Block& block, int64_t i, const Coherence<R>& to_d
                          [&](int j) { return kept.has(j) ? value : 0.0f; });
     return value;
   };
-  if (plan.way == Plan::Way::undefined || !teacher_range.finite()) return give_up(NAN);
+  if (plan.way == Plan::Way::undefined || !defined) return give_up(NAN);
   if (kept.count < 2) return give_up(0.0f);  // nothing to rank
   const float loss = row_loss<R>(block, plan, taps, scratch, options.penalty, to_do.with_grad);
   if (!to_do.with_grad) return loss;
@@ -128,6 +164,12 @@ cudaError_t coherence_rows_of(const Launch& launch, void* workspace, cudaStream_
 }
 
 }  // namespace
+
+cudaError_t hard_rank_rows(const Launch& launch, void* workspace, cudaStream_t stream,
+                           const Side& teacher, const bool* keep, int64_t self_start) {
+  const auto kernel = launch.in_shared ? hard_rank_rows_kernel<true> : hard_rank_rows_kernel<false>;
+  return start(launch, workspace, stream, kernel, HardRankRows{teacher, keep, self_start});
+}
 
 cudaError_t coherence_rows(const Launch& launch, void* workspace, cudaStream_t stream,
                            const Anchors& anchors, const RankOptions& options, bool with_grad,

@@ -85,7 +85,7 @@ template <class Finish>
 PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* near_count,
                          const Scratch& scratch, float* target, Finish finish) {
   const int count = static_cast<int>(row.count);
-  if (row.metric == Metric::given) {
+  if (!is_gram(row.metric)) {
     block.each_value(row.values, count, [&](int j, float value) {
       if (kept.has(j)) target[kept.place(j)] = value;
     });

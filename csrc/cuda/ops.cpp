@@ -74,6 +74,19 @@ void dissimilarity_(Tensor values, const std::string& metric, const OptionalTens
   });
 }
 
+void hard_rank_rows_(Tensor teacher, const std::string& metric, const OptionalTensor& anchors,
+                     const OptionalTensor& references, const OptionalTensor& anchor_sq,
+                     const OptionalTensor& reference_sq, const OptionalTensor& offsets,
+                     const OptionalTensor& keep, int64_t self_start) {
+  check_matrix("teacher", teacher, at::kCUDA);
+  const bool* const kept = checked_keep(keep, teacher, self_start);
+  const Side side =
+      checked_side("teacher", teacher, metric, anchors, references, anchor_sq, reference_sq, offsets);
+  on_rows_of(teacher, nullptr, [&](const auto& launch, void* workspace, cudaStream_t stream) {
+    return cuda::hard_rank_rows(launch, workspace, stream, side, kept, self_start);
+  });
+}
+
 Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const OptionalTensor& student_anchors, const OptionalTensor& student_references,
                       const OptionalTensor& student_anchor_sq,
@@ -87,15 +100,15 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
                       const std::string& penalty, bool with_grad) {
   check_matrix("student", student, at::kCUDA);
   check_matrix("teacher", teacher, at::kCUDA);
-  check_coherence(student, teacher, weights, keep, self_start);
+  check_coherence(student, teacher, weights);
+  const bool* const kept = checked_keep(keep, student, self_start);
   const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
   const cuda::Anchors anchors{
       checked_side("student", student, student_metric, student_anchors, student_references,
                    student_anchor_sq, student_reference_sq, student_offsets),
       checked_side("teacher", teacher, teacher_metric, teacher_anchors, teacher_references,
                    teacher_anchor_sq, teacher_reference_sq, teacher_offsets),
-      keep.has_value() ? keep->const_data_ptr<bool>() : nullptr, weights.const_data_ptr<float>(),
-      self_start};
+      kept, weights.const_data_ptr<float>(), self_start};
   Tensor loss = at::empty({student.size(0)}, student.options());
   on_rows_of(student, &options, [&](const auto& launch, void* workspace, cudaStream_t stream) {
     return cuda::coherence_rows(launch, workspace, stream, anchors, options, with_grad,
@@ -115,6 +128,7 @@ TORCH_LIBRARY_IMPL(pc_kernels, CUDA, library) {
   library.impl("cuda_soft_rank", &soft_rank);
   library.impl("cuda_soft_rank_backward", &soft_rank_backward);
   library.impl("cuda_dissimilarity_", &dissimilarity_);
+  library.impl("cuda_hard_rank_rows_", &hard_rank_rows_);
   library.impl("cuda_coherence_rows", &coherence_rows);
 }
 

@@ -43,6 +43,11 @@ cudaError_t soft_rank_backward(const Launch& launch, void* workspace, cudaStream
 // Dissimilarities of all rows, in place.
 cudaError_t dissimilarity(const Launch& launch, void* workspace, cudaStream_t stream, const Side& side);
 
+// The teacher's ranks, in place: 0 for what is not there, NaN where they are undefined. `keep` and
+// `self_start` as in Anchors.
+cudaError_t hard_rank_rows(const Launch& launch, void* workspace, cudaStream_t stream,
+                           const Side& teacher, const bool* keep, int64_t self_start);
+
 // A chunk of anchors, the whole chain dissimilarity -> rank -> loss -> gradient of each.
 struct Anchors {
   Side student;

@@ -82,6 +82,12 @@ int dissimilarity(int64_t rows, const PlainSide* side) {
   });
 }
 
+int hard_rank_rows(int64_t rows, const PlainSide* teacher, const bool* keep, int64_t self_start) {
+  return with_launch(rows, teacher->count, nullptr, [&](const cuda::Launch& launch, void* workspace) {
+    return cuda::hard_rank_rows(launch, workspace, nullptr, side_of(teacher), keep, self_start);
+  });
+}
+
 int coherence_rows(int64_t rows, const PlainSide* student, const PlainSide* teacher, const bool* keep,
                    const float* weights, int64_t self_start, const PlainOptions* plain, int with_grad,
                    float* losses) {
