@@ -1,6 +1,7 @@
 # make demo    distil a student on 1,797 real images, print the table, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
+# make gpu     on a machine with a GPU: build, tests, sanitizers, benchmarks, into RESULTS
 #
 # Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
 # constraints.txt, the C++ build. `make test PYTHON=python3 NO_VENV=1` uses the interpreter at hand
@@ -11,6 +12,8 @@ VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+RESULTS ?= build/gpu
+GPU_ARGS ?=
 
 ifeq ($(NO_VENV),1)
 RUN := $(PYTHON)
@@ -20,10 +23,12 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 endif
 
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.*)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.cpp cuda/*.cuh cuda/*.cu)) \
+	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint types bench info format clean
+.PHONY: all demo test lint types bench gpu info format clean
 all: test
 
 $(VENV)/bin/python:
@@ -55,7 +60,7 @@ else
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 types: $(READY)
 	$(RUN) -m mypy
@@ -64,10 +69,18 @@ endif
 format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(VENV)/bin/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+	$(VENV)/bin/clang-format -i $(CPP)
 
 bench: $(READY)
 	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+
+# Builds the extensions itself, for the GPU at hand.
+ifeq ($(NO_VENV),1)
+gpu:
+else
+gpu: $(READY)
+endif
+	$(RUN) tests/gpu/run.py --results $(RESULTS) $(GPU_ARGS)
 
 info: $(READY)
 	$(RUN) -m pc_kernels.info

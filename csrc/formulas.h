@@ -56,6 +56,11 @@ struct Relax<Relaxation::normal> {
 template <Relaxation R>
 inline constexpr int kBand = Relax<R>::support * Relax<R>::inverse_step;
 
+// |a|^2 + |b|^2 - 2ab loses the digits that a short distance needs: below this share of
+// |a|^2 + |b|^2 it is summed again from the differences. Above it, the relative error of the
+// distance stays under 64 times that of an inner product.
+inline constexpr float kNear = 1.0f / 64.0f;
+
 // ---------------------------------------------------------------------------------------------
 // Penalties of a rank residual e = r_S - r_T, and their slopes.
 // ---------------------------------------------------------------------------------------------
@@ -147,5 +152,29 @@ constexpr Stencil make_stencil() {
 }
 
 inline constexpr Stencil kStencil = make_stencil();
+
+// The node at a cell's left edge is this many after the cell's first node.
+inline constexpr int kLeftNode = kNodes / 2 - 1;
+
+// Taps of the band convolution, up to whole vectors of four.
+template <Relaxation R>
+inline constexpr int kTaps = (2 * kBand<R> + 4) / 4 * 4;
+
+// phi at the nodes of a band (even, so that a convolution may read forwards; then zeros), and Phi from
+// one band below a node to the stencil's end above it.
+template <Relaxation R>
+struct Taps {
+  static constexpr int band = kBand<R>;
+  float pdf[kTaps<R>] = {};
+  float cdf[band + kNodes];
+  PCK_HD Taps() {
+    for (int d = -band; d <= band; ++d)
+      pdf[d + band] =
+          static_cast<float>(Relax<R>::pdf(static_cast<double>(d) / Relax<R>::inverse_step));
+    for (int n = 0; n < band + kNodes; ++n)
+      cdf[n] = static_cast<float>(
+          Relax<R>::cdf(static_cast<double>(kLeftNode - n) / Relax<R>::inverse_step));
+  }
+};
 
 }  // namespace pck

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from . import __version__
-from .backends import BACKENDS, extension_obstacle, select
+from .backends import BACKENDS, cuda_extension_obstacle, extension_obstacle, select
 
 
 def describe_devices() -> list[torch.device]:
@@ -31,6 +31,17 @@ def describe_extension() -> str:
     return f"{_C.cpu_isa()} kernels, {_C.threads()} threads, built with GCC/Clang {_C.compiler()}"
 
 
+def describe_cuda_extension() -> str:
+    """The CUDA extension in a line."""
+    reason = cuda_extension_obstacle()
+    if reason is not None:
+        return f"not loaded: {reason}"
+    from . import _C_cuda
+
+    version = divmod(_C_cuda.cuda_version, 1000)
+    return f"kernels for {_C_cuda.architectures}, built with CUDA {version[0]}.{version[1] // 10}"
+
+
 def report() -> str:
     """The whole report, as text."""
     lines = [
@@ -38,6 +49,7 @@ def report() -> str:
         f"torch       {torch.__version__}",
         f"python      {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"extension   {describe_extension()}",
+        f"cuda        {describe_cuda_extension()}",
     ]
     for device in describe_devices():
         lines += ["", f"backends for float32 tensors on {device.type}:"]

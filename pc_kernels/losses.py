@@ -2,7 +2,7 @@
 
 The path of a call: `PerceptionCoherenceLoss` -> `perception_coherence_loss` (checks) ->
 `PerceptionCoherenceFunction` (autograd) -> `torch.ops.pc_kernels.perception_coherence` (dispatcher,
-ops.py) -> `sweep` (chunks of anchors, sweep.py) -> a backend's `coherence_rows` (backends.py).
+ops.py) -> `sweep` (chunks of anchors, sweep.py) -> a backend's `coherence_rows` (backends/).
 The definitions are in reference.py.
 """
 

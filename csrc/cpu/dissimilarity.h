@@ -1,11 +1,6 @@
 // Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
 // Included inside the namespace of one instruction set.
 
-// |a|^2 + |b|^2 - 2ab loses the digits that a short distance needs: below this share of
-// |a|^2 + |b|^2 it is summed again from the differences. Above it, the relative error of the
-// distance stays under 64 times that of an inner product.
-constexpr float kNear = 1.0f / 64.0f;
-
 inline float squared_distance(const float* a, const float* b, int64_t width) {
   return static_cast<float>(lane_sum(width, [=](int64_t k) { return (a[k] - b[k]) * (a[k] - b[k]); }));
 }

@@ -4,36 +4,9 @@
 
 #include <cstdint>
 
-#include "../formulas.h"
+#include "../row.h"
 
 namespace pck {
-
-// How a Gram row becomes a row of dissimilarities. `given`: it already is one. `ranked`, of a teacher:
-// it holds ranks, as hard_rank_row leaves them.
-enum class Metric { given, ranked, euclidean, sqeuclidean, cosine };
-
-// One anchor's row against `count` references. For the metrics that have a name, `values` holds the
-// inner products of the anchor with the references, and the other fields what turns them into
-// squared distances.
-struct Row {
-  float* values;              // [count]
-  const float* anchor;        // [width]
-  const float* references;    // [count, width]
-  const float* reference_sq;  // [count]
-  float anchor_sq;
-  float offset;  // the anchor's distance from the origin if it is far from all others, else 0
-  int64_t count;
-  int64_t width;
-  int64_t self;  // the anchor's own place among the references, -1 if it has none
-  Metric metric;
-};
-
-struct RankOptions {
-  Relaxation relaxation;
-  Penalty penalty;
-  double temperature;
-  bool scale_std;
-};
 
 // Working memory of one thread, grown on demand and reused from row to row.
 struct Scratch {

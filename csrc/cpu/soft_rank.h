@@ -2,9 +2,6 @@
 // Included inside the namespace of one instruction set. docs/method.md tells the maths: spread each
 // point to the grid, convolve with Phi or phi, gather at the points.
 
-// The node at a cell's left edge is this many after the cell's first node.
-constexpr int kLeftNode = kNodes / 2 - 1;
-
 // Where a row's points lie on the grid, in `Scratch::cell` and `Scratch::place`.
 struct Grid {
   int64_t count;
@@ -68,23 +65,6 @@ inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch)
   }
   for (int64_t i = band + n; i < grid.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
 }
-
-// phi at the nodes of a band (even, so that a convolution may read forwards), and Phi from one band
-// below a node to the stencil's end above it.
-template <Relaxation R>
-struct Taps {
-  static constexpr int band = kBand<R>;
-  float pdf[2 * band + 1];
-  float cdf[band + kNodes];
-  Taps() {
-    for (int d = -band; d <= band; ++d)
-      pdf[d + band] =
-          static_cast<float>(Relax<R>::pdf(static_cast<double>(d) / Relax<R>::inverse_step));
-    for (int n = 0; n < band + kNodes; ++n)
-      cdf[n] = static_cast<float>(
-          Relax<R>::cdf(static_cast<double>(kLeftNode - n) / Relax<R>::inverse_step));
-  }
-};
 
 template <Relaxation R>
 inline const Taps<R>& taps() {

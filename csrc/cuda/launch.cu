@@ -1,0 +1,88 @@
+// How many blocks of how many threads, and whose memory: decided from sizes and options alone, so that
+// nothing waits for the device.
+#include <algorithm>
+#include <cmath>
+
+#include "launch.cuh"
+#include "soft_rank.cuh"
+
+namespace pck::cuda {
+namespace {
+
+// A row's range over its standard deviation: what few rows exceed, and what is worth having room for.
+// Rows that need more close their gaps or go pair by pair.
+constexpr double kUsualDeviations = 10.0;
+constexpr double kRoomyDeviations = 16.0;
+constexpr double kMostCells = 1 << 15;
+constexpr double kCellsOfNearlyHardRows = 1024;
+
+// Room on the grid, a multiple of 4: the least with which these options make sense, and the most.
+struct Room {
+  int least, most;
+};
+
+Room grid_room(int64_t count, const RankOptions& options) {
+  const auto whole = [](double cells) {
+    return std::max(kFewestCells, (static_cast<int>(cells) + 3) / 4 * 4);
+  };
+  const double points = static_cast<double>(count);
+  const int inverse_step = options.relaxation == Relaxation::logistic
+                               ? Relax<Relaxation::logistic>::inverse_step
+                               : Relax<Relaxation::normal>::inverse_step;
+  // More than this costs more than pairs, or more memory than it is worth.
+  const double limit = std::min({8.0 * points, points * points / 8.0, kMostCells});
+  if (!options.scale_std) return {kFewestCells, whole(std::min(2.0 * points, limit))};
+  const double deviation = inverse_step / options.temperature;
+  if (kUsualDeviations * deviation > limit)
+    return {kFewestCells, whole(std::min(kCellsOfNearlyHardRows, limit))};
+  return {whole(kUsualDeviations * deviation), whole(std::min(kRoomyDeviations * deviation, limit))};
+}
+
+// Four points a thread, to have loads in flight, and a warp for the shortest rows; more where a row
+// takes so much shared memory that few blocks run side by side.
+int block_threads(int64_t count, int64_t shared_bytes, int shared_most, int most) {
+  const int64_t side_by_side = std::max<int64_t>(shared_most / shared_bytes, 1);
+  int threads = kWarp;
+  const auto too_few = [&] {
+    return (4 * threads < count && threads < 512) ||
+           (threads < count && threads * side_by_side < kMostThreads);
+  };
+  while (2 * threads <= std::min(kThreads<true>, most) && too_few()) threads *= 2;
+  return threads;
+}
+
+}  // namespace
+
+cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options, Launch* launch) {
+  int device = 0, shared_most = 0, processors = 0, threads_most = 0;
+  for (const cudaError_t error :
+       {cudaGetDevice(&device),
+        cudaDeviceGetAttribute(&shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+        cudaDeviceGetAttribute(&threads_most, cudaDevAttrMaxThreadsPerBlock, device)})
+    if (error != cudaSuccess) return error;
+  constexpr int64_t header = sizeof(Header);
+  const Room room = options == nullptr ? Room{0, 0} : grid_room(count, *options);
+  Layout layout{static_cast<int>(count), room.most};
+  if (header + layout.bytes() > shared_most) {
+    const int64_t left = shared_most - header - Layout{layout.count, 0}.bytes();
+    const int64_t fitting = left / Layout::kCellBytes / 4 * 4;
+    if (fitting >= room.least) layout.cells = static_cast<int>(std::min<int64_t>(fitting, room.most));
+  }
+  const bool in_shared = header + layout.bytes() <= shared_most;
+  // Working memory that is not shared is kept to what runs at a time.
+  const int64_t blocks = std::min<int64_t>(rows, in_shared ? 0x7fffffff : processors);
+  const int64_t shared_bytes = header + (in_shared ? layout.bytes() : 0);
+  *launch = {rows,
+             layout.count,
+             layout.cells,
+             static_cast<int>(blocks),
+             in_shared ? block_threads(count, shared_bytes, shared_most, threads_most)
+                       : std::min(kThreads<false>, threads_most),
+             in_shared,
+             shared_bytes,
+             in_shared ? 0 : blocks * layout.bytes()};
+  return cudaSuccess;
+}
+
+}  // namespace pck::cuda

@@ -1,0 +1,184 @@
+// A row's soft ranks and their gradient, whatever the row: the choice between the grid of soft_rank.cuh
+// and sums over all pairs, and what the scale of the temperature adds to the gradient.
+#pragma once
+
+#include <cmath>
+
+#include "../row.h"
+#include "hard_rank.cuh"
+#include "soft_rank.cuh"
+
+namespace pck::cuda {
+
+// Mean and population standard deviation of a row of finite values.
+struct Moments {
+  double mean, sigma;
+};
+
+PCK_DEVICE Moments moments_of(Block& block, const float* x, int count, double low) {
+  const double n = static_cast<double>(count);
+  double sum = 0.0;
+  block.each(count, [&](int i) { sum += x[i] - low; });
+  const double mean = low + block.reduce(sum, Sum{}) / n;
+  double squares = 0.0;
+  block.each(count, [&](int i) { squares += (x[i] - mean) * (x[i] - mean); });
+  return {mean, std::sqrt(block.reduce(squares, Sum{}) / n)};
+}
+
+// How a row goes through the stage.
+struct Plan {
+  enum class Way {
+    undefined,  // a value is not finite: everything is NaN
+    constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
+    grid,
+    direct  // all pairs: few points, or so far apart for their temperature that the grid has no room
+  };
+  Way way;
+  int count;
+  int cells;
+  Moments moments;
+  double tau;
+};
+
+// Bins of a band's width that are empty part points which do not see each other, however many bins they
+// are: of every run of empty bins one stays. shift[b] <- how many bins before b stay; returns how many
+// do, or 0 if there are too many bins to look at.
+template <class BinOf>
+PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scratch, BinOf bin_of) {
+  unsigned* const occupied = scratch.low;
+  int* const shift = scratch.high;
+  block.each(bins, [&](int b) { occupied[b] = 0u; });
+  block.sync();
+  block.each(count, [&](int j) { atomicOr(&occupied[bin_of(j)], 1u); });
+  block.sync();
+  const int kept = block.scan<int>(
+      bins, [&](int b) { return static_cast<int>(occupied[b] | (b > 0 ? occupied[b - 1] : 0u)); },
+      [&](int b, int before) { shift[b] = before; });
+  block.sync();
+  return kept;
+}
+
+// Puts the points on a grid: returns its cells, or 0 if there is no room for it or pairs are cheaper.
+// Places are found in double: a small value beside a large one has digits that their difference in fp32
+// has not.
+template <Relaxation R>
+PCK_DEVICE int place_points(Block& block, const float* x, int count, const Range& range, double tau,
+                            const Scratch& scratch) {
+  const double low = range.low;
+  const double inverse_step = Relax<R>::inverse_step / tau;
+  const double span = (range.high - low) * inverse_step;
+  const auto coordinate = [=](int j) { return (x[j] - low) * inverse_step; };
+  const double pairs = static_cast<double>(count) * count;
+  const double most = std::fmin(static_cast<double>(scratch.cells), pairs / 8.0);
+  if (!(inverse_step < 1e30)) return 0;
+  // One cell of slack at the end, whatever rounding does.
+  int cells = span <= most - 2.0 ? static_cast<int>(span) + 2 : 0;
+  const bool gaps = cells == 0;
+  if (gaps) {
+    if (!(span < 4.0 * kBand<R> * scratch.cells)) return 0;
+    const int bins = static_cast<int>(span) / kBand<R> + 1;
+    const auto bin_of = [=](int j) { return static_cast<int>(coordinate(j)) / kBand<R>; };
+    cells = close_gaps(block, count, bins, scratch, bin_of) * kBand<R>;
+    if (cells > most) return 0;
+  }
+  block.each(count, [&](int j) {
+    const double t = coordinate(j);
+    const int cell = static_cast<int>(t), bin = cell / kBand<R>;
+    scratch.cell[j] = cell + (gaps ? (scratch.high[bin] - bin) * kBand<R> : 0);
+    scratch.place[j] = static_cast<float>(t - (cell + 0.5));
+  });
+  block.sync();
+  return cells;
+}
+
+template <Relaxation R>
+PCK_DEVICE Plan plan_row(Block& block, const float* x, int count, const RankOptions& options,
+                         const Scratch& scratch) {
+  Plan plan{Plan::Way::constant, count, 0, {0.0, 0.0}, 0.0};
+  const Range range = range_of(block, x, count);
+  if (!range.finite()) {
+    plan.way = Plan::Way::undefined;
+    return plan;
+  }
+  if (count < 2 || (options.scale_std && range.low == range.high)) return plan;
+  if (options.scale_std) plan.moments = moments_of(block, x, count, range.low);
+  plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
+  plan.cells = place_points<R>(block, x, count, range, plan.tau, scratch);
+  plan.way = plan.cells > 0 ? Plan::Way::grid : Plan::Way::direct;
+  return plan;
+}
+
+// (x_j - x_k)/tau, in double since tau may be any number at all.
+struct Gap {
+  const float* x;
+  double inverse_tau;
+
+  PCK_DEVICE Gap(const float* row, double tau) : x(row), inverse_tau(std::fmin(1.0 / tau, 1e300)) {}
+  PCK_DEVICE float operator()(int j, int k) const {
+    return static_cast<float>((static_cast<double>(x[j]) - x[k]) * inverse_tau);
+  }
+};
+
+// take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included. Directly, the
+// density has no use, and is given as 0.
+template <Relaxation R, class Take>
+PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
+                          const Scratch& scratch, Take take) {
+  if (plan.way == Plan::Way::grid)
+    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, take);
+  const Gap gap(x, plan.tau);
+  block.each(plan.count, [&](int j) {
+    double sum = -0.5;  // in fp32 the roundings of the terms would add up
+#pragma unroll 1
+    for (int k = 0; k < plan.count; ++k) sum += Relax<R>::cdf(gap(j, k));
+    take(j, static_cast<float>(sum), 0.0f);
+  });
+  block.sync();
+}
+
+// grad[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau); on entry it is slope_j times the density.
+template <Relaxation R>
+PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
+                              const Scratch& scratch, const float* slope, float* grad) {
+  if (plan.way == Plan::Way::grid)
+    return grid_rank_gradient<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, slope,
+                                 grad);
+  const Gap gap(x, plan.tau);
+  block.each(plan.count, [&](int j) {
+    double sum = 0.0;
+#pragma unroll 1
+    for (int k = 0; k < plan.count; ++k) sum += (slope[j] - slope[k]) * Relax<R>::pdf(gap(j, k));
+    grad[j] = static_cast<float>(sum);
+  });
+  block.sync();
+}
+
+// The last step of a gradient: its factor, 1/tau, and under scale="std" what comes through tau. Ranks
+// are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and dtau/dx_j =
+// temperature (x_j - mean)/(count sigma).
+struct Pull {
+  const float* x;
+  const float* grad;
+  double mean, unit;  // unit: 1/sigma, or 0 where tau does not depend on the row
+  float share, factor, inverse_tau;
+
+  PCK_DEVICE float standard(int j) const { return static_cast<float>((x[j] - mean) * unit); }
+  // Scaling comes in two steps: either product may leave fp32's normal numbers, and at the smallest
+  // temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
+  PCK_DEVICE float operator()(int j) const {
+    return (grad[j] - share * standard(j)) * factor * inverse_tau;
+  }
+};
+
+PCK_DEVICE Pull pull_of(Block& block, const Plan& plan, const RankOptions& options, const float* x,
+                        const float* grad, float factor) {
+  const float inverse_tau = static_cast<float>(std::fmin(1.0 / plan.tau, 3.4e38));
+  if (!options.scale_std) return {x, grad, 0.0, 0.0, 0.0f, factor, inverse_tau};
+  Pull pull{x, grad, plan.moments.mean, 1.0 / plan.moments.sigma, 0.0f, factor, inverse_tau};
+  double sum = 0.0;
+  block.each(plan.count, [&](int j) { sum += grad[j] * pull.standard(j); });
+  pull.share = static_cast<float>(block.reduce(sum, Sum{}) / static_cast<double>(plan.count));
+  return pull;
+}
+
+}  // namespace pck::cuda

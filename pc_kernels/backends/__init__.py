@@ -1,0 +1,68 @@
+"""The backends: what each needs, and the stages as it computes them.
+
+A backend is its stages: `dissimilarity` of a chunk's rows; `hard_rank`, `soft_rank` and
+`soft_rank_backward` of matrices of rows; and `coherence_rows`, an anchor's whole chain
+dissimilarity -> rank -> loss -> gradient. The backends in plain PyTorch share a form of the last that
+calls the others; the compiled ones fuse it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Backend
+from .compiled import (
+    CompiledBackend,
+    CpuBackend,
+    CudaBackend,
+    cuda_extension_obstacle,
+    extension_obstacle,
+)
+from .stagewise import ReferenceBackend, StagewiseBackend, TorchBackend
+from .triton import TritonBackend, triton_obstacle
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "CompiledBackend",
+    "CpuBackend",
+    "CudaBackend",
+    "ReferenceBackend",
+    "StagewiseBackend",
+    "TorchBackend",
+    "TritonBackend",
+    "cuda_extension_obstacle",
+    "extension_obstacle",
+    "select",
+    "triton_obstacle",
+]
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        CudaBackend(),
+        CpuBackend(),
+        TritonBackend(),
+        TorchBackend(),
+        ReferenceBackend(),
+    )
+}
+"""By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
+
+
+def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend called `name`, or for "auto" the first that is usable.
+
+    Raises:
+        ValueError: no backend has this name, or the one that has cannot be used, and why.
+    """
+    if name == "auto":
+        candidates = (b for b in BACKENDS.values() if b.serves(device))
+        return next(b for b in candidates if b.obstacle(device, dtype) is None)
+    if name not in BACKENDS:
+        names = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"backend must be one of {names}; got {name!r}")
+    reason = BACKENDS[name].obstacle(device, dtype)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} is not usable here: {reason}")
+    return BACKENDS[name]

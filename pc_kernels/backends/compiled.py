@@ -1,0 +1,177 @@
+"""The backends of compiled extensions: `cpu` (csrc/cpu) and `cuda` (csrc/cuda)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dissimilarity import Rows
+from ..options import CoherenceOptions, RankOptions
+from .base import Backend
+
+
+class CompiledBackend(Backend):
+    """A backend of compiled kernels: each stage is an operator with the backend's name in front."""
+
+    working_bytes = 0
+
+    def operator(self, stage: str) -> Callable[..., Any]:
+        """The operator that computes `stage`."""
+        return getattr(torch.ops.pc_kernels, f"{self.name}_{stage}")
+
+    def dissimilarity(self, rows: Rows) -> Tensor:
+        """See `Backend`."""
+        self.operator("dissimilarity_")(*_fields(rows))
+        return rows.values
+
+    def hard_rank(self, x: Tensor) -> Tensor:
+        """See `Backend`."""
+        return self.operator("hard_rank")(x.contiguous())
+
+    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        return self.operator("soft_rank")(x.contiguous(), *_arguments(options), with_grad)
+
+    def soft_rank_backward(
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+    ) -> Tensor:
+        """See `Backend`."""
+        return self.operator("soft_rank_backward")(
+            grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
+        )
+
+    def hard_rank_rows(
+        self, teacher: Rows, self_start: int | None, keep: Tensor | None
+    ) -> Rows | None:
+        """See `Backend`."""
+        start = -1 if self_start is None else self_start
+        self.operator("hard_rank_rows_")(*_fields(teacher), keep, start)
+        return Rows(teacher.values, "ranked")
+
+    def coherence_rows(
+        self,
+        student: Rows,
+        teacher: Rows,
+        weights: Tensor,
+        options: CoherenceOptions,
+        self_start: int | None,
+        keep: Tensor | None,
+        with_grad: bool,
+    ) -> Tensor:
+        """See `Backend`; fused, a row at a time."""
+        return self.operator("coherence_rows")(
+            *_fields(student),
+            *_fields(teacher),
+            weights,
+            keep,
+            -1 if self_start is None else self_start,
+            *_arguments(options),
+            options.penalty,
+            with_grad,
+        )
+
+
+class CpuBackend(CompiledBackend):
+    """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
+
+    name = "cpu"
+    chunk_rows = 1024
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs the compiled extension, CPU tensors, and float32 to compute in."""
+        reason = extension_obstacle()
+        if reason is not None:
+            return reason
+        if device.type != "cpu":
+            return f"it computes on CPU tensors; got device {device}"
+        if dtype != torch.float32:
+            return f"it computes in float32; for {dtype} use backend='torch'"
+        return None
+
+
+class CudaBackend(CompiledBackend):
+    """The CUDA extension (csrc/cuda): a block of threads a row."""
+
+    name = "cuda"
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Needs CUDA tensors, the compiled extension for their GPU, and float32 to compute in."""
+        if device.type != "cuda":
+            return f"it computes on CUDA tensors; got device {device}"
+        if torch.version.hip is not None:
+            return "it needs an NVIDIA GPU; this torch is built for ROCm"
+        if torch.compiler.is_compiling():  # nothing to trace; the operator asks again when it runs
+            return None
+        reason = cuda_extension_obstacle() or _architecture_obstacle(device)
+        if reason is not None:
+            return reason
+        if dtype != torch.float32:
+            return f"it computes in float32; for {dtype} use backend='torch'"
+        return None
+
+
+def _arguments(options: RankOptions) -> tuple[float, str, bool]:
+    return options.temperature, options.relaxation, options.scale == "std"
+
+
+def _fields(rows: Rows) -> tuple[Any, ...]:
+    return (
+        rows.values,
+        rows.metric,
+        rows.anchors,
+        rows.references,
+        rows.anchor_sq,
+        rows.reference_sq,
+        rows.offsets,
+    )
+
+
+@cache
+def extension_obstacle() -> str | None:
+    """Why the compiled extension is not loaded, or None; loads it on the first call."""
+    try:
+        from .. import _C  # noqa: F401 - registers the operators
+    except ImportError as error:
+        if "_C" in str(error) and "cannot import name" in str(error):
+            return (
+                "the C++ extension was not built: install with a C++ compiler and "
+                "`pip install --no-build-isolation`"
+            )
+        return f"the C++ extension does not load (built for another torch?): {error}"
+    return None
+
+
+@cache
+def cuda_extension_obstacle() -> str | None:
+    """Why the CUDA extension is not loaded, or None; loads it on the first call."""
+    try:
+        from .. import _C_cuda  # noqa: F401 - registers the operators
+    except ImportError as error:
+        if "_C_cuda" in str(error) and "cannot import name" in str(error):
+            return (
+                "the CUDA extension was not built: install with nvcc and a CUDA build of torch at "
+                "hand, with `pip install --no-build-isolation`"
+            )
+        return f"the CUDA extension does not load (built for another torch?): {error}"
+    return None
+
+
+def _architecture_obstacle(device: torch.device) -> str | None:
+    """Why kernels of the loaded CUDA extension do not run on this GPU, or None."""
+    from .. import _C_cuda
+
+    oldest = min(
+        tuple(map(int, re.findall(r"\d+", a)[:2])) for a in _C_cuda.architectures.split(";")
+    )
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= oldest:
+        return None
+    return (
+        f"it was built for compute capability {_C_cuda.architectures}, this GPU has "
+        f"{capability[0]}.{capability[1]}: rebuild with TORCH_CUDA_ARCH_LIST set"
+    )

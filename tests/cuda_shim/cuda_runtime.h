@@ -1,0 +1,177 @@
+// As much of CUDA as csrc/cuda uses, on the CPU: a block's threads are real threads, one block runs
+// after the other. For tests alone; ThreadSanitizer sees the races that a GPU would have.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define PCK_DYNAMIC_SHARED(name) unsigned char* const name = shim::team->shared
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned count = 1) : x(count) {}
+};
+
+inline thread_local dim3 threadIdx{0}, blockIdx{0}, blockDim, gridDim;
+
+namespace shim {
+
+// What a device has; tests make it small.
+struct Device {
+  int shared_bytes = 232448;
+  int processors = 3;
+  int threads = 16;
+};
+inline Device device;
+
+inline constexpr int kFill = 0x7f;  // memory nobody wrote: 3.4e38, or a far index
+
+// The threads of a block and what they share.
+struct Team {
+  explicit Team(int threads, unsigned char* memory)
+      : everyone(threads),
+        words{std::vector<unsigned>(threads), std::vector<unsigned>(threads)},
+        shared(memory) {
+    for (int first = 0; first < threads; first += PCK_WARP_SIZE)
+      warps.push_back(std::make_unique<std::barrier<>>(PCK_WARP_SIZE));
+  }
+  std::barrier<> everyone;
+  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  std::vector<unsigned> words[2];  // for shuffles, which take turns between the two
+  unsigned char* shared;
+};
+inline thread_local Team* team = nullptr;
+inline thread_local int turn = 0;
+
+// Every lane tells its word; returns what the warp's lanes told.
+inline const unsigned* tell(unsigned word) {
+  turn = 1 - turn;
+  const unsigned warp = threadIdx.x / PCK_WARP_SIZE;
+  team->words[turn][threadIdx.x] = word;
+  team->warps[warp]->arrive_and_wait();
+  return team->words[turn].data() + warp * PCK_WARP_SIZE;
+}
+
+inline unsigned lane() {
+  return threadIdx.x % PCK_WARP_SIZE;
+}
+
+}  // namespace shim
+
+inline void __syncthreads() {
+  shim::team->everyone.arrive_and_wait();
+}
+
+inline unsigned __shfl_xor_sync(unsigned, unsigned word, int mask) {
+  return shim::tell(word)[shim::lane() ^ static_cast<unsigned>(mask)];
+}
+
+inline unsigned __shfl_up_sync(unsigned, unsigned word, int distance) {
+  const unsigned* const told = shim::tell(word);
+  const unsigned up = static_cast<unsigned>(distance);
+  return shim::lane() < up ? word : told[shim::lane() - up];
+}
+
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  const unsigned* const told = shim::tell(vote);
+  unsigned ballot = 0;
+  for (int l = 0; l < PCK_WARP_SIZE; ++l) ballot |= told[l] << l;
+  return ballot;
+}
+
+inline int __popc(unsigned bits) {
+  return __builtin_popcount(bits);
+}
+
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+}
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+using cudaStream_t = void*;
+
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxThreadsPerBlock,
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const shim::Device& device = shim::device;
+  *value = attribute == cudaDevAttrMultiProcessorCount  ? device.processors
+           : attribute == cudaDevAttrMaxThreadsPerBlock ? device.threads
+                                                        : device.shared_bytes;
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return bytes <= shim::device.shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const unsigned threads = config->blockDim.x;
+  if (threads == 0 || threads % PCK_WARP_SIZE != 0 || config->gridDim.x == 0)
+    return cudaErrorInvalidValue;
+  const size_t bytes = config->dynamicSmemBytes;
+  auto* const shared = static_cast<unsigned char*>(::operator new(bytes + 1, std::align_val_t(16)));
+  shim::Team team(static_cast<int>(threads), shared);
+  const auto run = [&](unsigned thread) {
+    shim::team = &team;
+    threadIdx.x = thread;
+    blockDim = config->blockDim;
+    gridDim = config->gridDim;
+    for (unsigned block = 0; block < config->gridDim.x; ++block) {
+      blockIdx.x = block;
+      if (thread == 0) std::memset(shared, shim::kFill, bytes);
+      __syncthreads();
+      kernel(arguments...);
+      __syncthreads();
+    }
+  };
+  std::vector<std::thread> others;
+  for (unsigned thread = 0; thread < threads; ++thread) others.emplace_back(run, thread);
+  for (std::thread& other : others) other.join();
+  ::operator delete(shared, std::align_val_t(16));
+  return cudaSuccess;
+}
