@@ -238,7 +238,7 @@ def test_never_chosen_on_the_cpu() -> None:
 def test_order_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backend = BACKENDS["triton"]
-    monkeypatch.setattr(pc_kernels.backends, "_capability_obstacle", lambda device: None)
+    monkeypatch.setattr(pc_kernels.backends.triton, "_capability_obstacle", lambda device: None)
     for device in ("cuda", "xpu"):
         names = [n for n, b in BACKENDS.items() if b.serves(torch.device(device))]
         assert names.index("triton") < names.index("torch")

@@ -239,6 +239,25 @@ def test_masked_nan_is_absent(way: str, rng: Generator) -> None:
         assert (grad[~keep] == 0).all() and (losses[:2] == 0).all()
 
 
+def test_nan_stays_with_the_pairs_that_count(way: str, rng: Generator) -> None:
+    d_s, d_t = torch.rand(2, 5, 20, generator=rng)
+    keep = mask(rng, 5, 20)
+    keep[3, 7] = True
+    for bad_s, bad_t in ((math.nan, 0.0), (0.0, math.nan)):
+        leaf, target = own_leaf(d_s), d_t.clone()
+        with torch.no_grad():
+            leaf[3, 7] += bad_s
+            target[3, 7] += bad_t
+        losses = pc_kernels.coherence_loss_from_dissimilarities(
+            leaf, target, pair_mask=keep, reduction="none", backend=BACKEND
+        )
+        losses.sum().backward()
+        assert leaf.grad is not None
+        assert torch.equal(losses.isnan(), torch.arange(5) == 3)
+        wanted = keep & (torch.arange(5) == 3)[:, None]
+        assert torch.equal(leaf.grad.isnan(), wanted) and not leaf.grad[~keep].nan_to_num(1).any()
+
+
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
 def test_dissimilarity(metric: str, name: str, rng: Generator) -> None:

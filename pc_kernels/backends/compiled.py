@@ -99,6 +99,10 @@ class CudaBackend(CompiledBackend):
 
     name = "cuda"
 
+    def serves(self, device: torch.device) -> bool:
+        """CUDA devices."""
+        return device.type == "cuda"
+
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Needs CUDA tensors, the compiled extension for their GPU, and float32 to compute in."""
         if device.type != "cuda":

@@ -240,6 +240,7 @@ def coherence_rows_kernel(
             if WITH_GRAD:
                 for first in range(0, count, BLOCK):
                     j = first + lane
-                    undefined = tl.full([BLOCK], float("nan"), tl.float32)
+                    valid = counted(j, count, own, keep_row, HAS_KEEP)
+                    undefined = tl.where(valid, float("nan"), 0.0)
                     tl.store(d_row + j, undefined, mask=j < count)
         tl.debug_barrier()
