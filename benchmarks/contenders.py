@@ -171,6 +171,8 @@ def contenders(device: torch.device) -> list[Contender]:
         for name, backend in BACKENDS.items():
             if name == "reference":  # the direct formula, which is below in a faster form
                 continue
+            if not backend.serves(device):
+                continue
             run = partial(run_ours, backend=name)
             reason = backend.obstacle(device, torch.float32)
             label = f"pc_kernels, {name}"
