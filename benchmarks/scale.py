@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,12 +35,12 @@ def features(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return student, torch.randn(batch, TEACHER, generator=generator)
 
 
-def seconds(call: object, repeats: int) -> float:
+def seconds(call: Callable[[], object], repeats: int) -> float:
     """The median over calls, after one that warms up."""
     times = []
     for turn in range(repeats + 1):
         start = time.perf_counter()
-        call()  # type: ignore[operator]
+        call()
         times += [time.perf_counter() - start] if turn else []
     return statistics.median(times)
 
@@ -92,7 +93,7 @@ def measure(world: int, batch: int, threads: int, repeats: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
         arguments = (world, batch, threads, store, repeats)
-        multiprocessing.spawn(share, arguments, nprocs=world)  # type: ignore[no-untyped-call]
+        multiprocessing.spawn(share, arguments, nprocs=world)
         return float(Path(store + ".seconds").read_text())
 
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from . import ops  # noqa: F401 - registers the operators
-from .backends import select
+from .backends import check_usable
 from .checks import (
     check_features,
     check_floating,
     check_weighting,
-    compute_dtype,
     first_order_only,
 )
 from .losses import PerceptionCoherenceLoss
@@ -181,8 +180,7 @@ def _shared_teacher_loss(
         check_features(student, teacher, None, None)
     anchors = teacher.shape[0]
     check_weighting(weights, pair_mask, anchors, anchors, teacher.device)
-    if loss_fn.backend != "auto":
-        select(loss_fn.backend, teacher.device, compute_dtype(*students, teacher))
+    check_usable(loss_fn.backend, teacher, *students)
     metric = loss_fn.dissimilarity
     return _SharedTeacherFunction.apply(
         teacher.detach(),
@@ -227,7 +225,7 @@ class _SharedTeacherFunction(torch.autograd.Function):
         losses, grads = torch.ops.pc_kernels.perception_coherence_layers(
             students, teacher, weighting, pair_mask, *options, ctx.at_once
         )
-        ctx.options, ctx.reduction = options, reduction
+        ctx.options = options
         ctx.like = [(student.shape, student.dtype) for student in students]
         if ctx.at_once:
             ctx.save_for_backward(grads)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .backends import BACKENDS, select
+from .backends import BACKENDS, check_usable
 from .checks import (
     check_features,
     check_matrix,
     check_same_device,
     check_weighting,
-    compute_dtype,
     first_order_only,
 )
 from .distributed import Group, gather_batch, joint_loss, sum_over_ranks
@@ -235,8 +234,7 @@ def perception_coherence_loss(
     check_features(student, teacher, student_refs, teacher_refs)
     references = (student if student_refs is None else student_refs).shape[0]
     check_weighting(weights, pair_mask, student.shape[0], references, student.device)
-    if backend != "auto":
-        select(backend, student.device, compute_dtype(student, teacher))
+    check_usable(backend, student, teacher)
     return PerceptionCoherenceFunction.apply(
         student,
         teacher.detach(),
@@ -271,8 +269,7 @@ def _joint_loss(
         check_features(*features)
         columns = pair_mask.shape[-1] if isinstance(pair_mask, Tensor) and pair_mask.dim() else 1
         check_weighting(weights, pair_mask, student.shape[0], columns, student.device)
-        if backend != "auto":
-            select(backend, student.device, compute_dtype(student, teacher))
+        check_usable(backend, student, teacher)
 
     joint = gather_batch(student, teacher, pair_mask, check, group)
     weighting = anchor_weights((student, teacher), weights, pair_mask, joint.start)
@@ -343,8 +340,7 @@ def coherence_loss_from_dissimilarities(
     check_weighting(weights, pair_mask, d_s.shape[0], d_s.shape[1], d_s.device)
     CoherenceOptions(relaxation, temperature, scale, penalty)
     _check_run(reduction, chunk_bytes, backend)
-    if backend != "auto":
-        select(backend, d_s.device, compute_dtype(d_s, d_t))
+    check_usable(backend, d_s, d_t)
     return _MatrixFunction.apply(
         d_s,
         d_t.detach(),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import ops  # noqa: F401 - registers the operators
-from .backends import BACKENDS, select
-from .checks import check_floating, compute_dtype
+from .backends import BACKENDS, check_usable
+from .checks import check_floating
 from .options import RankOptions, one_of
 
 
@@ -22,8 +22,7 @@ def _check_values(x: Tensor, dim: int, backend: str) -> None:
             f"dim must be in [{-x.dim()}, {x.dim() - 1}] for shape {tuple(x.shape)}; got {dim}"
         )
     one_of("backend", backend, ("auto", *BACKENDS))
-    if backend != "auto":
-        select(backend, x.device, compute_dtype(x))
+    check_usable(backend, x)
 
 
 def _matrix(rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
-from .dissimilarity import Rows, Side
+from .dissimilarity import Side
 from .options import CoherenceOptions
 
 CPU_CHUNK_BYTES = 256 << 20
@@ -95,19 +95,13 @@ def sweep(
         stop = min(start + chunk, anchors)
         own = None if self_start is None else self_start + start
         keep = None if pair_mask is None else pair_mask[start:stop].contiguous()
-        target: Rows | None = teacher.rows(start, stop)
-        if len(students) > 1 and target is not None:
+        target = teacher.rows(start, stop)
+        if len(students) > 1:
             target = backend.hard_rank_rows(target, own, keep)
         for student, w, loss in zip(students, weights, losses, strict=True):
             rows = student.rows(start, stop)
             loss[start:stop] = backend.coherence_rows(
-                rows,
-                teacher.rows(start, stop) if target is None else target,
-                w[start:stop],
-                _in_units(options, student),
-                own,
-                keep,
-                with_grad,
+                rows, target, w[start:stop], _in_units(options, student), own, keep, with_grad
             )
             if with_grad:
                 student.accumulate(start, stop, rows.values)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compare import BACKEND_NAMES
 from torch import Tensor
 
 import pc_kernels
@@ -172,14 +173,11 @@ def test_errors_come_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("side", ["student", "teacher", "student_refs", "teacher_refs"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine", "cityblock"])
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_nan_and_infinity_in_features(
     backend: str, metric: str, bad: float, side: str, rng: torch.Generator
 ) -> None:
     """The loss is NaN: in every anchor's row if a reference is bad, in its own if an anchor is."""
-    reason = BACKENDS[backend].obstacle(torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
     sizes = {"student": 9, "teacher": 9, "student_refs": 7, "teacher_refs": 7}
     tensors = {name: torch.randn(rows, 4, generator=rng) for name, rows in sizes.items()}
     tensors[side][3, 1] = bad

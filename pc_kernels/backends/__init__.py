@@ -9,7 +9,9 @@ calls the others; the compiled ones fuse it.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ..checks import compute_dtype
 from .base import Backend
 from .compiled import (
     CompiledBackend,
@@ -31,6 +33,7 @@ __all__ = [
     "StagewiseBackend",
     "TorchBackend",
     "TritonBackend",
+    "check_usable",
     "cuda_extension_obstacle",
     "extension_obstacle",
     "select",
@@ -66,3 +69,9 @@ def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
     return BACKENDS[name]
+
+
+def check_usable(name: str, *tensors: Tensor) -> None:
+    """Raises ValueError if the backend called `name` cannot compute on these tensors, and why."""
+    if name != "auto":
+        select(name, tensors[0].device, compute_dtype(*tensors))

@@ -47,14 +47,12 @@ class Backend:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
         raise NotImplementedError
 
-    def hard_rank_rows(
-        self, teacher: Rows, self_start: int | None, keep: Tensor | None
-    ) -> Rows | None:
+    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
         """A teacher's rows as its ranks, metric "ranked", for several students to share.
 
-        They may reuse the memory of its values. None: this backend has no such stage.
+        They may reuse the memory of its values.
         """
-        return None
+        raise NotImplementedError
 
     def coherence_rows(
         self,

@@ -45,9 +45,7 @@ class CompiledBackend(Backend):
             grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
         )
 
-    def hard_rank_rows(
-        self, teacher: Rows, self_start: int | None, keep: Tensor | None
-    ) -> Rows | None:
+    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
         """See `Backend`."""
         start = -1 if self_start is None else self_start
         self.operator("hard_rank_rows_")(*_fields(teacher), keep, start)

@@ -39,9 +39,7 @@ class StagewiseBackend(Backend):
         """See `Backend`."""
         raise NotImplementedError
 
-    def hard_rank_rows(
-        self, teacher: Rows, self_start: int | None, keep: Tensor | None
-    ) -> Rows | None:
+    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
         """See `Backend`."""
         d_t = self.dissimilarity(teacher)
         keep = torch.ones_like(d_t, dtype=torch.bool) if keep is None else keep.clone()

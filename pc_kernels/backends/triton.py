@@ -58,9 +58,7 @@ class TritonBackend(Backend):
             grad_rank.contiguous(), x.contiguous(), density, options
         )
 
-    def hard_rank_rows(
-        self, teacher: Rows, self_start: int | None, keep: Tensor | None
-    ) -> Rows | None:
+    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
         """See `Backend`."""
         return _launch().hard_rank_rows(teacher, self_start, keep)
 
