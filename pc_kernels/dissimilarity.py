@@ -58,6 +58,18 @@ class Rows:
     anchor_sq: Tensor | None = None  # [C]
     reference_sq: Tensor | None = None  # [M]
     offsets: Tensor | None = None  # [C]
+    ready: bool = False
+    """Whether `values` holds δ already, of a metric whose V the backend leaves: see `Straight`."""
+
+
+Straight = Callable[[Rows], bool]
+"""Fills the `values` of Gram rows with δ straight from their features, without a product of matrices;
+or says that a product is faster, by False. A backend that has such a way deals with what it leaves."""
+
+
+def never(rows: Rows) -> bool:
+    """The `Straight` of most backends."""
+    return False
 
 
 class Side(Protocol):
@@ -135,9 +147,12 @@ def symmetric_product(x: Tensor, out: Tensor) -> None:
 class GramSide:
     """`euclidean`, `sqeuclidean` and `cosine`: one GEMM a chunk, and two for its gradient."""
 
-    def __init__(self, metric: str, anchors: Tensor, references: Tensor | None) -> None:
+    def __init__(
+        self, metric: str, anchors: Tensor, references: Tensor | None, straight: Straight
+    ) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
         self.metric = metric
+        self._straight = straight
         self._shared = references is None
         points = [anchors] if references is None else [anchors, references]
         self._lengths: list[Tensor] = []
@@ -180,21 +195,12 @@ class GramSide:
         return shifted, [torch.where(zeros, 1, sq) for sq in squares]
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Inner products, in a buffer that the next chunk reuses."""
+        """Inner products, or what goes straight to δ, in a buffer that the next chunk reuses."""
         anchors = self._anchors[start:stop]
         if self._gram is None or self._gram.shape[0] < stop - start:
             self._gram = anchors.new_empty(stop - start, self._references.shape[0])
-        gram = self._gram[: stop - start]
-        if self._halves:  # the anchors among themselves: symmetric
-            if start > 0:
-                torch.mm(anchors, self._references[:start].T, out=gram[:, :start])
-            if stop < gram.shape[1]:
-                torch.mm(anchors, self._references[stop:].T, out=gram[:, stop:])
-            symmetric_product(anchors, gram[:, start:stop])
-        else:
-            torch.mm(anchors, self._references.T, out=gram)
-        return Rows(
-            gram,
+        rows = Rows(
+            self._gram[: stop - start],
             self.metric,
             anchors,
             self._references,
@@ -202,6 +208,21 @@ class GramSide:
             self._reference_sq,
             self._offsets[start:stop],
         )
+        rows.ready = self._straight(rows)
+        if not rows.ready:
+            self._product(start, stop, rows.values)
+        return rows
+
+    def _product(self, start: int, stop: int, gram: Tensor) -> None:
+        anchors = self._anchors[start:stop]
+        if not self._halves:
+            torch.mm(anchors, self._references.T, out=gram)
+            return
+        if start > 0:
+            torch.mm(anchors, self._references[:start].T, out=gram[:, :start])
+        if stop < gram.shape[1]:
+            torch.mm(anchors, self._references[stop:].T, out=gram[:, stop:])
+        symmetric_product(anchors, gram[:, start:stop])  # the anchors among themselves
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
@@ -398,14 +419,19 @@ class MaskedSide:
     """
 
     def __init__(
-        self, metric: Metric, anchors: Tensor, references: Tensor | None, with_grad: bool
+        self,
+        metric: Metric,
+        anchors: Tensor,
+        references: Tensor | None,
+        with_grad: bool,
+        straight: Straight = never,
     ) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
         anchors, self._anchor_poison = _quarantine(anchors)
         self._reference_poison = self._anchor_poison
         if references is not None:
             references, self._reference_poison = _quarantine(references)
-        self._side = make_side(metric, anchors, references, with_grad)
+        self._side = make_side(metric, anchors, references, with_grad, straight)
         self.unit = self._side.unit
         self.accumulate = self._side.accumulate
         self.gradients = self._side.gradients
@@ -423,13 +449,19 @@ def _quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)
 
 
-def make_side(metric: Metric, anchors: Tensor, references: Tensor | None, with_grad: bool) -> Side:
+def make_side(
+    metric: Metric,
+    anchors: Tensor,
+    references: Tensor | None,
+    with_grad: bool,
+    straight: Straight = never,
+) -> Side:
     """The side that computes `metric` for anchors [A, D] and references [M, D] or None."""
     if callable(metric):
         return CallableSide(metric, anchors, references, with_grad)
     if metric == "cityblock":
         return CityblockSide(anchors, references)
-    return GramSide(metric, anchors, references)
+    return GramSide(metric, anchors, references, straight)
 
 
 def squared_distances(rows: Rows) -> Tensor:

@@ -120,11 +120,15 @@ def run_layers(
     references = anchors if t_refs is None else t_refs.shape[0]
     side_of = make_side if pair_mask is None else MaskedSide
     with torch.no_grad(), exact_arithmetic(device):
-        sides = [side_of(dissimilarity, ready(s), s_refs, with_grad) for s in students]
+        sides = [
+            side_of(dissimilarity, ready(s), s_refs, with_grad, engine.straight) for s in students
+        ]
+        if teacher_dissimilarity == "euclidean":  # squares rank alike, and no root rounds to a tie
+            teacher_dissimilarity = "sqeuclidean"
         budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
         losses = sweep(
             sides,
-            side_of(teacher_dissimilarity, ready(teacher), t_refs, False),
+            side_of(teacher_dissimilarity, ready(teacher), t_refs, False, engine.straight),
             weights.to(dtype).contiguous(),
             options,
             engine,

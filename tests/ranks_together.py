@@ -5,6 +5,7 @@ python ranks_together.py RANK STORE FOLDER     scenarios from FOLDER/scenarios, 
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from typing import Any
@@ -158,3 +159,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # not through Python's finalisation: see RUN_AND_LEAVE in test_distributed.py

@@ -53,10 +53,12 @@ ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
 """Integers that the backend makes multiples of 16."""
 
 RANKS: dict[str, Any] = {"RELAXATION": 0, "SCALE_STD": True, "WITH_GRAD": True, "GRID": True}
-COHERENCE = {**RANKS, "METRIC": 1, "PENALTY": 0, "HAS_KEEP": False}
+COHERENCE = {**RANKS, "METRIC": 1, "READY": False, "PENALTY": 0, "HAS_KEEP": False}
 TEACHER: dict[str, Any] = {"METRIC": 1, "FINITE": True, "HAS_KEEP": False, "SHORT": False}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dissimilarity": ("dissimilarity", {"METRIC": 1}),
+    "straight": ("straight_dissimilarity", {"METRIC": 1, "WIDTH": 64}),
+    "straight, narrow": ("straight_dissimilarity", {"METRIC": 2, "WIDTH": 16}),
     "hard_rank": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False}),
     "hard_rank, short": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False, "SHORT": True}),
     "teacher": ("hard_rank", TEACHER),
@@ -73,6 +75,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "coherence_rows",
         {**COHERENCE, "HAS_KEEP": True, "RELAXATION": 1, "METRIC": 0, "PENALTY": 2},
     ),
+    "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
     "coherence_rows, no gradient": (
         "coherence_rows",
         {**COHERENCE, "WITH_GRAD": False, "METRIC": 2, "PENALTY": 1, "SCALE_STD": False},
@@ -87,10 +90,10 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
     import triton
     from triton.compiler import ASTSource
 
-    file = "soft_rank" if stage.startswith("soft_rank") else stage
-    module = import_module(f"pc_kernels.triton_kernels.{file}")
+    file = {"soft_rank_backward": "soft_rank", "straight_dissimilarity": "dissimilarity"}
+    module = import_module(f"pc_kernels.triton_kernels.{file.get(stage, stage)}")
     kernel = getattr(module, f"{stage}_kernel")
-    blocks = {"BLOCK": setting.block, "PAIRS": setting.pairs}
+    blocks = {name.upper(): size for name, size in vars(setting).items()}
     constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
@@ -136,6 +139,8 @@ def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -
     choices = settings.LONG_ROWS if long else settings.SHORT_ROWS
     if constants.get("SHORT"):
         choices = (settings.COMPARED_ROWS,)
+    if stage == "straight_dissimilarity":
+        choices = (settings.STRAIGHT_TILE,)
     for setting in choices[: None if variant == "coherence_rows" else 1]:
         kernel = compiled(stage, constants, setting, GPUTarget("cuda", capability, 32))
         assert kernel.metadata.shared <= 48 << 10

@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarity import Rows, make_side
+from pc_kernels.dissimilarity import Rows, make_side, never
 from pc_kernels.options import CoherenceOptions, RankOptions
 from pc_kernels.triton_kernels import launch, settings
 
@@ -39,11 +39,15 @@ BACKEND = "triton"
 
 @pytest.fixture(params=["all pairs", "grid"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Short rows go the long rows' way too: grid and buckets, two programs sharing the rows."""
+    """Short rows go the long rows' way too: products of matrices, grid and buckets.
+
+    Two programs share the rows.
+    """
     monkeypatch.setattr(settings, "_processors", lambda device: 2)
     if request.param == "grid":
         monkeypatch.setattr(launch, "ALL_PAIRS", 1)
         monkeypatch.setattr(launch, "ALL_COMPARED", 1)
+        monkeypatch.setattr(launch, "NARROW", 0)
     return request.param
 
 
@@ -260,20 +264,33 @@ def test_nan_stays_with_the_pairs_that_count(way: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
-def test_dissimilarity(metric: str, name: str, rng: Generator) -> None:
+@pytest.mark.parametrize(("straight", "width"), [(False, 11), (True, 1), (True, 64)])
+def test_dissimilarity(width: int, straight: bool, metric: str, name: str, rng: Generator) -> None:
     """As the PyTorch kernels have it in float64, near duplicates and far anchors too."""
-    x = HOSTILE_FEATURES[name](rng, 24, 11)
-    for anchors, references in ((x, None), (x[:5], x)):
-        rows = make_side(metric, anchors, references, False).rows(0, len(anchors))
+    engine = BACKENDS[BACKEND]
+    x = HOSTILE_FEATURES[name](rng, 67 if straight else 24, width)
+    for anchors, references in ((x[:35], x), (x[:24], None)):
+        side = make_side(metric, anchors, references, False, engine.straight if straight else never)
+        rows = side.rows(0, len(anchors))
+        assert rows.ready == straight
         wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in vars(rows).items()}
+        wide["ready"] = False
+        wide["values"] = wide["anchors"] @ wide["references"].T
         wanted = BACKENDS["torch"].dissimilarity(Rows(**wide))
         assert rows.offsets is not None and rows.anchor_sq is not None
         far = (rows.offsets > 0)[:, None]
         common = rows.anchor_sq[:, None] if metric == "sqeuclidean" else rows.offsets[:, None]
-        got = BACKENDS[BACKEND].dissimilarity(rows)
-        # A sum that is no less than 1/64 of its terms, or a far anchor's, less what is common.
-        allowed = 128 * tolerances.U * wanted.abs() + torch.where(far, 4 * tolerances.U * common, 0)
+        got = rows.values if straight else engine.dissimilarity(rows)
+        # A product rounds once a feature, and the square is no less than 1/64 of what it comes from;
+        # or it is a far anchor's, less what is common.
+        rounding = (width + 4) * tolerances.U
+        allowed = 64 * rounding * wanted.abs() + torch.where(far, rounding * common, 0)
         assert_near("δ", got, wanted, allowed)
+
+
+def test_wide_features_go_through_a_product(rng: Generator) -> None:
+    x = torch.randn(3, launch.NARROW + 1, generator=rng)
+    assert not make_side("euclidean", x, None, False, BACKENDS[BACKEND].straight).rows(0, 3).ready
 
 
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)

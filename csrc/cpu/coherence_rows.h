@@ -57,7 +57,7 @@ inline bool rank_teacher(const Row& teacher, const Selection& selection, Scratch
     selection.gather(teacher.values, scratch.teacher);
     return count == 0 || scratch.teacher[0] == scratch.teacher[0];
   }
-  comparable(teacher);
+  dissimilarity(teacher);
   selection.gather(teacher.values, teacher.values);
   if (count > 0) hard_rank(teacher.values, count, scratch.teacher, scratch);
   return count == 0 || range_of(teacher.values, count).finite;

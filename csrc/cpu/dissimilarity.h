@@ -36,17 +36,11 @@ inline void far_squared_distances(const Row& row) {
   }
 }
 
-// What a rank needs of a row, in place: squared distances, up to a constant.
-inline void comparable(const Row& row) {
-  if (row.metric == Metric::given) return;
-  row.offset > 0.0f ? far_squared_distances(row) : squared_distances(row);
-}
-
 // Dissimilarities in place; of a far anchor, less what its references have in common: its offset, or
 // the offset's square for squared distances.
 inline void dissimilarity(const Row& row) {
   if (row.metric == Metric::given) return;
-  comparable(row);
+  row.offset > 0.0f ? far_squared_distances(row) : squared_distances(row);
   float* const d = row.values;
   const float offset = row.offset;
   if (row.metric == Metric::euclidean &&

@@ -11,7 +11,7 @@ namespace {
 PCK_DEVICE bool rank_teacher(Block& block, const Row& teacher, const Kept& kept, int* near_count,
                              const Scratch& scratch) {
   float* const target = scratch.target;
-  comparable(block, teacher, kept, near_count, scratch, target);
+  dissimilarity(block, teacher, kept, near_count, scratch, target);
   const Range range = range_of(block, target, kept.count);
   if (teacher.metric != Metric::ranked) hard_rank(block, target, kept.count, range, scratch);
   return range.finite();

@@ -79,11 +79,10 @@ PCK_DEVICE float metric_of(const Row& row, float squared) {
   return squared / (std::sqrt(sq > 0.0f ? sq : 0.0f) + row.offset);
 }
 
-// target <- finish(squared distance) of the references that count. A short distance is summed again
-// from the differences, by a warp each: they are listed first, in any order.
-template <class Finish>
-PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* near_count,
-                         const Scratch& scratch, float* target, Finish finish) {
+// target <- dissimilarities of the references that count (see metric_of). A short distance is summed
+// again from the differences, by a warp each: they are listed first, in any order.
+PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, int* near_count,
+                              const Scratch& scratch, float* target) {
   const int count = static_cast<int>(row.count);
   if (!is_gram(row.metric)) {
     block.each_value(row.values, count, [&](int j, float value) {
@@ -101,7 +100,7 @@ PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* ne
     if (squared.near)
       near[atomicAdd(near_count, 1)] = j;
     else
-      target[kept.place(j)] = finish(squared.value);
+      target[kept.place(j)] = metric_of(row, squared.value);
   });
   block.sync();
   const int pairs = *near_count;
@@ -110,22 +109,10 @@ PCK_DEVICE void pack_row(Block& block, const Row& row, const Kept& kept, int* ne
     const int j = near[i];
     const float sq =
         squared_distance(row.anchor, row.references + j * row.width, row.width, block.lane());
-    if (block.lane() == 0) target[kept.place(j)] = finish(row.offset > 0.0f ? sq - row.anchor_sq : sq);
+    const float squared = row.offset > 0.0f ? sq - row.anchor_sq : sq;
+    if (block.lane() == 0) target[kept.place(j)] = metric_of(row, squared);
   }
   block.sync();
-}
-
-// Dissimilarities (see metric_of).
-PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, int* near_count,
-                              const Scratch& scratch, float* target) {
-  pack_row(block, row, kept, near_count, scratch, target,
-           [&](float squared) { return metric_of(row, squared); });
-}
-
-// What a rank needs of a row: squared distances, up to a constant.
-PCK_DEVICE void comparable(Block& block, const Row& row, const Kept& kept, int* near_count,
-                           const Scratch& scratch, float* target) {
-  pack_row(block, row, kept, near_count, scratch, target, [](float squared) { return squared; });
 }
 
 // dL/d(dissimilarity) -> V, with dL/d anchor = sum_j V_j (anchor - reference_j).

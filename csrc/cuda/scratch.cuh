@@ -29,7 +29,7 @@ struct Scratch {
   int* high;
   // [points] each.
   float* values;   // the row that is ranked softly: the student's dissimilarities
-  float* target;   // the teacher's comparable values, then its ranks, then slopes of the penalty
+  float* target;   // the teacher's dissimilarities, then its ranks, then slopes of the penalty
   float* place;    // u, the place inside the cell | hard_rank: keys by bucket
   float* product;  // slope times density, then the gradient | hard_rank: bucket starts
   int* cell;       // | dissimilarity: near pairs | hard_rank: buckets

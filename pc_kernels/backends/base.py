@@ -30,6 +30,10 @@ class Backend:
         """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
         return dissimilarities(rows)
 
+    def straight(self, rows: Rows) -> bool:
+        """See `dissimilarity.Straight`; rows it fills come back to `coherence_rows` and its kin."""
+        return False
+
     def hard_rank(self, x: Tensor) -> Tensor:
         """Mid-ranks of the rows of x [N, m]."""
         raise NotImplementedError

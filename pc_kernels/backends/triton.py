@@ -42,6 +42,10 @@ class TritonBackend(Backend):
         _launch().dissimilarity(rows)
         return rows.values
 
+    def straight(self, rows: Rows) -> bool:
+        """See `Backend`: one kernel for narrow features, products and all."""
+        return bool(_launch().straight_dissimilarity(rows))
+
     def hard_rank(self, x: Tensor) -> Tensor:
         """See `Backend`."""
         return _launch().hard_rank(x.contiguous())

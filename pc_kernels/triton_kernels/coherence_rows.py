@@ -45,6 +45,7 @@ def coherence_rows_kernel(
     self_start,
     temperature: tl.float64,
     METRIC: tl.constexpr,
+    READY: tl.constexpr,
     RELAXATION: tl.constexpr,
     SCALE_STD: tl.constexpr,
     PENALTY: tl.constexpr,
@@ -54,7 +55,7 @@ def coherence_rows_kernel(
     BLOCK: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """Losses [rows]; WITH_GRAD, values become V."""
+    """Losses [rows]; WITH_GRAD, values become V. READY: they hold δ already, not inner products."""
     moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
     mass_ptr, nodes_ptr, cubic_ptr, level_ptr, push_ptr = scratch(
         floats_ptr, floats_stride, capacity
@@ -68,6 +69,7 @@ def coherence_rows_kernel(
         offset = tl.full((), 0.0, tl.float32)
         if METRIC != GIVEN:
             offset = tl.load(offsets_ptr + row)
+        if METRIC != GIVEN and not READY:
             for first in range(0, count, BLOCK):
                 dissimilarity_row(
                     d_row,
@@ -81,7 +83,6 @@ def coherence_rows_kernel(
                     count,
                     own,
                     METRIC,
-                    False,
                     BLOCK,
                 )
             tl.debug_barrier()

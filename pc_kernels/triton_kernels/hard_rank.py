@@ -194,7 +194,6 @@ def hard_rank_kernel(
                     count,
                     own,
                     METRIC,
-                    True,
                     BLOCK,
                 )
             tl.debug_barrier()

@@ -17,12 +17,13 @@ from torch import Tensor
 from ..dissimilarity import Rows
 from ..options import CoherenceOptions, RankOptions
 from .coherence_rows import coherence_rows_kernel
-from .dissimilarity import dissimilarity_kernel
+from .dissimilarity import dissimilarity_kernel, straight_dissimilarity_kernel
 from .hard_rank import hard_rank_kernel
 from .settings import (
     COMPARED_ROWS,
     LONG_ROWS,
     SHORT_ROWS,
+    STRAIGHT_TILE,
     Setting,
     power_of_two_above,
     programs,
@@ -44,6 +45,9 @@ ALL_COMPARED = COMPARED_ROWS.block
 
 CELLS_PER_POINT = 8
 """Beyond this all pairs serve: rows are nearly hard (docs/method.md, "Regimes")."""
+
+NARROW = 64
+"""Features up to which δ comes straight from them (docs/gpu.md, "Triton")."""
 
 MOST_BUCKETS = 1 << 20
 
@@ -122,6 +126,30 @@ def dissimilarity(rows: Rows) -> None:
         )
 
 
+def straight_dissimilarity(rows: Rows) -> bool:
+    """Values <- δ straight from the features, if these are narrow; says whether they are."""
+    number, count = rows.values.shape
+    *tensors, width = _sides(rows)
+    if width > NARROW or rows.values.numel() == 0:
+        return False
+    tile = STRAIGHT_TILE
+    grid = triton.cdiv(number, tile.anchors), triton.cdiv(count, tile.references)
+    with on(rows.values.device):
+        straight_dissimilarity_kernel[grid](
+            rows.values,
+            *tensors,
+            number,
+            count,
+            width,
+            METRIC=METRICS[rows.metric],
+            WIDTH=power_of_two_above(width, 16, NARROW),
+            ANCHORS=tile.anchors,
+            REFERENCES=tile.references,
+            num_warps=tile.warps,
+        )
+    return True
+
+
 def hard_rank(x: Tensor) -> Tensor:
     """Mid-ranks of the rows of x [N, m]."""
     rank = torch.empty_like(x)
@@ -166,7 +194,7 @@ def _hard_rank(
             ints,
             floats,
             self_start,
-            METRIC=METRICS[rows.metric],
+            METRIC=METRICS["given" if rows.ready else rows.metric],
             FINITE=finite,
             HAS_KEEP=keep is not None,
             SHORT=short,
@@ -176,7 +204,7 @@ def _hard_rank(
         )
 
     settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
-    key = ("hard_rank", device, power_of_two_above(count, 16, 1 << 30), rows.metric)
+    key = ("hard_rank", device, power_of_two_above(count, 16, 1 << 30), rows.metric, rows.ready)
     with on(device):
         tuned(key, settings, launch, (rows.values,))
 
@@ -296,6 +324,7 @@ def coherence_rows(
             own,
             options.temperature,
             METRIC=METRICS[student.metric],
+            READY=student.ready,
             RELAXATION=RELAXATIONS[options.relaxation],
             SCALE_STD=options.scale == "std",
             PENALTY=PENALTIES[options.penalty],
@@ -308,7 +337,7 @@ def coherence_rows(
         )
 
     size = power_of_two_above(count, 16, 1 << 30)
-    key = ("coherence_rows", device, size, options.relaxation, with_grad)
+    key = ("coherence_rows", device, size, options.relaxation, with_grad, student.ready)
     with on(device):
         tuned(key, grid.settings, launch, (student.values,))
     return losses

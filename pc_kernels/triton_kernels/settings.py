@@ -34,6 +34,18 @@ LONG_ROWS = (Setting(256, 4, 8), Setting(512, 4, 16), Setting(256, 4, 4))
 COMPARED_ROWS = Setting(512, 8, 8)
 SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
 
+
+@dataclass(frozen=True)
+class Tile:
+    """Anchors and references of a tile of pairs, and warps."""
+
+    anchors: int
+    references: int
+    warps: int
+
+
+STRAIGHT_TILE = Tile(32, 64, 4)
+
 _chosen: dict[Hashable, Setting] = {}
 
 
