@@ -243,6 +243,21 @@ def test_masked_nan_is_absent(way: str, rng: Generator) -> None:
         assert (grad[~keep] == 0).all() and (losses[:2] == 0).all()
 
 
+def test_features_of_nan_stay_with_the_pairs_that_count(way: str, rng: Generator) -> None:
+    """Anchors that do not see the reference are none the wiser; those that do have a loss of NaN."""
+    (student, teacher), refs = batch(rng, 4), batch(rng, 9)
+    keep = mask(rng, 4, 9)
+    keep[:, 5] = torch.arange(4) == 2
+    for which in (0, 1):
+        spoilt = list(refs)
+        spoilt[which] = refs[which].clone()
+        spoilt[which][5, 0] = math.nan
+        losses = pc_kernels.perception_coherence_loss(
+            student, teacher, *spoilt, pair_mask=keep, reduction="none", backend=BACKEND
+        )
+        assert torch.equal(losses.isnan(), torch.arange(4) == 2)
+
+
 def test_nan_stays_with_the_pairs_that_count(way: str, rng: Generator) -> None:
     d_s, d_t = torch.rand(2, 5, 20, generator=rng)
     keep = mask(rng, 5, 20)
