@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from . import row_memory
 from .options import Metric
 
 GRAM_METRICS = ("euclidean", "sqeuclidean", "cosine")
@@ -72,20 +72,26 @@ def never(rows: Rows) -> bool:
     return False
 
 
-class Side(Protocol):
+class Side:
     """The student's or the teacher's half of a sweep over chunks of anchors."""
 
-    unit: float
+    unit = 1.0
     """What the dissimilarities of `rows` are to be multiplied by: 1 but for extreme features."""
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of anchors start … stop−1."""
+        raise NotImplementedError
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """Takes what the backend left in `rows(start, stop).values`."""
+        raise NotImplementedError
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """∂L/∂anchors [A, D] and ∂L/∂references [M, D]: None if the anchors are the references."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Leaves the rows' memory to others: nobody uses what `rows` returned any more."""
 
 
 def centre(points: list[Tensor]) -> list[Tensor]:
@@ -101,7 +107,7 @@ def centre(points: list[Tensor]) -> list[Tensor]:
         return points
     mean = references.mean(dim=0)
     if points[0].device.type == "cpu":  # where looking is free: is any mean as large as the spread?
-        power = torch.linalg.vector_norm(references, dim=0).square_() / references.shape[0]
+        power = references.square().mean(dim=0)
         if not (mean.square() * 2 >= power).any():
             return points
     deviation = (references - mean).square_().mean(dim=0).sqrt_()
@@ -144,7 +150,7 @@ def symmetric_product(x: Tensor, out: Tensor) -> None:
     out[half:, :half] = out[:half, half:].T
 
 
-class GramSide:
+class GramSide(Side):
     """`euclidean`, `sqeuclidean` and `cosine`: one GEMM a chunk, and two for its gradient."""
 
     def __init__(
@@ -198,7 +204,7 @@ class GramSide:
         """Inner products, or what goes straight to δ, in a buffer that the next chunk reuses."""
         anchors = self._anchors[start:stop]
         if self._gram is None or self._gram.shape[0] < stop - start:
-            self._gram = anchors.new_empty(stop - start, self._references.shape[0])
+            self._gram = row_memory.take(stop - start, self._references.shape[0], anchors)
         rows = Rows(
             self._gram[: stop - start],
             self.metric,
@@ -223,6 +229,12 @@ class GramSide:
         if stop < gram.shape[1]:
             torch.mm(anchors, self._references[stop:].T, out=gram[:, stop:])
         symmetric_product(anchors, gram[:, start:stop])  # the anchors among themselves
+
+    def release(self) -> None:
+        """The Gram rows' memory goes to the next side that needs some."""
+        if self._gram is not None:
+            row_memory.give_back(self._gram)
+            self._gram = None
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
@@ -285,10 +297,8 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
     return total.to(first.dtype)
 
 
-class CityblockSide:
+class CityblockSide(Side):
     """`cityblock`: no inner products; PyTorch's own forward and backward."""
-
-    unit = 1.0
 
     def __init__(self, anchors: Tensor, references: Tensor | None) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
@@ -322,10 +332,8 @@ class CityblockSide:
         return self._grad_anchors, self._grad_references
 
 
-class CallableSide:
+class CallableSide(Side):
     """Any function (anchors [C, D], references [M, D]) -> [C, M] that autograd can go through."""
-
-    unit = 1.0
 
     def __init__(
         self,
@@ -386,10 +394,8 @@ class CallableSide:
         return self._grad_anchors, self._grad_references
 
 
-class GivenSide:
+class GivenSide(Side):
     """Dissimilarities that the caller has: matrices [A, M]."""
-
-    unit = 1.0
 
     def __init__(self, matrix: Tensor, with_grad: bool) -> None:
         """Takes the matrix; its rows are copied, since backends write over them."""
@@ -411,7 +417,7 @@ class GivenSide:
         return self._grad, None
 
 
-class MaskedSide:
+class MaskedSide(Side):
     """A side of which some pairs are masked: NaN and infinity must not spread through the products.
 
     Features that are not finite count as 0, and the values of their pairs become NaN: whoever sees
@@ -433,14 +439,24 @@ class MaskedSide:
             references, self._reference_poison = _quarantine(references)
         self._side = make_side(metric, anchors, references, with_grad, straight)
         self.unit = self._side.unit
-        self.accumulate = self._side.accumulate
-        self.gradients = self._side.gradients
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of the side, poisoned where they must be."""
         rows = self._side.rows(start, stop)
         rows.values.add_(self._anchor_poison[start:stop, None]).add_(self._reference_poison)
         return rows
+
+    def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
+        """Masked pairs have gradient 0: nothing is special about them."""
+        self._side.accumulate(start, stop, grad)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """The side's."""
+        return self._side.gradients()
+
+    def release(self) -> None:
+        """The side's memory."""
+        self._side.release()
 
 
 def _quarantine(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,9 +126,12 @@ def run_layers(
         if teacher_dissimilarity == "euclidean":  # squares rank alike, and no root rounds to a tie
             teacher_dissimilarity = "sqeuclidean"
         budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
+        teacher_side = side_of(
+            teacher_dissimilarity, ready(teacher), t_refs, False, engine.straight
+        )
         losses = sweep(
             sides,
-            side_of(teacher_dissimilarity, ready(teacher), t_refs, False, engine.straight),
+            teacher_side,
             weights.to(dtype).contiguous(),
             options,
             engine,
@@ -137,6 +140,8 @@ def run_layers(
             pair_mask=None if pair_mask is None else pair_mask.expand(anchors, references),
             with_grad=with_grad,
         )
+        for side in (*sides, teacher_side):
+            side.release()
         return losses, [side.gradients() for side in sides] if with_grad else []
 
 

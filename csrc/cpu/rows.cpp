@@ -77,7 +77,7 @@ void Scratch::reserve_cells(int64_t cells) {
   release(cells_);
   cells_ = nullptr;
   cell_capacity_ = 0;
-  constexpr int64_t tile = 128;  // whole tiles of cells and nodes are read and written
+  constexpr int64_t tile = 256;  // whole tiles of cells and nodes are read and written
   constexpr int64_t band = std::max(kBand<Relaxation::logistic>, kBand<Relaxation::normal>);
   const int64_t nodes = capacity + kNodes + tile;
   cells_ = allocate([&](Cutter& cutter) {

@@ -72,17 +72,53 @@ inline const Taps<R>& taps() {
   return table;
 }
 
+// The taps of a whole vector of nodes: what the mass `d` nodes after its first node's band begins adds
+// to each of them.
+template <Relaxation R>
+struct WideTaps {
+  static constexpr int count = 2 * kBand<R> + kWide;
+  Wide pdf[count] = {};
+  WideTaps() {
+    for (int d = 0; d < count; ++d)
+      for (int l = 0; l < kWide; ++l)
+        if (d >= l && d - l <= 2 * kBand<R>) pdf[d][l] = taps<R>().pdf[d - l];
+  }
+};
+
+template <Relaxation R>
+inline const WideTaps<R>& wide_taps() {
+  static const WideTaps<R> table;
+  return table;
+}
+
+// `tile` vectors of nodes side by side: each multiplication waits for the one before in its vector.
+// One mass meets a vector of taps, not one tap a vector of masses: those would lie across cache lines,
+// which halves the loads that a cycle can do, and loads are what bounds this loop.
+template <Relaxation R, int tile>
+inline void convolve_tile(const float* mass, float* density_nodes) {
+  const WideTaps<R>& taps = wide_taps<R>();
+  Wide density[tile] = {};
+  for (int d = 0; d < taps.count; ++d)
+    for (int t = 0; t < tile; ++t) density[t] += mass[d + t * kWide] * taps.pdf[d];
+  for (int t = 0; t < tile; ++t) store(density_nodes + t * kWide, density[t]);
+}
+
 // Convolve: density <- mass * phi at the nodes.
 template <Relaxation R>
 inline void convolve(const Grid& grid, Scratch& scratch) {
-  constexpr int band = kBand<R>;
-  constexpr int tile = 4;
-  const float* const pdf = taps<R>().pdf;
-  for (int64_t n = 0; n < grid.nodes(); n += tile * kWide) {
-    Wide density[tile] = {};
-    for (int d = 0; d <= 2 * band; ++d)
-      for (int t = 0; t < tile; ++t) density[t] += load(scratch.mass + n + d + t * kWide) * pdf[d];
-    for (int t = 0; t < tile; ++t) store(scratch.density_nodes + n + t * kWide, density[t]);
+  int64_t n = 0;
+  const auto go = [&]<int tile>() {
+    convolve_tile<R, tile>(scratch.mass + n, scratch.density_nodes + n);
+    n += tile * kWide;
+  };
+  while (n < grid.nodes()) {
+    const int64_t left = grid.nodes() - n;
+    if (left > 8 * kWide)
+      go.template operator()<12>();  // as many as 16 registers hold beside the rest
+    else if (left > 4 * kWide)
+      go.template operator()<8>();
+    else
+      go.template operator()<4>();
   }
 }
 
