@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import row_memory
 from .options import Metric
 
 GRAM_METRICS = ("euclidean", "sqeuclidean", "cosine")
@@ -59,17 +58,25 @@ class Rows:
     reference_sq: Tensor | None = None  # [M]
     offsets: Tensor | None = None  # [C]
     ready: bool = False
-    """Whether `values` holds δ already, of a metric whose V the backend leaves: see `Straight`."""
+    """Whether `values` holds δ already, of a metric whose V the backend leaves: see `RowMaker`."""
 
 
-Straight = Callable[[Rows], bool]
-"""Fills the `values` of Gram rows with δ straight from their features, without a product of matrices;
-or says that a product is faster, by False. A backend that has such a way deals with what it leaves."""
+class RowMaker:
+    """How the rows of the Gram metrics come about; backends may know better."""
+
+    def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """A matrix of anything, of the dtype and on the device of `like`."""
+        return like.new_empty(rows, columns)
+
+    def straight(self, rows: Rows) -> bool:
+        """Fills the values with δ straight from the features, if that beats a product of matrices.
+
+        Says whether it has; who makes such rows `ready` finds them so in `coherence_rows` and its kin.
+        """
+        return False
 
 
-def never(rows: Rows) -> bool:
-    """The `Straight` of most backends."""
-    return False
+PLAIN = RowMaker()
 
 
 class Side:
@@ -89,9 +96,6 @@ class Side:
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """∂L/∂anchors [A, D] and ∂L/∂references [M, D]: None if the anchors are the references."""
         raise NotImplementedError
-
-    def release(self) -> None:
-        """Leaves the rows' memory to others: nobody uses what `rows` returned any more."""
 
 
 def centre(points: list[Tensor]) -> list[Tensor]:
@@ -154,11 +158,11 @@ class GramSide(Side):
     """`euclidean`, `sqeuclidean` and `cosine`: one GEMM a chunk, and two for its gradient."""
 
     def __init__(
-        self, metric: str, anchors: Tensor, references: Tensor | None, straight: Straight
+        self, metric: str, anchors: Tensor, references: Tensor | None, maker: RowMaker
     ) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
         self.metric = metric
-        self._straight = straight
+        self._maker = maker
         self._shared = references is None
         points = [anchors] if references is None else [anchors, references]
         self._lengths: list[Tensor] = []
@@ -204,7 +208,7 @@ class GramSide(Side):
         """Inner products, or what goes straight to δ, in a buffer that the next chunk reuses."""
         anchors = self._anchors[start:stop]
         if self._gram is None or self._gram.shape[0] < stop - start:
-            self._gram = row_memory.take(stop - start, self._references.shape[0], anchors)
+            self._gram = self._maker.empty_rows(stop - start, self._references.shape[0], anchors)
         rows = Rows(
             self._gram[: stop - start],
             self.metric,
@@ -214,7 +218,7 @@ class GramSide(Side):
             self._reference_sq,
             self._offsets[start:stop],
         )
-        rows.ready = self._straight(rows)
+        rows.ready = self._maker.straight(rows)
         if not rows.ready:
             self._product(start, stop, rows.values)
         return rows
@@ -229,12 +233,6 @@ class GramSide(Side):
         if stop < gram.shape[1]:
             torch.mm(anchors, self._references[stop:].T, out=gram[:, stop:])
         symmetric_product(anchors, gram[:, start:stop])  # the anchors among themselves
-
-    def release(self) -> None:
-        """The Gram rows' memory goes to the next side that needs some."""
-        if self._gram is not None:
-            row_memory.give_back(self._gram)
-            self._gram = None
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
@@ -430,14 +428,14 @@ class MaskedSide(Side):
         anchors: Tensor,
         references: Tensor | None,
         with_grad: bool,
-        straight: Straight = never,
+        maker: RowMaker = PLAIN,
     ) -> None:
         """Takes anchors [A, D] and references [M, D], None for the anchors themselves."""
         anchors, self._anchor_poison = _quarantine(anchors)
         self._reference_poison = self._anchor_poison
         if references is not None:
             references, self._reference_poison = _quarantine(references)
-        self._side = make_side(metric, anchors, references, with_grad, straight)
+        self._side = make_side(metric, anchors, references, with_grad, maker)
         self.unit = self._side.unit
 
     def rows(self, start: int, stop: int) -> Rows:
@@ -454,10 +452,6 @@ class MaskedSide(Side):
         """The side's."""
         return self._side.gradients()
 
-    def release(self) -> None:
-        """The side's memory."""
-        self._side.release()
-
 
 def _quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
     """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
@@ -470,14 +464,14 @@ def make_side(
     anchors: Tensor,
     references: Tensor | None,
     with_grad: bool,
-    straight: Straight = never,
+    maker: RowMaker = PLAIN,
 ) -> Side:
     """The side that computes `metric` for anchors [A, D] and references [M, D] or None."""
     if callable(metric):
         return CallableSide(metric, anchors, references, with_grad)
     if metric == "cityblock":
         return CityblockSide(anchors, references)
-    return GramSide(metric, anchors, references, straight)
+    return GramSide(metric, anchors, references, maker)
 
 
 def squared_distances(rows: Rows) -> Tensor:

@@ -120,18 +120,13 @@ def run_layers(
     references = anchors if t_refs is None else t_refs.shape[0]
     side_of = make_side if pair_mask is None else MaskedSide
     with torch.no_grad(), exact_arithmetic(device):
-        sides = [
-            side_of(dissimilarity, ready(s), s_refs, with_grad, engine.straight) for s in students
-        ]
+        sides = [side_of(dissimilarity, ready(s), s_refs, with_grad, engine) for s in students]
         if teacher_dissimilarity == "euclidean":  # squares rank alike, and no root rounds to a tie
             teacher_dissimilarity = "sqeuclidean"
         budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
-        teacher_side = side_of(
-            teacher_dissimilarity, ready(teacher), t_refs, False, engine.straight
-        )
         losses = sweep(
             sides,
-            teacher_side,
+            side_of(teacher_dissimilarity, ready(teacher), t_refs, False, engine),
             weights.to(dtype).contiguous(),
             options,
             engine,
@@ -140,8 +135,6 @@ def run_layers(
             pair_mask=None if pair_mask is None else pair_mask.expand(anchors, references),
             with_grad=with_grad,
         )
-        for side in (*sides, teacher_side):
-            side.release()
         return losses, [side.gradients() for side in sides] if with_grad else []
 
 

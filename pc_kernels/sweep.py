@@ -23,8 +23,11 @@ CPU_CHUNK_BYTES = 256 << 20
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """Working memory that a sweep allows itself: 256 MiB, on a GPU a quarter of what is free."""
-    if device.type != "cuda":
+    """Working memory that a sweep allows itself: 256 MiB, on a GPU a quarter of what is free.
+
+    What is free is not asked for while a CUDA graph is captured: only work for the GPU belongs there.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return CPU_CHUNK_BYTES
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from compare import BACKEND_NAMES
+
+from pc_kernels.sweep import CPU_CHUNK_BYTES, default_chunk_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 
@@ -101,3 +104,17 @@ def test_coherence(python: Callable[..., Any]) -> None:
     """In chunks as well."""
     got = extra(python, rows=1536, what="coherence", budget=32 * MIB)
     assert got <= allowed(1536, 32, 32 * MIB), f"{got / MIB:.0f} MiB"
+
+
+def test_what_is_free_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of it; but nobody asks while a CUDA graph is captured."""
+    device = torch.device("cuda")
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (40 << 30, 80 << 30))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda device: 9 << 30)
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 5 << 30)
+    monkeypatch.setattr(cuda, "is_current_stream_capturing", lambda: False)
+    assert default_chunk_bytes(device) == 11 << 30
+    monkeypatch.setattr(cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.delattr(cuda, "mem_get_info")
+    assert default_chunk_bytes(device) == CPU_CHUNK_BYTES

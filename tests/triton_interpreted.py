@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarity import Rows, make_side, never
+from pc_kernels.dissimilarity import PLAIN, Rows, make_side
 from pc_kernels.options import CoherenceOptions, RankOptions
 from pc_kernels.triton_kernels import launch, settings
 
@@ -285,7 +285,7 @@ def test_dissimilarity(width: int, straight: bool, metric: str, name: str, rng: 
     engine = BACKENDS[BACKEND]
     x = HOSTILE_FEATURES[name](rng, 67 if straight else 24, width)
     for anchors, references in ((x[:35], x), (x[:24], None)):
-        side = make_side(metric, anchors, references, False, engine.straight if straight else never)
+        side = make_side(metric, anchors, references, False, engine if straight else PLAIN)
         rows = side.rows(0, len(anchors))
         assert rows.ready == straight
         wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in vars(rows).items()}
@@ -305,7 +305,7 @@ def test_dissimilarity(width: int, straight: bool, metric: str, name: str, rng: 
 
 def test_wide_features_go_through_a_product(rng: Generator) -> None:
     x = torch.randn(3, launch.NARROW + 1, generator=rng)
-    assert not make_side("euclidean", x, None, False, BACKENDS[BACKEND].straight).rows(0, 3).ready
+    assert not make_side("euclidean", x, None, False, BACKENDS[BACKEND]).rows(0, 3).ready
 
 
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../arguments.h"
+#include "kept_memory.h"
 #include "rows.h"
 
 namespace pck {
@@ -23,7 +24,7 @@ void for_rows(int64_t rows, int64_t count, Body body) {
 
 Tensor hard_rank(const Tensor& x) {
   check_matrix("x", x, at::kCPU);
-  Tensor rank = at::empty_like(x);
+  Tensor rank = empty_rows(x.size(0), x.size(1));
   const int64_t count = x.size(1);
   const float* const source = x.const_data_ptr<float>();
   float* const target = rank.mutable_data_ptr<float>();
@@ -38,8 +39,8 @@ std::tuple<Tensor, Tensor> soft_rank(const Tensor& x, double temperature, const 
                                      bool scale_std, bool with_grad) {
   check_matrix("x", x, at::kCPU);
   const RankOptions options = rank_options(relaxation, temperature, scale_std);
-  Tensor rank = at::empty_like(x);
-  Tensor density = with_grad ? at::empty_like(x) : at::empty({0}, x.options());
+  Tensor rank = empty_rows(x.size(0), x.size(1));
+  Tensor density = with_grad ? empty_rows(x.size(0), x.size(1)) : at::empty({0}, x.options());
   const int64_t count = x.size(1);
   const float* const source = x.const_data_ptr<float>();
   float* const target = rank.mutable_data_ptr<float>();
@@ -57,7 +58,7 @@ Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, const Tensor
   check_like("grad_rank", grad_rank, x);
   check_like("density", density, x);
   const RankOptions options = rank_options(relaxation, temperature, scale_std);
-  Tensor grad = at::empty_like(x);
+  Tensor grad = empty_rows(x.size(0), x.size(1));
   const int64_t count = x.size(1);
   const float* const source = x.const_data_ptr<float>();
   const float* const incoming = grad_rank.const_data_ptr<float>();
@@ -69,6 +70,13 @@ Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, const Tensor
                                      target + row, scratch);
   });
   return grad;
+}
+
+Tensor empty_rows_like(const Tensor& like, int64_t rows, int64_t columns) {
+  TORCH_CHECK_VALUE(like.scalar_type() == at::kFloat, "like must be float32, got ", like.scalar_type());
+  TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "rows and columns must be >= 0, got ", rows, " and ",
+                    columns);
+  return empty_rows(rows, columns);
 }
 
 void dissimilarity_(Tensor values, const std::string& metric, const OptionalTensor& anchors,
@@ -135,9 +143,11 @@ Tensor coherence_rows(Tensor student, const std::string& student_metric,
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   define_operators(library, "cpu");
+  library.def("cpu_empty_rows(Tensor like, int rows, int columns) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(pc_kernels, CPU, library) {
+  library.impl("cpu_empty_rows", &empty_rows_like);
   library.impl("cpu_hard_rank", &hard_rank);
   library.impl("cpu_soft_rank", &soft_rank);
   library.impl("cpu_soft_rank_backward", &soft_rank_backward);

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dissimilarity import Rows, dissimilarities
+from ..dissimilarity import RowMaker, Rows, dissimilarities
 from ..options import CoherenceOptions, RankOptions
 
 
-class Backend:
+class Backend(RowMaker):
     """A way to compute the stages."""
 
     name: str
@@ -29,10 +29,6 @@ class Backend:
     def dissimilarity(self, rows: Rows) -> Tensor:
         """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
         return dissimilarities(rows)
-
-    def straight(self, rows: Rows) -> bool:
-        """See `dissimilarity.Straight`; rows it fills come back to `coherence_rows` and its kin."""
-        return False
 
     def hard_rank(self, x: Tensor) -> Tensor:
         """Mid-ranks of the rows of x [N, m]."""

@@ -91,6 +91,11 @@ class CpuBackend(CompiledBackend):
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
 
+    def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""
+        made: Tensor = torch.ops.pc_kernels.cpu_empty_rows(like, rows, columns)
+        return made
+
 
 class CudaBackend(CompiledBackend):
     """The CUDA extension (csrc/cuda): a block of threads a row."""

@@ -43,7 +43,7 @@ class TritonBackend(Backend):
         return rows.values
 
     def straight(self, rows: Rows) -> bool:
-        """See `Backend`: one kernel for narrow features, products and all."""
+        """See `RowMaker`: one kernel for narrow features, products and all."""
         return bool(_launch().straight_dissimilarity(rows))
 
     def hard_rank(self, x: Tensor) -> Tensor:

@@ -6,18 +6,17 @@ The teacher's half, `hard_rank_kernel`, has put its ranks in the place of its ro
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, dissimilarity_backward, dissimilarity_row
+from .dissimilarity import GIVEN, dissimilarity_row
 from .formulas import counted, penalty_slope, penalty_value
 from .grid import TERMS, clear, density_function, place, scratch, spread
 from .row_sums import (
     grid_cells,
     inverse_step,
     pair_scale,
+    rank_gradient,
     row_range,
     row_scale,
-    slopes_at,
-    spread_ones,
-    standard_score,
+    spread_row,
     sums_at,
 )
 
@@ -110,8 +109,20 @@ def coherence_rows_kernel(
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
             half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
             if on_grid:
-                spread_ones(
-                    d_row, moments_ptr, count, own, keep_row, cells, low, steps, HAS_KEEP, BLOCK
+                spread_row(
+                    d_row,
+                    d_row,
+                    1.0,
+                    moments_ptr,
+                    count,
+                    own,
+                    keep_row,
+                    cells,
+                    low,
+                    steps,
+                    False,
+                    HAS_KEEP,
+                    BLOCK,
                 )
                 density_function(
                     moments_ptr,
@@ -181,61 +192,38 @@ def coherence_rows_kernel(
                         RELAXATION,
                         False,
                     )
-                # What pushes each point, and what all of them pull at τ.
-                pull = tl.full((), 0.0, tl.float64)
-                for first in range(0, count, BLOCK):
-                    j = first + lane
-                    valid = counted(j, count, own, keep_row, HAS_KEEP)
-                    d = tl.load(d_row + j, mask=valid, other=0.0)
-                    slope = tl.load(slope_ptr + j, mask=valid, other=0.0)
-                    density = tl.load(push_ptr + j, mask=valid, other=0.0)
-                    push = slopes_at(
-                        d_row,
-                        slope_ptr,
-                        1.0,
-                        d,
-                        slope,
-                        density,
-                        valid,
-                        count,
-                        own,
-                        keep_row,
-                        cubic_ptr,
-                        on_grid,
-                        low,
-                        steps,
-                        half,
-                        first_factor,
-                        second_factor,
-                        RELAXATION,
-                        HAS_KEEP,
-                        BLOCK,
-                        PAIRS,
-                    )
-                    push = tl.where(valid, push, 0.0)
-                    if SCALE_STD:
-                        score = tl.where(valid, standard_score(d, mean, unit), 0.0)
-                        pull += tl.sum((push * score).to(tl.float64), axis=0)
-                    tl.store(push_ptr + j, push, mask=j < count)
-                tl.debug_barrier()
-                share = (pull / size).to(tl.float32)
                 pairs = tl.maximum(size * (size - 1.0), 1.0)
                 factor = (tl.load(weights_ptr + row).to(tl.float64) / pairs).to(tl.float32)
-                factor = tl.where(ranked, factor, 0.0)
-                if SCALE_STD:  # equal values have no gradient
-                    factor = tl.where(unit > 0.0, factor, 0.0)
-                # In two steps: either product may leave float32's normal numbers.
-                inverse_scale = tl.minimum(inverse_tau, 3.4e38).to(tl.float32)
-                for first in range(0, count, BLOCK):
-                    j = first + lane
-                    valid = counted(j, count, own, keep_row, HAS_KEEP)
-                    d = tl.load(d_row + j, mask=valid, other=0.0)
-                    push = tl.load(push_ptr + j, mask=valid, other=0.0)
-                    if SCALE_STD:
-                        push -= share * standard_score(d, mean, unit)
-                    grad = dissimilarity_backward(d, push, offset, METRIC)
-                    grad = tl.where(valid, grad * factor * inverse_scale, 0.0)
-                    tl.store(d_row + j, grad, mask=j < count)
+                rank_gradient(
+                    d_row,
+                    slope_ptr,
+                    1.0,
+                    push_ptr,
+                    push_ptr,
+                    d_row,
+                    tl.where(ranked, factor, 0.0),
+                    offset,
+                    count,
+                    own,
+                    keep_row,
+                    number,
+                    mean,
+                    unit,
+                    inverse_tau,
+                    cubic_ptr,
+                    on_grid,
+                    low,
+                    steps,
+                    half,
+                    first_factor,
+                    second_factor,
+                    METRIC,
+                    RELAXATION,
+                    SCALE_STD,
+                    HAS_KEEP,
+                    BLOCK,
+                    PAIRS,
+                )
         else:
             tl.store(losses_ptr + row, float("nan"))
             if WITH_GRAD:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import tables
+from .dissimilarity import dissimilarity_backward
 from .formulas import LOGISTIC, counted, finite, step_and_density
 from .grid import clear, gather, gather_rank, place, spread
 
@@ -169,8 +170,10 @@ def grid_cells(low, high, steps, capacity, GRID: tl.constexpr):
 
 
 @triton.jit
-def spread_ones(
+def spread_row(
     x_ptr,
+    weight_ptr,
+    weight_unit,
     moments_ptr,
     count,
     own,
@@ -178,18 +181,22 @@ def spread_ones(
     cells,
     low,
     steps,
+    WEIGHTED: tl.constexpr,
     HAS_KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The moments of the row's points, each of weight 1."""
+    """The moments of the row's points: of weight 1, or WEIGHTED, of weight · unit."""
     clear(moments_ptr, cells, BLOCK)
     tl.debug_barrier()
     for first in range(0, count, BLOCK):
         j = first + tl.arange(0, BLOCK)
         valid = counted(j, count, own, keep_ptr, HAS_KEEP)
         x = tl.load(x_ptr + j, mask=valid, other=0.0)
+        weight = tl.full([BLOCK], 1.0, tl.float32)
+        if WEIGHTED:
+            weight = tl.load(weight_ptr + j, mask=valid, other=0.0) * weight_unit
         cell, u = place(tl.where(valid, x, low), low, steps)
-        spread(moments_ptr, cell, u, tl.full([BLOCK], 1.0, tl.float32), valid)
+        spread(moments_ptr, cell, u, weight, valid)
 
 
 @triton.jit
@@ -284,3 +291,92 @@ def slopes_at(
             PAIRS,
         )
     return push
+
+
+@triton.jit
+def rank_gradient(
+    x_ptr,
+    slope_ptr,
+    slope_unit,
+    density_ptr,
+    push_ptr,
+    grad_ptr,
+    factor,
+    offset,
+    count,
+    own,
+    keep_ptr,
+    number,
+    mean,
+    unit,
+    inverse_tau,
+    cubic_ptr,
+    on_grid,
+    low,
+    steps,
+    half,
+    first_factor,
+    second_factor,
+    METRIC: tl.constexpr,
+    RELAXATION: tl.constexpr,
+    SCALE_STD: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Grad <- factor · Σ_k (slope_j − slope_k) φ/τ, through σ and the metric too; 0 where nothing counts.
+
+    `push` keeps what pushes each point in between; it may be `density`, and `grad` x or `push`.
+    """
+    lane = tl.arange(0, BLOCK)
+    pull = tl.full((), 0.0, tl.float64)
+    for first in range(0, count, BLOCK):
+        j = first + lane
+        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
+        x = tl.load(x_ptr + j, mask=valid, other=0.0)
+        slope = tl.load(slope_ptr + j, mask=valid, other=0.0) * slope_unit
+        density = tl.load(density_ptr + j, mask=valid, other=0.0)
+        push = slopes_at(
+            x_ptr,
+            slope_ptr,
+            slope_unit,
+            x,
+            slope,
+            density,
+            valid,
+            count,
+            own,
+            keep_ptr,
+            cubic_ptr,
+            on_grid,
+            low,
+            steps,
+            half,
+            first_factor,
+            second_factor,
+            RELAXATION,
+            HAS_KEEP,
+            BLOCK,
+            PAIRS,
+        )
+        push = tl.where(valid, push, 0.0)
+        if SCALE_STD:
+            score = tl.where(valid, standard_score(x, mean, unit), 0.0)
+            pull += tl.sum((push * score).to(tl.float64), axis=0)
+        tl.store(push_ptr + j, push, mask=j < count)
+    tl.debug_barrier()
+    # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
+    share = (pull / tl.maximum(number, 1).to(tl.float64)).to(tl.float32)
+    if SCALE_STD:  # equal values have no gradient
+        factor = tl.where(unit > 0.0, factor, 0.0)
+    # In two steps: either product may leave float32's normal numbers.
+    inverse_scale = tl.minimum(inverse_tau, 3.4e38).to(tl.float32)
+    for first in range(0, count, BLOCK):
+        j = first + lane
+        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
+        x = tl.load(x_ptr + j, mask=valid, other=0.0)
+        push = tl.load(push_ptr + j, mask=valid, other=0.0)
+        if SCALE_STD:
+            push -= share * standard_score(x, mean, unit)
+        grad = dissimilarity_backward(x, push, offset, METRIC) * factor * inverse_scale
+        tl.store(grad_ptr + j, tl.where(valid, grad, 0.0), mask=j < count)

@@ -3,17 +3,17 @@
 import triton
 import triton.language as tl
 
+from .dissimilarity import GIVEN
 from .formulas import finite
-from .grid import TERMS, clear, density_function, place, scratch, spread
+from .grid import TERMS, density_function, scratch
 from .row_sums import (
     grid_cells,
     inverse_step,
     pair_scale,
+    rank_gradient,
     row_range,
     row_scale,
-    slopes_at,
-    spread_ones,
-    standard_score,
+    spread_row,
     sums_at,
 )
 
@@ -66,7 +66,21 @@ def soft_rank_kernel(
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
             half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
             if on_grid:
-                spread_ones(x_row, moments_ptr, count, -1, x_row, cells, low, steps, False, BLOCK)
+                spread_row(
+                    x_row,
+                    x_row,
+                    1.0,
+                    moments_ptr,
+                    count,
+                    -1,
+                    x_row,
+                    cells,
+                    low,
+                    steps,
+                    False,
+                    False,
+                    BLOCK,
+                )
                 density_function(
                     moments_ptr,
                     mass_ptr,
@@ -174,15 +188,21 @@ def soft_rank_backward_kernel(
             largest = tl.maximum(largest, 1e-37)
             slope_unit = 1.0 / largest
             if on_grid:
-                clear(moments_ptr, cells, BLOCK)
-                tl.debug_barrier()
-                for first in range(0, count, BLOCK):
-                    j = first + lane
-                    valid = j < count
-                    x = tl.load(x_row + j, mask=valid, other=0.0)
-                    slope = tl.load(slope_row + j, mask=valid, other=0.0) * slope_unit
-                    cell, u = place(tl.where(valid, x, low), low, steps)
-                    spread(moments_ptr, cell, u, slope, valid)
+                spread_row(
+                    x_row,
+                    slope_row,
+                    slope_unit,
+                    moments_ptr,
+                    count,
+                    -1,
+                    x_row,
+                    cells,
+                    low,
+                    steps,
+                    True,
+                    False,
+                    BLOCK,
+                )
                 density_function(
                     moments_ptr,
                     mass_ptr,
@@ -194,57 +214,36 @@ def soft_rank_backward_kernel(
                     RELAXATION,
                     False,
                 )
-            pull = tl.full((), 0.0, tl.float64)
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                valid = j < count
-                x = tl.load(x_row + j, mask=valid, other=0.0)
-                slope = tl.load(slope_row + j, mask=valid, other=0.0) * slope_unit
-                density = tl.load(density_ptr + start + j, mask=valid, other=0.0)
-                push = slopes_at(
-                    x_row,
-                    slope_row,
-                    slope_unit,
-                    x,
-                    slope,
-                    density,
-                    valid,
-                    count,
-                    -1,
-                    x_row,
-                    cubic_ptr,
-                    on_grid,
-                    low,
-                    steps,
-                    half,
-                    first_factor,
-                    second_factor,
-                    RELAXATION,
-                    False,
-                    BLOCK,
-                    PAIRS,
-                )
-                push = tl.where(valid, push, 0.0)
-                if SCALE_STD:
-                    score = tl.where(valid, standard_score(x, mean, unit), 0.0)
-                    pull += tl.sum((push * score).to(tl.float64), axis=0)
-                tl.store(grad_ptr + start + j, push, mask=valid)
-            tl.debug_barrier()
-            # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
-            share = (pull / number.to(tl.float64)).to(tl.float32)
-            factor = largest / tl.maximum(number - 1, 1).to(tl.float32)
-            if SCALE_STD:
-                factor = tl.where(unit > 0.0, factor, 0.0)
-            # In two steps: either product may leave float32's normal numbers.
-            inverse_scale = tl.minimum(inverse_tau, 3.4e38).to(tl.float32)
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                valid = j < count
-                push = tl.load(grad_ptr + start + j, mask=valid, other=0.0)
-                if SCALE_STD:
-                    x = tl.load(x_row + j, mask=valid, other=0.0)
-                    push -= share * standard_score(x, mean, unit)
-                tl.store(grad_ptr + start + j, push * factor * inverse_scale, mask=valid)
+            rank_gradient(
+                x_row,
+                slope_row,
+                slope_unit,
+                density_ptr + start,
+                grad_ptr + start,
+                grad_ptr + start,
+                largest / tl.maximum(number - 1, 1).to(tl.float32),
+                0.0,
+                count,
+                -1,
+                x_row,
+                number,
+                mean,
+                unit,
+                inverse_tau,
+                cubic_ptr,
+                on_grid,
+                low,
+                steps,
+                half,
+                first_factor,
+                second_factor,
+                GIVEN,
+                RELAXATION,
+                SCALE_STD,
+                False,
+                BLOCK,
+                PAIRS,
+            )
         else:
             for first in range(0, count, BLOCK):
                 j = first + lane
