@@ -86,8 +86,8 @@ at::Tensor empty_rows(int64_t rows, int64_t columns) {
   const auto size = static_cast<size_t>(rows * columns) * sizeof(float);
   c10::Allocator* const allocator =
       size < kSmallest ? c10::GetCPUAllocator() : static_cast<c10::Allocator*>(&KeptMemory::only());
-  return at::detail::empty_generic({rows, columns}, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                   at::kFloat, std::nullopt);
+  return at::detail::empty_generic(
+      {rows, columns}, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), at::kFloat, std::nullopt);
 }
 
 }  // namespace pck

@@ -1,6 +1,10 @@
 // The row kernels for avx512.
 #include <cmath>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "nearly_hard.h"
 
 #if defined(PCK_X86_CLONES)

@@ -184,22 +184,33 @@ inline void integrate(const Grid& grid, Scratch& scratch) {
   }
 }
 
-// Gather: the cubics of four points, one load a point, transposed.
+// Gather: the cubics of a vector of points, one load a point, transposed.
 struct Cubics {
-  Quad a, b, c, d;
-  Quad at(Quad u) const { return ((d * u + c) * u + b) * u + a; }
-  Quad integral_at(Quad u) const {
+  Wide a, b, c, d;
+  Wide at(Wide u) const { return ((d * u + c) * u + b) * u + a; }
+  Wide integral_at(Wide u) const {
     return (((d * 0.25f * u + c * (1.0f / 3.0f)) * u + b * 0.5f) * u + a) * u;
   }
 };
 
 inline Cubics gather(const Scratch& scratch, int64_t j) {
-  const auto cubic = [&](int64_t k) {
-    return load<Quad>(scratch.polynomials + static_cast<int64_t>(scratch.cell[k]) * kTerms);
+  const auto every_fourth = [&](int64_t first) {
+    return join([&](int q) {
+      return load<Quad>(scratch.polynomials +
+                        static_cast<int64_t>(scratch.cell[first + 4 * q]) * kTerms);
+    });
   };
-  Cubics four{cubic(j), cubic(j + 1), cubic(j + 2), cubic(j + 3)};
-  transpose(four.a, four.b, four.c, four.d);
-  return four;
+  Cubics cubics{every_fourth(j), every_fourth(j + 1), every_fourth(j + 2), every_fourth(j + 3)};
+  transpose(cubics.a, cubics.b, cubics.c, cubics.d);
+  return cubics;
+}
+
+inline Wide gather_levels(const Scratch& scratch, int64_t j) {
+  const auto level = [&](int64_t k) { return scratch.level[scratch.cell[k]]; };
+  return join([&](int q) {
+    const int64_t k = j + 4 * q;
+    return Quad{level(k), level(k + 1), level(k + 2), level(k + 3)};
+  });
 }
 
 // Mean and population standard deviation of a row of finite values.
@@ -270,7 +281,7 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
       scratch.place[j] = static_cast<float>(t - (scratch.cell[j] + 0.5));
     }
   }
-  for (int64_t j = count; j < count + 4; ++j) {  // whole quads for `gather`
+  for (int64_t j = count; j < count + kWide; ++j) {  // whole vectors for `gather`
     scratch.cell[j] = 0;
     scratch.place[j] = 0.0f;
   }
@@ -278,22 +289,23 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
   return plan;
 }
 
-// Calls quad(j, load, store) for four points at a time; past the row's end nothing is read or written.
+// Calls wide(j, load, store) for a vector of points at a time; past the row's end nothing is read or
+// written.
 template <class Body>
-inline void for_quads(int64_t count, Body quad) {
+inline void for_points(int64_t count, Body wide) {
   int64_t j = 0;
-  for (; j + 4 <= count; j += 4)
-    quad(j, [](const float* p) { return load<Quad>(p); }, [](float* p, Quad v) { store(p, v); });
+  for (; j + kWide <= count; j += kWide)
+    wide(j, [](const float* p) { return load(p); }, [](float* p, Wide v) { store(p, v); });
   if (j == count) return;
   const auto rest = static_cast<size_t>(count - j) * sizeof(float);
-  quad(
+  wide(
       j,
       [=](const float* p) {
-        Quad v = {};
+        Wide v = {};
         __builtin_memcpy(&v, p, rest);
         return v;
       },
-      [=](float* p, Quad v) { __builtin_memcpy(p, &v, rest); });
+      [=](float* p, Wide v) { __builtin_memcpy(p, &v, rest); });
 }
 
 // rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
@@ -314,13 +326,11 @@ inline void rank_sums(const Plan& plan, float* rank, float* density, Scratch& sc
   cell_polynomials(grid, scratch);
   integrate<R>(grid, scratch);
   constexpr float h = 1.0f / Relax<R>::inverse_step;
-  const float* const level = scratch.level;
-  const int32_t* const cell = scratch.cell;
-  for_quads(count, [&](int64_t j, auto, auto put) {
-    const Quad u = load<Quad>(scratch.place + j);
+  for_points(count, [&](int64_t j, auto, auto put) {
+    const Wide u = load(scratch.place + j);
     const Cubics cubics = gather(scratch, j);
-    const Quad base{level[cell[j]], level[cell[j + 1]], level[cell[j + 2]], level[cell[j + 3]]};
-    put(rank + j, (base + h * cubics.integral_at(u) - 0.5f) * unit);
+    const Wide level = gather_levels(scratch, j);
+    put(rank + j, (level + h * cubics.integral_at(u) - 0.5f) * unit);
     if (density != nullptr) put(density + j, cubics.at(u));
   });
 }
@@ -343,8 +353,8 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
     nodes_from_moments(grid, kBand<R>, scratch);
     convolve<R>(grid, scratch);
     cell_polynomials(grid, scratch);
-    for_quads(count, [&](int64_t j, auto get, auto put) {
-      const Quad weighted = gather(scratch, j).at(load<Quad>(scratch.place + j));
+    for_points(count, [&](int64_t j, auto get, auto put) {
+      const Wide weighted = gather(scratch, j).at(load(scratch.place + j));
       put(grad + j, get(slope + j) * get(density + j) - weighted);
     });
   }

@@ -53,25 +53,63 @@ inline WideMask lane_index() {
   return index;
 }
 
-#if defined(__clang__)
-#define PCK_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-using QuadIndex = int32_t __attribute__((vector_size(16)));
-#define PCK_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, QuadIndex{i, j, k, l})
-#endif
+// The numbers 0 ... n - 1, as a type to deduce them from.
+template <int... l>
+struct Lanes {};
+template <int n, int... l>
+struct MakeLanes : MakeLanes<n - 1, n - 1, l...> {};
+template <int... l>
+struct MakeLanes<0, l...> {
+  using type = Lanes<l...>;
+};
 
-// 4x4 transpose: rows in, columns out.
-inline void transpose(Quad& a, Quad& b, Quad& c, Quad& d) {
-  const Quad ab_low = PCK_SHUFFLE(a, b, 0, 4, 1, 5);
-  const Quad ab_high = PCK_SHUFFLE(a, b, 2, 6, 3, 7);
-  const Quad cd_low = PCK_SHUFFLE(c, d, 0, 4, 1, 5);
-  const Quad cd_high = PCK_SHUFFLE(c, d, 2, 6, 3, 7);
-  a = PCK_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
-  b = PCK_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
-  c = PCK_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
-  d = PCK_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
+// In every quad: its elements i, j, k and l of a, or of b from 4 on.
+template <int i, int j, int k, int l, class V, int... lane>
+inline V shuffle_lanes(V a, V b, Lanes<lane...>) {
+  constexpr int pick[] = {i, j, k, l};
+  constexpr int beyond = static_cast<int>(sizeof(V) / sizeof(float)) - 4;
+#define PCK_FROM(lane) (lane / 4 * 4 + pick[lane % 4] + (pick[lane % 4] < 4 ? 0 : beyond))
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, PCK_FROM(lane)...);
+#else
+  using Index = decltype(a < b);  // as many int32_t
+  return __builtin_shuffle(a, b, Index{PCK_FROM(lane)...});
+#endif
+#undef PCK_FROM
 }
-#undef PCK_SHUFFLE
+
+template <int i, int j, int k, int l, class V>
+inline V shuffle(V a, V b) {
+  return shuffle_lanes<i, j, k, l>(a, b, typename MakeLanes<sizeof(V) / sizeof(float)>::type{});
+}
+
+// 4x4 transposes, one in every quad of the vectors: rows in, columns out.
+template <class V>
+inline void transpose(V& a, V& b, V& c, V& d) {
+  const V ab_low = shuffle<0, 4, 1, 5>(a, b);
+  const V ab_high = shuffle<2, 6, 3, 7>(a, b);
+  const V cd_low = shuffle<0, 4, 1, 5>(c, d);
+  const V cd_high = shuffle<2, 6, 3, 7>(c, d);
+  a = shuffle<0, 1, 4, 5>(ab_low, cd_low);
+  b = shuffle<2, 3, 6, 7>(ab_low, cd_low);
+  c = shuffle<0, 1, 4, 5>(ab_high, cd_high);
+  d = shuffle<2, 3, 6, 7>(ab_high, cd_high);
+}
+
+// The quads that quad(0), quad(1) ... return, side by side. Compilers would go through memory.
+template <class Each>
+inline Wide join(Each quad) {
+#if PCK_VECTOR_BYTES == 64
+  __m512 v = _mm512_castps128_ps512(quad(0));
+  v = _mm512_insertf32x4(v, quad(1), 1);
+  v = _mm512_insertf32x4(v, quad(2), 2);
+  return _mm512_insertf32x4(v, quad(3), 3);
+#elif PCK_VECTOR_BYTES == 32
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+#else
+  return quad(0);
+#endif
+}
 
 // sum_i term(i) for i < count, in double, in 16 interleaved partial sums.
 template <class Term>
