@@ -48,6 +48,18 @@ def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) ->
     assert done.returncode == 0, done.stderr
 
 
+@needs_triton
+def test_crossovers(python: Callable[..., Any]) -> None:
+    """The benchmark of the thresholds works, as far as the interpreter can tell."""
+    arguments = ("benchmarks/crossovers.py", "--device", "cpu", "--quick")
+    if major_minor("triton") < (3, 7) and major_minor("numpy") >= (2, 4):
+        pytest.skip("the interpreter of Triton before 3.7 does not know numpy 2.4")
+    done = python(*arguments, timeout=300, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    for constant in ("ALL_PAIRS", "ALL_COMPARED", "NARROW"):
+        assert constant in done.stdout
+
+
 POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
 ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
 """Integers that the backend makes multiples of 16."""
