@@ -15,14 +15,10 @@ from .checks import (
     compute_dtype,
     first_order_only,
 )
-from .dissimilarity import (
-    Rows,
-    Side,
-    dissimilarities_backward,
-    make_side,
-)
+from .dissimilarity import Side, make_side
 from .options import Metric, check_metric
 from .reference import Coherence
+from .rows import Rows, dissimilarities_backward
 from .sweep import default_chunk_bytes, exact_arithmetic
 
 COHERENCE_WORKING_BYTES = 192

@@ -25,8 +25,9 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS, ReferenceBackend
-from pc_kernels.dissimilarity import Rows, dissimilarities, make_side
+from pc_kernels.dissimilarity import make_side
 from pc_kernels.options import CoherenceOptions
+from pc_kernels.rows import Rows, dissimilarities
 
 REFERENCE = ReferenceBackend()
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 513]

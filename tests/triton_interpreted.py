@@ -30,8 +30,9 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarity import PLAIN, Rows, make_side
+from pc_kernels.dissimilarity import make_side
 from pc_kernels.options import CoherenceOptions, RankOptions
+from pc_kernels.rows import PLAIN, Rows
 from pc_kernels.triton_kernels import launch, settings
 
 BACKEND = "triton"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dissimilarity import RowMaker, Rows, dissimilarities
 from ..options import CoherenceOptions, RankOptions
+from ..rows import RowMaker, Rows, dissimilarities
 
 
 class Backend(RowMaker):

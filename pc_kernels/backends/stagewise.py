@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import grid, reference
-from ..dissimilarity import Rows, dissimilarities_backward, true_dissimilarities
 from ..options import CoherenceOptions, RankOptions
+from ..rows import Rows, dissimilarities_backward, true_dissimilarities
 from .base import Backend
 
 

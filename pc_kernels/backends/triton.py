@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dissimilarity import Rows
 from ..options import CoherenceOptions, RankOptions
+from ..rows import Rows
 from .base import Backend
 
 

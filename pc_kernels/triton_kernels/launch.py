@@ -14,8 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..dissimilarity import Rows
 from ..options import CoherenceOptions, RankOptions
+from ..rows import Rows
 from .coherence_rows import coherence_rows_kernel
 from .dissimilarity import dissimilarity_kernel, straight_dissimilarity_kernel
 from .hard_rank import hard_rank_kernel
