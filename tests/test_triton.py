@@ -33,10 +33,14 @@ def major_minor(package: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-@needs_triton
-def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) -> None:
+def skip_without_interpreter() -> None:
     if major_minor("triton") < (3, 7) and major_minor("numpy") >= (2, 4):
         pytest.skip("the interpreter of Triton before 3.7 does not know numpy 2.4")
+
+
+@needs_triton
+def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) -> None:
+    skip_without_interpreter()
     seed = request.config.getoption("--seed")
     done = python(
         *("-m", "pytest", "-p", "no:cacheprovider", "-x", f"--seed={seed}"),
@@ -52,8 +56,7 @@ def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) ->
 def test_crossovers(python: Callable[..., Any]) -> None:
     """The benchmark of the thresholds works, as far as the interpreter can tell."""
     arguments = ("benchmarks/crossovers.py", "--device", "cpu", "--quick")
-    if major_minor("triton") < (3, 7) and major_minor("numpy") >= (2, 4):
-        pytest.skip("the interpreter of Triton before 3.7 does not know numpy 2.4")
+    skip_without_interpreter()
     done = python(*arguments, timeout=300, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     for constant in ("ALL_PAIRS", "ALL_COMPARED", "NARROW"):

@@ -16,7 +16,7 @@ from .row_sums import (
     rank_gradient,
     row_range,
     row_scale,
-    spread_row,
+    spread_to_density,
     sums_at,
 )
 
@@ -109,31 +109,26 @@ def coherence_rows_kernel(
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
             half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
             if on_grid:
-                spread_row(
+                spread_to_density(
                     d_row,
                     d_row,
                     1.0,
-                    moments_ptr,
-                    count,
-                    own,
-                    keep_row,
-                    cells,
-                    low,
-                    steps,
-                    False,
-                    HAS_KEEP,
-                    BLOCK,
-                )
-                density_function(
                     moments_ptr,
                     mass_ptr,
                     nodes_ptr,
                     cubic_ptr,
                     level_ptr,
                     tables_ptr,
+                    count,
+                    own,
+                    keep_row,
                     cells,
+                    low,
+                    steps,
                     RELAXATION,
-                    True,
+                    False,
+                    HAS_KEEP,
+                    BLOCK,
                 )
                 if WITH_GRAD:
                     clear(moments_ptr, cells, BLOCK)

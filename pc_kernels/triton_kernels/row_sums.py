@@ -11,7 +11,7 @@ import triton.language as tl
 from . import tables
 from .dissimilarity import dissimilarity_backward
 from .formulas import LOGISTIC, counted, finite, step_and_density
-from .grid import clear, gather, gather_rank, place, spread
+from .grid import clear, density_function, gather, gather_rank, place, spread
 
 LOGISTIC_STEP = tl.constexpr(tables.INVERSE_STEP["logistic"])
 NORMAL_STEP = tl.constexpr(tables.INVERSE_STEP["normal"])
@@ -170,22 +170,28 @@ def grid_cells(low, high, steps, capacity, GRID: tl.constexpr):
 
 
 @triton.jit
-def spread_row(
+def spread_to_density(
     x_ptr,
     weight_ptr,
     weight_unit,
     moments_ptr,
+    mass_ptr,
+    nodes_ptr,
+    cubic_ptr,
+    level_ptr,
+    tables_ptr,
     count,
     own,
     keep_ptr,
     cells,
     low,
     steps,
+    RELAXATION: tl.constexpr,
     WEIGHTED: tl.constexpr,
     HAS_KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The moments of the row's points: of weight 1, or WEIGHTED, of weight · unit."""
+    """From the row's points to cubics: of weight 1, and to levels; or WEIGHTED, of weight · unit."""
     clear(moments_ptr, cells, BLOCK)
     tl.debug_barrier()
     for first in range(0, count, BLOCK):
@@ -197,6 +203,17 @@ def spread_row(
             weight = tl.load(weight_ptr + j, mask=valid, other=0.0) * weight_unit
         cell, u = place(tl.where(valid, x, low), low, steps)
         spread(moments_ptr, cell, u, weight, valid)
+    density_function(
+        moments_ptr,
+        mass_ptr,
+        nodes_ptr,
+        cubic_ptr,
+        level_ptr,
+        tables_ptr,
+        cells,
+        RELAXATION,
+        not WEIGHTED,
+    )
 
 
 @triton.jit

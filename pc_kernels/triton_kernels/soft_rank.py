@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .dissimilarity import GIVEN
 from .formulas import finite
-from .grid import TERMS, density_function, scratch
+from .grid import TERMS, scratch
 from .row_sums import (
     grid_cells,
     inverse_step,
@@ -13,7 +13,7 @@ from .row_sums import (
     rank_gradient,
     row_range,
     row_scale,
-    spread_row,
+    spread_to_density,
     sums_at,
 )
 
@@ -66,31 +66,26 @@ def soft_rank_kernel(
             cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
             half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
             if on_grid:
-                spread_row(
+                spread_to_density(
                     x_row,
                     x_row,
                     1.0,
-                    moments_ptr,
-                    count,
-                    -1,
-                    x_row,
-                    cells,
-                    low,
-                    steps,
-                    False,
-                    False,
-                    BLOCK,
-                )
-                density_function(
                     moments_ptr,
                     mass_ptr,
                     nodes_ptr,
                     cubic_ptr,
                     level_ptr,
                     tables_ptr,
+                    count,
+                    -1,
+                    x_row,
                     cells,
+                    low,
+                    steps,
                     RELAXATION,
-                    True,
+                    False,
+                    False,
+                    BLOCK,
                 )
             others = tl.maximum(number - 1, 1).to(tl.float32)
             for first in range(0, count, BLOCK):
@@ -188,31 +183,26 @@ def soft_rank_backward_kernel(
             largest = tl.maximum(largest, 1e-37)
             slope_unit = 1.0 / largest
             if on_grid:
-                spread_row(
+                spread_to_density(
                     x_row,
                     slope_row,
                     slope_unit,
-                    moments_ptr,
-                    count,
-                    -1,
-                    x_row,
-                    cells,
-                    low,
-                    steps,
-                    True,
-                    False,
-                    BLOCK,
-                )
-                density_function(
                     moments_ptr,
                     mass_ptr,
                     nodes_ptr,
                     cubic_ptr,
                     level_ptr,
                     tables_ptr,
+                    count,
+                    -1,
+                    x_row,
                     cells,
+                    low,
+                    steps,
                     RELAXATION,
+                    True,
                     False,
+                    BLOCK,
                 )
             rank_gradient(
                 x_row,
