@@ -1,0 +1,106 @@
+"""The table of formulas: a row for each relaxation Φ and for each penalty ℓ.
+
+The kernels have the same rows: csrc/formulas.h for C++ and CUDA, triton_kernels/formulas.py for Triton.
+tests/test_formulas.py holds them equal by value. docs/method.md derives the grids' sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Formula = Callable[[Tensor], Tensor]
+"""A function of each element."""
+
+HUBER_DELTA = 0.1
+"""Where the `huber` penalty turns from square to line, in units of normalised rank."""
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """How fine the grid of a relaxation is: enough for the rounding of one dtype."""
+
+    inverse_step: int
+    """Grid nodes per unit of temperature, 1/h."""
+    stencil: int
+    """Nodes of the stencil, p."""
+    support: int
+    """The distance, in units of temperature, beyond which Φ is 0 or 1 to rounding."""
+
+    @property
+    def band(self) -> int:
+        """Nodes on either side that a node's convolution needs."""
+        return self.support * self.inverse_step
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A smooth step Φ, the CDF that replaces the comparison δ_k < δ_j, and its density φ = Φ′."""
+
+    name: str
+    code: int
+    """What the kernels call it."""
+    cdf: Formula
+    pdf: Formula
+    single: GridSpec
+    """The grid in float32, the kernels' too."""
+    double: GridSpec
+    """The grid in float64."""
+
+    def grid(self, dtype: torch.dtype) -> GridSpec:
+        """The grid for computing in float32 or float64."""
+        return {torch.float32: self.single, torch.float64: self.double}[dtype]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """ℓ of a rank residual e = r_S − r_T, and its slope ℓ′."""
+
+    name: str
+    code: int
+    """What the kernels call it."""
+    value: Formula
+    slope: Formula
+
+
+def _huber(e: Tensor) -> Tensor:
+    line = HUBER_DELTA * (e.abs() - HUBER_DELTA / 2)
+    return torch.where(e.abs() <= HUBER_DELTA, e.square() / 2, line)
+
+
+RELAXATIONS = {
+    row.name: row
+    for row in (
+        Relaxation(
+            "logistic",
+            0,
+            cdf=torch.sigmoid,
+            pdf=lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+            single=GridSpec(4, 8, 17),  # 1 − Φ(17) = 4.1e-8
+            double=GridSpec(8, 16, 36),
+        ),
+        Relaxation(
+            "normal",
+            1,
+            cdf=torch.special.ndtr,
+            pdf=lambda x: torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi),
+            single=GridSpec(6, 8, 6),  # 1 − Φ(6) = 9.9e-10
+            double=GridSpec(12, 16, 9),
+        ),
+    )
+}
+"""By name. Taylor et al. (WSDM 2008) rank by the normal CDF, Qin et al. (2010) by the logistic one."""
+
+PENALTIES = {
+    row.name: row
+    for row in (
+        Penalty("squared", 0, value=torch.square, slope=lambda e: 2 * e),
+        Penalty("absolute", 1, value=torch.abs, slope=torch.sign),
+        Penalty("huber", 2, _huber, slope=lambda e: e.clamp(-HUBER_DELTA, HUBER_DELTA)),
+    )
+}
+"""By name."""
