@@ -4,17 +4,19 @@ Start at `PerceptionCoherenceLoss`; the definitions are in `pc_kernels.reference
 """
 
 from . import reference
-from .gradient_cache import cached_backward
-from .layers import MultiLayerPerceptionCoherenceLoss, pool_features
+from .agreement import Coherence, coherence
 from .losses import (
+    MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
     PerceptionCoherenceLoss,
     coherence_loss_from_dissimilarities,
     perception_coherence_loss,
 )
-from .metrics import Coherence, coherence, pairwise_dissimilarity
-from .queue import FeatureQueue
+from .pairwise import pairwise_dissimilarity
 from .ranks import hard_rank, soft_rank
+from .training.gradient_cache import cached_backward
+from .training.pooling import pool_features
+from .training.queue import FeatureQueue
 
 __version__ = "0.1.0"
 

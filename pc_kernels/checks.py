@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,15 @@ from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FLOAT_NAMES = "float32, float64, bfloat16 or float16"
+
+
+def one_of(argument: str, given: object, allowed: Sequence[object]) -> None:
+    """Raises ValueError unless `given` is among `allowed`."""
+    if not any(
+        given is choice or (given == choice and type(given) is type(choice)) for choice in allowed
+    ):
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{argument} must be one of {choices}; got {given!r}")
 
 
 def check_floating(argument: str, x: object) -> Tensor:

@@ -1,23 +1,22 @@
 """The operators, as PyTorch's dispatcher knows them: schema, kernel, fake kernel, autograd.
 
 `torch.ops.pc_kernels.*` is what `torch.compile`, `torch.export` and autocast see. The kernels choose a
-backend by name at run time. Options travel as plain strings and numbers; the public functions check
-them, and the option classes do so again here for whoever calls an operator directly.
+backend by name at run time. A recipe travels through a schema as plain strings and numbers: it is taken
+apart here, and put together (and so checked) again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import select
-from .checks import check_features, compute_dtype, first_order_only
-from .dissimilarity import GivenSide, MaskedSide, make_side
-from .options import CoherenceOptions, Metric, RankOptions
-from .sweep import chunk_anchors, default_chunk_bytes, exact_arithmetic, sweep
+from .checks import check_features, check_matrix, compute_dtype, first_order_only
+from .recipe import Recipe
+from .sweep import Batch, exact_arithmetic, sweep
 
 _library = torch.library.Library("pc_kernels", "FRAGMENT")
 
@@ -47,182 +46,42 @@ def autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]
     )
 
 
-def run_features(
-    student: Tensor,
-    teacher: Tensor,
-    student_refs: Tensor | None,
-    teacher_refs: Tensor | None,
-    weights: Tensor,
-    pair_mask: Tensor | None,
-    dissimilarity: Metric,
-    teacher_dissimilarity: Metric,
-    options: CoherenceOptions,
-    self_start: int | None,
-    chunk_bytes: int | None,
-    backend: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [A], and the gradients in student and student_refs of Σ_i weights_i L_i (or empty).
-
-    Where pair_mask, bool and broadcast to [A, M], is False, the reference is absent for that anchor.
-    Gradients come in the compute dtype: casting them is the last thing a backward does.
-    """
-    losses, gradients = run_layers(
-        [student],
-        teacher,
-        student_refs,
-        teacher_refs,
-        weights[None],
-        pair_mask,
-        dissimilarity,
-        teacher_dissimilarity,
-        options,
-        self_start,
-        chunk_bytes,
-        backend,
+def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Tensor]]:
+    """`sweep`: through the dispatcher if the recipe has names only, straight if it has callables."""
+    if not recipe.has_names:
+        return sweep(batch, recipe, with_grad)
+    losses, gradients = torch.ops.pc_kernels.ranking_loss(
+        list(batch.students),
+        batch.teacher,
+        batch.student_refs,
+        batch.teacher_refs,
+        batch.weights,
+        batch.pair_mask,
+        batch.self_start,
+        batch.given,
+        recipe.dissimilarity,
+        recipe.of_teacher,
+        recipe.relaxation,
+        recipe.temperature,
+        recipe.scale,
+        recipe.penalty,
+        recipe.chunk_bytes,
+        recipe.backend,
         with_grad,
     )
-    nothing = losses.new_empty(0)
-    if not with_grad:
-        return losses[0], nothing, nothing.clone()
-    grad, grad_refs = gradients[0]
-    return losses[0], grad, nothing if grad_refs is None else grad_refs
-
-
-def run_layers(
-    students: Sequence[Tensor],
-    teacher: Tensor,
-    student_refs: Tensor | None,
-    teacher_refs: Tensor | None,
-    weights: Tensor,
-    pair_mask: Tensor | None,
-    dissimilarity: Metric,
-    teacher_dissimilarity: Metric,
-    options: CoherenceOptions,
-    self_start: int | None,
-    chunk_bytes: int | None,
-    backend: str,
-    with_grad: bool,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
-    """`run_features` for L students of one teacher: losses [L, A], and each student's gradients.
-
-    weights are [L, A]. student_refs go with a single student.
-    """
-    device = teacher.device
-    dtype = compute_dtype(*students, teacher)
-    engine = select(backend, device, dtype)
-
-    def ready(x: Tensor) -> Tensor:
-        return x.detach().to(dtype).contiguous()
-
-    s_refs, t_refs = (None if x is None else ready(x) for x in (student_refs, teacher_refs))
-    anchors = teacher.shape[0]
-    references = anchors if t_refs is None else t_refs.shape[0]
-    side_of = make_side if pair_mask is None else MaskedSide
-    with torch.no_grad(), exact_arithmetic(device):
-        sides = [side_of(dissimilarity, ready(s), s_refs, with_grad, engine) for s in students]
-        if teacher_dissimilarity == "euclidean":  # squares rank alike, and no root rounds to a tie
-            teacher_dissimilarity = "sqeuclidean"
-        budget = default_chunk_bytes(device) if chunk_bytes is None else chunk_bytes
-        losses = sweep(
-            sides,
-            side_of(teacher_dissimilarity, ready(teacher), t_refs, False, engine),
-            weights.to(dtype).contiguous(),
-            options,
-            engine,
-            chunk=chunk_anchors(engine, references, dtype.itemsize, budget, len(sides)),
-            self_start=0 if student_refs is None else self_start,
-            pair_mask=None if pair_mask is None else pair_mask.expand(anchors, references),
-            with_grad=with_grad,
-        )
-        return losses, [side.gradients() for side in sides] if with_grad else []
+    return losses, gradients
 
 
 @operator
-def perception_coherence(
-    student: Tensor,
-    teacher: Tensor,
-    student_refs: Tensor | None,
-    teacher_refs: Tensor | None,
-    weights: Tensor,
-    pair_mask: Tensor | None,
-    dissimilarity: str,
-    teacher_dissimilarity: str,
-    relaxation: str,
-    temperature: float,
-    scale: str | None,
-    penalty: str,
-    self_start: int | None,
-    chunk_bytes: int | None,
-    backend: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`run_features` for metrics that have names."""
-    check_features(student, teacher, student_refs, teacher_refs)
-    return run_features(
-        student,
-        teacher,
-        student_refs,
-        teacher_refs,
-        weights,
-        pair_mask,
-        dissimilarity,
-        teacher_dissimilarity,
-        CoherenceOptions(relaxation, temperature, scale, penalty),
-        self_start,
-        chunk_bytes,
-        backend,
-        with_grad,
-    )
-
-
-@fake("perception_coherence")
-def _(
-    student: Tensor,
-    teacher: Tensor,
-    student_refs: Tensor | None,
-    teacher_refs: Tensor | None,
-    weights: Tensor,
-    pair_mask: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(student, teacher)
-    with_grad = options[-1]
-    losses = student.new_empty(student.shape[0], dtype=dtype)
-    grad = student.new_empty(student.shape if with_grad else (0,), dtype=dtype)
-    refs_shape = student_refs.shape if with_grad and student_refs is not None else (0,)
-    return losses, grad, student.new_empty(refs_shape, dtype=dtype)
-
-
-def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4], inputs[5])
-    ctx.options = inputs[6:-1]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-@first_order_only
-def _features_backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    student, teacher, student_refs, teacher_refs, pair_mask = ctx.saved_tensors
-    skipped = (None,) * (len(ctx.options) + 3)  # weights … with_grad
-    if grad_losses is None:
-        return None, None, None, None, *skipped
-    _, grad, grad_refs = torch.ops.pc_kernels.perception_coherence(
-        student, teacher, student_refs, teacher_refs, grad_losses, pair_mask, *ctx.options, True
-    )
-    to_refs = None if student_refs is None else grad_refs.to(student_refs.dtype)
-    return grad.to(student.dtype), None, to_refs, None, *skipped
-
-
-autograd("perception_coherence", _features_backward, _save_features)
-
-
-@operator
-def perception_coherence_layers(
+def ranking_loss(
     students: list[Tensor],
     teacher: Tensor,
+    student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
     weights: Tensor,
     pair_mask: Tensor | None,
+    self_start: int | None,
+    given: bool,
     dissimilarity: str,
     teacher_dissimilarity: str,
     relaxation: str,
@@ -232,105 +91,65 @@ def perception_coherence_layers(
     chunk_bytes: int | None,
     backend: str,
     with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """`run_layers` for metrics that have names: losses [L, A], and all gradients in one vector."""
+) -> tuple[Tensor, list[Tensor]]:
+    """`sweep` for recipes of names; the arguments are the fields of `Batch` and `Recipe`."""
     for student in students:
-        check_features(student, teacher, None, None)
-    losses, gradients = run_layers(
-        students,
-        teacher,
-        None,
-        None,
-        weights,
-        pair_mask,
+        if given:
+            check_matrix("students", student, "[anchors, references]")
+        else:
+            check_features(student, teacher, student_refs, teacher_refs)
+    recipe = Recipe(
         dissimilarity,
         teacher_dissimilarity,
-        CoherenceOptions(relaxation, temperature, scale, penalty),
-        None,
-        chunk_bytes,
-        backend,
-        with_grad,
+        relaxation,
+        temperature,
+        scale,
+        penalty,
+        chunk_bytes=chunk_bytes,
+        backend=backend,
     )
-    if not with_grad:
-        return losses, losses.new_empty(0)
-    return losses, torch.cat([grad.flatten() for grad, _ in gradients])
+    batch = Batch(
+        students, teacher, student_refs, teacher_refs, weights, pair_mask, self_start, given
+    )
+    return sweep(batch, recipe, with_grad)
 
 
-@fake("perception_coherence_layers")
+@fake("ranking_loss")
 def _(
-    students: list[Tensor], teacher: Tensor, weights: Tensor, *options: Any
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(*students, teacher)
+    students: list[Tensor],
+    teacher: Tensor,
+    student_refs: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    dtype, with_grad = compute_dtype(*students, teacher), arguments[-1]
     losses = teacher.new_empty((len(students), teacher.shape[0]), dtype=dtype)
-    size = sum(student.numel() for student in students) if options[-1] else 0
-    return losses, teacher.new_empty(size, dtype=dtype)
+    differentiated = [*students, *([] if student_refs is None else [student_refs])]
+    return losses, [x.new_empty(x.shape, dtype=dtype) for x in differentiated if with_grad]
 
 
-@operator
-def coherence_from_dissimilarities(
-    d_s: Tensor,
-    d_t: Tensor,
-    weights: Tensor,
-    pair_mask: Tensor | None,
-    exclude_self: bool,
-    relaxation: str,
-    temperature: float,
-    scale: str | None,
-    penalty: str,
-    chunk_bytes: int | None,
-    backend: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Losses [A] of matrices [A, M], and ∂(Σ_i weights_i L_i)/∂d_s (or empty)."""
-    dtype = compute_dtype(d_s, d_t)
-    engine = select(backend, d_s.device, dtype)
-    options = CoherenceOptions(relaxation, temperature, scale, penalty)
-    budget = default_chunk_bytes(d_s.device) if chunk_bytes is None else chunk_bytes
-    with exact_arithmetic(d_s.device):
-        side = GivenSide(d_s.to(dtype), with_grad)
-        (losses,) = sweep(
-            [side],
-            GivenSide(d_t.to(dtype), False),
-            weights[None].to(dtype).contiguous(),
-            options,
-            engine,
-            chunk=chunk_anchors(engine, d_s.shape[1], dtype.itemsize, budget),
-            self_start=0 if exclude_self else None,
-            pair_mask=None if pair_mask is None else pair_mask.expand(d_s.shape),
-            with_grad=with_grad,
-        )
-    return losses, side.gradients()[0] if with_grad else losses.new_empty(0)
-
-
-@fake("coherence_from_dissimilarities")
-def _(
-    d_s: Tensor, d_t: Tensor, weights: Tensor, pair_mask: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(d_s, d_t)
-    losses = d_s.new_empty(d_s.shape[0], dtype=dtype)
-    return losses, d_s.new_empty(d_s.shape if options[-1] else (0,), dtype=dtype)
-
-
-def _save_matrices(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:2], inputs[3])
-    ctx.options = inputs[4:-1]
-    ctx.mark_non_differentiable(output[1])
+def _save_batch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    students, teacher, student_refs, teacher_refs, _, pair_mask, *ctx.options, _ = inputs
+    ctx.save_for_backward(teacher, student_refs, teacher_refs, pair_mask, *students)
+    ctx.mark_non_differentiable(*output[1])
     ctx.set_materialize_grads(False)
 
 
 @first_order_only
-def _matrices_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
-    d_s, d_t, pair_mask = ctx.saved_tensors
-    skipped = (None,) * (len(ctx.options) + 4)  # d_t … with_grad
+def _loss_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
+    """A second pass, in which the incoming gradients are the weights."""
+    teacher, student_refs, teacher_refs, pair_mask, *students = ctx.saved_tensors
+    rest = (None,) * (len(ctx.options) + 3)  # weights, pair_mask … with_grad
     if grad_losses is None:
-        return None, *skipped
-    _, grad = torch.ops.pc_kernels.coherence_from_dissimilarities(
-        d_s, d_t, grad_losses, pair_mask, *ctx.options, True
+        return [None] * len(students), None, None, None, *rest
+    _, gradients = torch.ops.pc_kernels.ranking_loss(
+        students, teacher, student_refs, teacher_refs, grad_losses, pair_mask, *ctx.options, True
     )
-    return grad.to(d_s.dtype), *skipped
+    to_refs = None if student_refs is None else gradients.pop().to(student_refs.dtype)
+    to_students = [g.to(s.dtype) for g, s in zip(gradients, students, strict=True)]
+    return to_students, None, to_refs, None, *rest
 
 
-autograd("coherence_from_dissimilarities", _matrices_backward, _save_matrices)
+autograd("ranking_loss", _loss_backward, _save_batch)
 
 
 @operator
@@ -341,12 +160,17 @@ def soft_rank(
 
     The density comes in the compute dtype, and is empty if no gradient is wanted.
     """
+    recipe = rank_recipe(temperature, relaxation, scale, backend)
     dtype = compute_dtype(x)
-    options = RankOptions(relaxation, temperature, scale)
     with exact_arithmetic(x.device):
         engine = select(backend, x.device, dtype)
-        rank, density = engine.soft_rank(x.to(dtype).contiguous(), options, with_grad)
+        rank, density = engine.soft_rank(x.to(dtype).contiguous(), recipe, with_grad)
     return rank.to(x.dtype).contiguous(), density
+
+
+def rank_recipe(temperature: float, relaxation: str, scale: str | None, backend: str) -> Recipe:
+    """A recipe for soft ranks alone."""
+    return Recipe(relaxation=relaxation, temperature=temperature, scale=scale, backend=backend)
 
 
 @fake("soft_rank")
@@ -366,11 +190,11 @@ def soft_rank_backward(
     backend: str,
 ) -> Tensor:
     """The gradient in x [N, m] of soft ranks with gradient grad_rank [N, m], in the dtype of x."""
+    recipe = rank_recipe(temperature, relaxation, scale, backend)
     dtype = compute_dtype(x)
-    options = RankOptions(relaxation, temperature, scale)
     with exact_arithmetic(x.device):
         grad = select(backend, x.device, dtype).soft_rank_backward(
-            grad_rank.to(dtype).contiguous(), x.to(dtype).contiguous(), density, options
+            grad_rank.to(dtype).contiguous(), x.to(dtype).contiguous(), density, recipe
         )
     return grad.to(x.dtype).contiguous()
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import ops  # noqa: F401 - registers the operators
 from .backends import BACKENDS, check_usable
-from .checks import check_floating
-from .options import RankOptions, one_of
+from .checks import check_floating, one_of
+from .recipe import Recipe
 
 
 def _check_values(x: Tensor, dim: int, backend: str) -> None:
@@ -45,7 +45,7 @@ def soft_rank(
     Args:
         x: values, of any shape; ranked along `dim`, of length m.
         temperature: τ, in units of x, or of its standard deviation under scale "std". > 0.
-        relaxation: Φ: "logistic" or "normal".
+        relaxation: Φ: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic" by default.
         scale: "std": τ = temperature · σ, σ the population standard deviation of the m values, with
             the gradient through it; equal values all have rank ½ and no gradient.
             None: τ = temperature.
@@ -59,11 +59,13 @@ def soft_rank(
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
     _check_values(x, dim, backend)
-    RankOptions(relaxation, temperature, scale)
+    recipe = Recipe(
+        relaxation=relaxation, temperature=temperature, scale=scale, backend=backend
+    )
     rows = x.movedim(dim, -1)
     rank, _ = torch.ops.pc_kernels.soft_rank(
         _matrix(rows),
-        float(temperature),
+        recipe.temperature,
         relaxation,
         scale,
         backend,

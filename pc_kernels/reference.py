@@ -15,9 +15,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-HUBER_DELTA = 0.1
-"""Where the `huber` penalty turns from square to line, in units of normalised rank."""
+from .formulas import HUBER_DELTA, PENALTIES, RELAXATIONS
+from .recipe import FEATURE_OPTIONS, MATRIX_OPTIONS, MatrixOptions, Options, make_recipe
+
+__all__ = [
+    "HUBER_DELTA",
+    "Coherence",
+    "coherence",
+    "coherence_from_dissimilarities",
+    "coherence_loss_from_dissimilarities",
+    "hard_rank",
+    "pairwise_dissimilarity",
+    "perception_coherence_loss",
+    "rank_penalty",
+    "relaxation_cdf",
+    "soft_rank",
+]
 
 
 class Coherence(NamedTuple):
@@ -82,11 +97,9 @@ def _present(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 def relaxation_cdf(x: Tensor, relaxation: str) -> Tensor:
     """Φ(x), the smooth step that replaces a comparison."""
-    if relaxation == "logistic":
-        return torch.sigmoid(x)
-    if relaxation == "normal":
-        return torch.special.ndtr(x)
-    raise ValueError(f"unknown relaxation {relaxation!r}")
+    if relaxation not in RELAXATIONS:
+        raise ValueError(f"unknown relaxation {relaxation!r}")
+    return RELAXATIONS[relaxation].cdf(x)
 
 
 def soft_rank(
@@ -123,15 +136,9 @@ def soft_rank(
 
 def rank_penalty(residual: Tensor, kind: str = "squared") -> Tensor:
     """ℓ(r_S − r_T)."""
-    if kind == "squared":
-        return residual.square()
-    if kind == "absolute":
-        return residual.abs()
-    if kind == "huber":
-        return torch.nn.functional.huber_loss(
-            residual, torch.zeros_like(residual), reduction="none", delta=HUBER_DELTA
-        )
-    raise ValueError(f"unknown penalty {kind!r}")
+    if kind not in PENALTIES:
+        raise ValueError(f"unknown penalty {kind!r}")
+    return PENALTIES[kind].value(residual)
 
 
 def _without_self(d: Tensor) -> Tensor:
@@ -148,18 +155,15 @@ def coherence_loss_from_dissimilarities(
     weights: Tensor | None = None,
     pair_mask: Tensor | None = None,
     exclude_self: bool = False,
-    relaxation: str = "logistic",
-    temperature: float = 0.1,
-    scale: str | None = "std",
-    penalty: str = "squared",
-    reduction: str = "mean",
+    **options: Unpack[MatrixOptions],
 ) -> Tensor:
     """L_i = mean_j ℓ(r_S(i, j) − r_T(i, j)) over the rows of two matrices [A, M], reduced over i.
 
     With `exclude_self` the matrices are [B, B] and their diagonals are left out. Where `pair_mask`
     [A, M] is False, the reference is absent for that anchor. Fewer than two references rank nothing:
-    the anchor's loss is 0, and it does not count in the mean, Σ w_i L_i / Σ w_i.
+    the anchor's loss is 0, and it does not count in the mean, Σ w_i L_i / Σ w_i. Options: see `Recipe`.
     """
+    recipe = make_recipe("coherence_loss_from_dissimilarities", options, MATRIX_OPTIONS)
     if pair_mask is not None:
         pair_mask = pair_mask.expand_as(d_s)
     if exclude_self:
@@ -167,18 +171,18 @@ def coherence_loss_from_dissimilarities(
         pair_mask = None if pair_mask is None else _without_self(pair_mask)
     d_s, keep, m = _present(d_s, pair_mask)
     d_t = torch.where(keep, d_t, 0)
-    student_rank = soft_rank(d_s, temperature, relaxation, scale, keep=keep)
-    teacher_rank = hard_rank(d_t, keep=keep).to(d_s.dtype)
-    teacher_rank = torch.where(d_t.isfinite().all(-1, keepdim=True), teacher_rank, torch.nan)
-    penalties = torch.where(keep, rank_penalty(student_rank - teacher_rank, penalty), 0)
+    rank = soft_rank(d_s, recipe.temperature, recipe.relaxation, recipe.scale, keep=keep)
+    target = hard_rank(d_t, keep=keep).to(d_s.dtype)
+    target = torch.where(d_t.isfinite().all(-1, keepdim=True), target, torch.nan)
+    value, _ = recipe.rule.value_and_slope(rank, target, keep)
     counted = m[:, 0] >= 2
     nothing = (d_s + d_t.to(d_s)).sum(-1) * 0
-    rows = torch.where(counted, penalties.sum(-1) / m[:, 0].clamp(min=1), nothing)
+    rows = torch.where(counted, value, nothing)
     weights = torch.ones_like(rows) if weights is None else weights.to(rows)
-    if reduction == "none":
+    if recipe.reduction == "none":
         return weights * rows
     total = (weights * counted).sum()
-    share = torch.where(total == 0, 1, total) if reduction == "mean" else 1
+    share = torch.where(total == 0, 1, total) if recipe.reduction == "mean" else 1
     return (weights * rows / share).sum()
 
 
@@ -190,32 +194,23 @@ def perception_coherence_loss(
     *,
     weights: Tensor | None = None,
     pair_mask: Tensor | None = None,
-    dissimilarity: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
-    teacher_dissimilarity: str | Callable[[Tensor, Tensor], Tensor] | None = None,
-    relaxation: str = "logistic",
-    temperature: float = 0.1,
-    scale: str | None = "std",
-    penalty: str = "squared",
-    reduction: str = "mean",
+    **options: Unpack[Options],
 ) -> Tensor:
     """The loss of features student [A, Ds] and teacher [A, Dt].
 
     References are the rest of the batch, or student_refs [M, Ds] with teacher_refs [M, Dt].
-    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`.
+    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`. Options: see `Recipe`.
     """
-    d_s = pairwise_dissimilarity(student, student_refs, dissimilarity)
-    d_t = pairwise_dissimilarity(teacher, teacher_refs, teacher_dissimilarity or dissimilarity)
+    recipe = make_recipe("perception_coherence_loss", options, FEATURE_OPTIONS)
+    d_s = pairwise_dissimilarity(student, student_refs, recipe.dissimilarity)
+    d_t = pairwise_dissimilarity(teacher, teacher_refs, recipe.of_teacher)
     return coherence_loss_from_dissimilarities(
         d_s,
         d_t.detach(),
         weights=weights,
         pair_mask=pair_mask,
         exclude_self=student_refs is None,
-        relaxation=relaxation,
-        temperature=temperature,
-        scale=scale,
-        penalty=penalty,
-        reduction=reduction,
+        **{name: getattr(recipe, name) for name in MATRIX_OPTIONS},
     )
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import Backend
-from .dissimilarity import Side
-from .options import CoherenceOptions
+from .backends import Backend, select
+from .checks import compute_dtype
+from .dissimilarities import GivenSide, Pairs, Points, Side, make_side
+from .recipe import Recipe
 
 CPU_CHUNK_BYTES = 256 << 20
 
@@ -32,18 +33,6 @@ def default_chunk_bytes(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max((free + reusable) // 4, CPU_CHUNK_BYTES)
-
-
-def chunk_anchors(
-    backend: Backend, references: int, itemsize: int, chunk_bytes: int, students: int = 1
-) -> int:
-    """Anchors a chunk: as many as `chunk_bytes` holds, at least 1.
-
-    An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
-    than `backend.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
-    """
-    row = references * ((1 + students) * itemsize + backend.working_bytes)
-    return max(1, min(chunk_bytes // max(row, 1), backend.chunk_rows))
 
 
 @contextmanager
@@ -65,54 +54,120 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
                     switch.fp32_precision = value
 
 
-def sweep(
-    students: Sequence[Side],
-    teacher: Side,
-    weights: Tensor,
-    options: CoherenceOptions,
-    backend: Backend,
-    *,
-    chunk: int,
-    self_start: int | None,
-    pair_mask: Tensor | None,
-    with_grad: bool,
-) -> Tensor:
-    """Losses [L, A] of L students of one teacher; with_grad, their sides then hold the gradients.
+@dataclass(frozen=True)
+class Batch:
+    """What the networks say of A anchors, and which pairs count."""
 
-    `student.gradients()` are those of Σ_i weights[l, i] L_i.
+    students: Sequence[Tensor]
+    """L students' features [A, Ds], their widths may differ; or `given`, dissimilarities [A, M]."""
+    teacher: Tensor
+    """[A, Dt]; or dissimilarities [A, M]."""
+    student_refs: Tensor | None
+    """[M, Ds], of a single student; None: the anchors themselves."""
+    teacher_refs: Tensor | None
+    """[M, Dt]."""
+    weights: Tensor
+    """[L, A], one for each student and anchor."""
+    pair_mask: Tensor | None
+    """bool, broadcast to [A, M]; where it is False the reference is absent."""
+    self_start: int | None
+    """Anchor i is reference self_start + i, and left out; None: it is none of them."""
+    given: bool
+    """Whether students and teacher are dissimilarities already."""
 
-    Args:
-        students: the students' sides.
-        teacher: the teacher's side; where there are several students, it is ranked once for all.
-        weights: w [L, A], one for each student and anchor.
-        options: relaxation, temperature, scale, penalty.
-        backend: what computes the rows.
-        chunk: anchors at a time.
-        self_start: anchor i is reference self_start + i and left out; None: it is none of them.
-        pair_mask: bool [A, M], expanded or not; where it is False the reference is absent.
-        with_grad: whether the gradients are wanted.
+    @property
+    def references(self) -> int:
+        """M."""
+        if self.given:
+            return self.teacher.shape[1]
+        return len(self.teacher if self.teacher_refs is None else self.teacher_refs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return compute_dtype(*self.students, self.teacher)
+
+    def sides(self, recipe: Recipe, engine: Backend, with_grad: bool) -> tuple[list[Side], Side]:
+        """The students' sides and the teacher's."""
+        if self.given:
+            students = [GivenSide(d.to(self.dtype), with_grad) for d in self.students]
+            return list(students), GivenSide(self.teacher.to(self.dtype), False)
+        masked = self.pair_mask is not None
+        points = [Points.of(s, self.student_refs, self.dtype) for s in self.students]
+        # Squares rank as distances do, and no root rounds to a tie.
+        name = "sqeuclidean" if recipe.of_teacher == "euclidean" else recipe.of_teacher
+        of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype)
+        return (
+            [
+                make_side(
+                    recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine
+                )
+                for p in points
+            ],
+            make_side(name, of_teacher, with_grad=False, masked=masked, maker=engine),
+        )
+
+    def pairs(self, start: int, stop: int) -> Pairs:
+        """Those of anchors start … stop−1."""
+        own = None if self.self_start is None else self.self_start + start
+        if self.pair_mask is None:
+            return Pairs(own)
+        mask = self.pair_mask.expand(len(self.teacher), self.references)
+        return Pairs(own, mask[start:stop].contiguous())
+
+
+def chunk_anchors(batch: Batch, recipe: Recipe, engine: Backend) -> int:
+    """Anchors a chunk: as many as the recipe's `chunk_bytes` holds, at least 1.
+
+    An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
+    than `engine.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
     """
-    anchors = weights.shape[1]
-    losses = torch.empty_like(weights)
-    for start in range(0, anchors, chunk):
-        stop = min(start + chunk, anchors)
-        own = None if self_start is None else self_start + start
-        keep = None if pair_mask is None else pair_mask[start:stop].contiguous()
-        target = teacher.rows(start, stop)
-        if len(students) > 1:
-            target = backend.hard_rank_rows(target, own, keep)
-        for student, w, loss in zip(students, weights, losses, strict=True):
-            rows = student.rows(start, stop)
-            loss[start:stop] = backend.coherence_rows(
-                rows, target, w[start:stop], _in_units(options, student), own, keep, with_grad
-            )
-            if with_grad:
-                student.accumulate(start, stop, rows.values)
-    return losses
+    budget = recipe.chunk_bytes
+    if budget is None:
+        budget = default_chunk_bytes(batch.teacher.device)
+    rows = 1 + len(batch.students)
+    row = batch.references * (rows * batch.dtype.itemsize + engine.working_bytes_of(recipe))
+    return max(1, min(budget // max(row, 1), engine.chunk_rows))
 
 
-def _in_units(options: CoherenceOptions, student: Side) -> CoherenceOptions:
-    """The options with a temperature in units of the dissimilarities that the side's rows hold."""
-    if options.scale is not None or student.unit == 1.0:
-        return options
-    return replace(options, temperature=options.temperature / student.unit)
+@torch.no_grad()
+def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Tensor]]:
+    """Losses [L, A], and with_grad the gradients of Σ_l Σ_i weights[l, i] L_i.
+
+    These come in the compute dtype: casting them is the last thing a backward does. One for each
+    student, and after them that of student_refs if there are any; without with_grad, none.
+    """
+    device = batch.teacher.device
+    engine = select(recipe.backend, device, batch.dtype)
+    with exact_arithmetic(device):
+        students, teacher = batch.sides(recipe, engine, with_grad)
+        weights = batch.weights.to(batch.dtype).contiguous()
+        losses = torch.empty_like(weights)
+        recipes = [_in_units(recipe, student) for student in students]
+        anchors, chunk = len(batch.teacher), chunk_anchors(batch, recipe, engine)
+        for start in range(0, anchors, chunk):
+            stop = min(start + chunk, anchors)
+            pairs = batch.pairs(start, stop)
+            target = teacher.rows(start, stop)
+            if len(students) > 1:  # ranked once for all
+                target = engine.hard_rank_rows(target, pairs)
+            for side, own, w, loss in zip(students, recipes, weights, losses, strict=True):
+                rows = side.rows(start, stop)
+                part = slice(start, stop)
+                loss[part] = engine.coherence_rows(rows, target, w[part], pairs, own, with_grad)
+                if with_grad:
+                    side.accumulate(start, stop, rows.values)
+        return losses, _gradients(students) if with_grad else []
+
+
+def _gradients(students: list[Side]) -> list[Tensor]:
+    found = [side.gradients() for side in students]
+    of_references = [refs for _, refs in found if refs is not None]
+    return [grad for grad, _ in found] + of_references
+
+
+def _in_units(recipe: Recipe, student: Side) -> Recipe:
+    """The recipe with a temperature in units of the dissimilarities that the side's rows hold."""
+    if recipe.scale is not None or student.unit == 1.0:
+        return recipe
+    return replace(recipe, temperature=recipe.temperature / student.unit)

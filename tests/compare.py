@@ -12,9 +12,15 @@ from torch import Generator, Tensor
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS
-from pc_kernels.options import METRICS, PENALTIES, REDUCTIONS, RELAXATIONS, SCALES
+from pc_kernels import formulas
+from pc_kernels.dissimilarities import DISSIMILARITIES
+from pc_kernels.recipe import REDUCTIONS, SCALES
 
 __all__ = ["BACKEND_NAMES", "METRICS", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
+
+METRICS = tuple(DISSIMILARITIES)
+PENALTIES = tuple(formulas.PENALTIES)
+RELAXATIONS = tuple(formulas.RELAXATIONS)
 
 
 def usable(dtype: torch.dtype = torch.float32) -> list[Any]:

@@ -14,18 +14,16 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarity import make_side
+from pc_kernels.dissimilarities import Points, make_side
 
 WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
 
 
 def distances(backend: str, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
     """The stage as a backend runs it."""
-    rows = make_side(metric, x, y, False).rows(0, x.shape[0])
-    if (
-        rows.offsets is not None
-    ):  # distances themselves, not less what a far anchor's have in common
-        rows.offsets = torch.zeros_like(rows.offsets)
+    rows = make_side(metric, Points(x, y), with_grad=False).rows(0, x.shape[0])
+    if rows.gram is not None:  # distances themselves, not less what a far anchor's have in common
+        rows.gram = rows.gram._replace(offsets=torch.zeros_like(rows.gram.offsets))
     return BACKENDS[backend].dissimilarity(rows).clone()
 
 

@@ -148,8 +148,8 @@ def test_compile_and_opcheck(rng: Generator) -> None:
     compiled = torch.compile(layered, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(students, teacher), layered(students, teacher))
     options = ("euclidean", "cosine", "logistic", 0.1, "std", "squared", None, "auto")
-    arguments = (students, teacher, torch.rand(2, 8), None, *options)
-    op = torch.ops.pc_kernels.perception_coherence_layers.default
+    arguments = (students, teacher, None, None, torch.rand(2, 8), None, 0, False, *options)
+    op = torch.ops.pc_kernels.ranking_loss.default
     torch.library.opcheck(op, (*arguments, False), test_utils=UTILS)
     torch.library.opcheck(op, (*arguments, True), test_utils=UTILS)
 

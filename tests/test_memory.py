@@ -39,7 +39,7 @@ s, t = features(256)
 pc_kernels.perception_coherence_loss(s, t, **options).sum().backward()
 s, t = features(rows)
 if arguments["what"] == "coherence":
-    pc_kernels.metrics.default_chunk_bytes = lambda device: arguments["budget"]
+    pc_kernels.agreement.default_chunk_bytes = lambda device: arguments["budget"]
     pc_kernels.coherence(s[:300], t[:300])
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")

@@ -1,9 +1,9 @@
 """The backends: what each needs, and the stages as it computes them.
 
 A backend is its stages: `dissimilarity` of a chunk's rows; `hard_rank`, `soft_rank` and
-`soft_rank_backward` of matrices of rows; and `coherence_rows`, an anchor's whole chain
-dissimilarity -> rank -> loss -> gradient. The backends in plain PyTorch share a form of the last that
-calls the others; the compiled ones fuse it.
+`soft_rank_backward` of matrices of rows; and `coherence_rows`, the whole chain dissimilarity -> rank ->
+loss -> gradient of a chunk. chain.py is that chain for every backend and every loss; the compiled
+backends fuse it for the losses that they know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .compiled import (
     cuda_extension_obstacle,
     extension_obstacle,
 )
-from .stagewise import ReferenceBackend, StagewiseBackend, TorchBackend
+from .plain import ReferenceBackend, TorchBackend
 from .triton import TritonBackend, triton_obstacle
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "CpuBackend",
     "CudaBackend",
     "ReferenceBackend",
-    "StagewiseBackend",
     "TorchBackend",
     "TritonBackend",
     "check_usable",

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ..options import CoherenceOptions, RankOptions
-from ..rows import RowMaker, Rows, dissimilarities
+from ..dissimilarities.gram_rows import dissimilarities
+from ..dissimilarities.rows import Pairs, RowMaker, Rows
+from . import chain
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 class Backend(RowMaker):
-    """A way to compute the stages."""
+    """A way to compute the stages.
+
+    The rank stages take `keep`, bool [N, m], contiguous, or None: where it is False the value is absent. It
+    has no say in the ranks of the others; its own rank and gradient are 0.
+    """
 
     name: str
-    working_bytes = 16
-    """Working memory for each pair of a chunk, beside its two rows of dissimilarities."""
+    working_bytes = chain.WORKING_BYTES
+    """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
     """Anchors beyond which a chunk gains nothing."""
 
@@ -26,32 +36,88 @@ class Backend(RowMaker):
         """Whether `auto` may choose it for this device, if there is no obstacle."""
         return True
 
+    def working_bytes_of(self, recipe: Recipe) -> int:
+        """Working memory that this recipe takes for each pair of a chunk."""
+        return self.working_bytes
+
     def dissimilarity(self, rows: Rows) -> Tensor:
         """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
         return dissimilarities(rows)
 
-    def hard_rank(self, x: Tensor) -> Tensor:
-        """Mid-ranks of the rows of x [N, m]."""
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Mid-ranks of the rows of x [N, m]; a row with a NaN is NaN where it is kept."""
         raise NotImplementedError
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def soft_rank(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Soft ranks of the rows of x [N, m]; with_grad, what their backward needs, else empty.
 
-        That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without.
+        That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without. A row with a
+        NaN or an infinity is NaN where it is kept.
         """
         raise NotImplementedError
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        recipe: Recipe,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
         raise NotImplementedError
 
-    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
-        """A teacher's rows as its ranks, metric "ranked", for several students to share.
+    def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
+        """A teacher's rows as its ranks, "ranked": 0 where absent, NaN in rows with a NaN or an infinity.
 
         They may reuse the memory of its values.
         """
+        return chain.hard_rank_rows(self, teacher, pairs)
+
+    def coherence_rows(
+        self,
+        student: Rows,
+        teacher: Rows,
+        weights: Tensor,
+        pairs: Pairs,
+        recipe: Recipe,
+        with_grad: bool,
+    ) -> Tensor:
+        """Losses [C] of a chunk of C anchors: all stages, one after the other or fused.
+
+        Args:
+            student: the student's rows; with_grad, their values are overwritten with V, the gradient of
+                Σ_i weights_i L_i (see dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
+            teacher: the teacher's rows, whose values may be overwritten unless they are ranks already.
+            weights: one for each anchor, [C].
+            pairs: which references each anchor has.
+            recipe: what to compute.
+            with_grad: whether V is wanted.
+        """
+        return chain.coherence_rows(self, student, teacher, weights, pairs, recipe, with_grad)
+
+
+class FusedBackend(Backend):
+    """A backend that fuses the chain for the row rules that its kernels know."""
+
+    working_bytes = 0
+
+    def working_bytes_of(self, recipe: Recipe) -> int:
+        """See `Backend`."""
+        return chain.WORKING_BYTES if recipe.rule.code is None else self.working_bytes
+
+    def fused_rows(
+        self,
+        student: Rows,
+        teacher: Rows,
+        weights: Tensor,
+        pairs: Pairs,
+        recipe: Recipe,
+        with_grad: bool,
+    ) -> Tensor:
+        """`coherence_rows` in as few kernels as can be, for rules with a code."""
         raise NotImplementedError
 
     def coherence_rows(
@@ -59,21 +125,10 @@ class Backend(RowMaker):
         student: Rows,
         teacher: Rows,
         weights: Tensor,
-        options: CoherenceOptions,
-        self_start: int | None,
-        keep: Tensor | None,
+        pairs: Pairs,
+        recipe: Recipe,
         with_grad: bool,
     ) -> Tensor:
-        """Losses [C] of a chunk of C anchors.
-
-        Args:
-            student: the student's rows; with_grad, their values are overwritten with V, the gradient
-                of Σ_i weights_i L_i (see dissimilarity.py), or with ∂L/∂δ where the metric is "given".
-            teacher: the teacher's rows, whose values may be overwritten unless they are ranks already.
-            weights: one for each anchor, [C].
-            options: relaxation, temperature, scale and penalty.
-            self_start: anchor i is reference self_start + i, and left out; None: it is none of them.
-            keep: bool [C, M], contiguous: where it is False the reference is absent; None: all are there.
-            with_grad: whether V is wanted.
-        """
-        raise NotImplementedError
+        """See `Backend`."""
+        rows = super().coherence_rows if recipe.rule.code is None else self.fused_rows
+        return rows(student, teacher, weights, pairs, recipe, with_grad)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..options import CoherenceOptions, RankOptions
-from ..rows import Rows
-from .base import Backend
+from ..dissimilarities.rows import Pairs, Rows
+from .base import FusedBackend
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
-class CompiledBackend(Backend):
+class CompiledBackend(FusedBackend):
     """A backend of compiled kernels: each stage is an operator with the backend's name in front."""
-
-    working_bytes = 0
 
     def operator(self, stage: str) -> Callable[..., Any]:
         """The operator that computes `stage`."""
@@ -29,47 +29,51 @@ class CompiledBackend(Backend):
         self.operator("dissimilarity_")(*_fields(rows))
         return rows.values
 
-    def hard_rank(self, x: Tensor) -> Tensor:
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
-        return self.operator("hard_rank")(x.contiguous())
+        return self.operator("hard_rank")(x.contiguous(), keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def soft_rank(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return self.operator("soft_rank")(x.contiguous(), *_arguments(options), with_grad)
+        return self.operator("soft_rank")(x.contiguous(), keep, *_scaling(recipe), with_grad)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        recipe: Recipe,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
         return self.operator("soft_rank_backward")(
-            grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
+            grad_rank.contiguous(), x.contiguous(), density, keep, *_scaling(recipe)
         )
 
-    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
+    def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """See `Backend`."""
-        start = -1 if self_start is None else self_start
-        self.operator("hard_rank_rows_")(*_fields(teacher), keep, start)
+        self.operator("hard_rank_rows_")(*_fields(teacher), *_pairs(pairs))
         return Rows(teacher.values, "ranked")
 
-    def coherence_rows(
+    def fused_rows(
         self,
         student: Rows,
         teacher: Rows,
         weights: Tensor,
-        options: CoherenceOptions,
-        self_start: int | None,
-        keep: Tensor | None,
+        pairs: Pairs,
+        recipe: Recipe,
         with_grad: bool,
     ) -> Tensor:
-        """See `Backend`; fused, a row at a time."""
+        """See `FusedBackend`; a row at a time."""
         return self.operator("coherence_rows")(
             *_fields(student),
             *_fields(teacher),
             weights,
-            keep,
-            -1 if self_start is None else self_start,
-            *_arguments(options),
-            options.penalty,
+            *_pairs(pairs),
+            *_scaling(recipe),
+            recipe.penalty,
             with_grad,
         )
 
@@ -122,20 +126,16 @@ class CudaBackend(CompiledBackend):
         return None
 
 
-def _arguments(options: RankOptions) -> tuple[float, str, bool]:
-    return options.temperature, options.relaxation, options.scale == "std"
+def _fields(rows: Rows) -> tuple[Tensor, str, list[Tensor]]:
+    return rows.values, rows.dissimilarity, list(rows.gram or ())
 
 
-def _fields(rows: Rows) -> tuple[Any, ...]:
-    return (
-        rows.values,
-        rows.metric,
-        rows.anchors,
-        rows.references,
-        rows.anchor_sq,
-        rows.reference_sq,
-        rows.offsets,
-    )
+def _pairs(pairs: Pairs) -> tuple[Tensor | None, int]:
+    return pairs.keep, -1 if pairs.self_start is None else pairs.self_start
+
+
+def _scaling(recipe: Recipe) -> tuple[float, str, bool]:
+    return recipe.temperature, recipe.relaxation, recipe.scale == "std"
 
 
 @cache

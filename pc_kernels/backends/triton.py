@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..options import CoherenceOptions, RankOptions
-from ..rows import Rows
-from .base import Backend
+from ..dissimilarities.rows import Pairs, Rows
+from .base import FusedBackend
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
-class TritonBackend(Backend):
+class TritonBackend(FusedBackend):
     """Triton kernels (triton_kernels/): a GPU and `pip install triton` are all they need."""
 
     name = "triton"
-    working_bytes = 0
 
     def serves(self, device: torch.device) -> bool:
         """GPUs; the interpreter, on the CPU, is for tests."""
@@ -46,40 +47,44 @@ class TritonBackend(Backend):
         """See `RowMaker`: one kernel for narrow features, products and all."""
         return bool(_launch().straight_dissimilarity(rows))
 
-    def hard_rank(self, x: Tensor) -> Tensor:
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
-        return _launch().hard_rank(x.contiguous())
+        return _launch().hard_rank(x.contiguous(), keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def soft_rank(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return _launch().soft_rank(x.contiguous(), options, with_grad)
+        return _launch().soft_rank(x.contiguous(), recipe, with_grad, keep)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        recipe: Recipe,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
         return _launch().soft_rank_backward(
-            grad_rank.contiguous(), x.contiguous(), density, options
+            grad_rank.contiguous(), x.contiguous(), density, recipe, keep
         )
 
-    def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
+    def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """See `Backend`."""
-        return _launch().hard_rank_rows(teacher, self_start, keep)
+        return _launch().hard_rank_rows(teacher, pairs)
 
-    def coherence_rows(
+    def fused_rows(
         self,
         student: Rows,
         teacher: Rows,
         weights: Tensor,
-        options: CoherenceOptions,
-        self_start: int | None,
-        keep: Tensor | None,
+        pairs: Pairs,
+        recipe: Recipe,
         with_grad: bool,
     ) -> Tensor:
-        """See `Backend`; two kernels, `hard_rank_rows` and all the rest."""
-        return _launch().coherence_rows(
-            student, teacher, weights, options, self_start, keep, with_grad
-        )
+        """See `FusedBackend`; two kernels, `hard_rank_rows` and all the rest."""
+        return _launch().coherence_rows(student, teacher, weights, pairs, recipe, with_grad)
 
 
 def _launch() -> Any:

@@ -1,93 +1,19 @@
-"""What the loss stands for, measured: coherence; and the dissimilarity stage, standing alone."""
+"""What the loss stands for, measured: how far two networks agree on the order of the references."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import select
-from .checks import (
-    check_features,
-    check_matrix,
-    check_same_device,
-    compute_dtype,
-    first_order_only,
-)
-from .dissimilarity import Side, make_side
-from .options import Metric, check_metric
+from .checks import check_features, compute_dtype
+from .dissimilarities import Dissimilarity, Pairs, Points, make_side
+from .recipe import Recipe
 from .reference import Coherence
-from .rows import Rows, dissimilarities_backward
 from .sweep import default_chunk_bytes, exact_arithmetic
 
 COHERENCE_WORKING_BYTES = 192
 """Working memory for each pair of a chunk: 145 of integer ranks and permutations, and their holes."""
-
-
-def pairwise_dissimilarity(
-    x: Tensor, y: Tensor | None = None, metric: Metric = "euclidean"
-) -> Tensor:
-    """δ(i, j) of all rows of x and y, accurate for near-duplicates too, with gradients.
-
-    Args:
-        x: [A, D].
-        y: [M, D]; by default x itself.
-        metric: "euclidean", "sqeuclidean", "cosine", "cityblock" or a function ([A, D], [M, D]) ->
-            [A, M]. A distance of 0 has gradient 0; a vector of zeros has cosine dissimilarity 1 to
-            every vector.
-
-    Returns:
-        [A, M], in the dtype of x.
-
-    Raises:
-        TypeError, ValueError: an argument is not what is said here.
-    """
-    check_matrix("x", x, "[rows, width]")
-    check_metric("metric", metric)
-    if y is not None:
-        check_matrix("y", y, "[rows, width]")
-        if x.shape[1] != y.shape[1]:
-            raise ValueError(f"x and y must have the same width; got {x.shape[1]} and {y.shape[1]}")
-        check_same_device(x=x, y=y)
-    if callable(metric):
-        return metric(x, x if y is None else y)
-    return _Pairwise.apply(x, y, metric)
-
-
-class _Pairwise(torch.autograd.Function):
-    """All pairs through one Gram matrix; the backward through two products with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.metric = metric
-        side, _, d = _matrix(x, y, metric)
-        return (d * side.unit).to(x.dtype)
-
-    @staticmethod
-    @first_order_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, y = ctx.saved_tensors
-        side, rows, d = _matrix(x, y, ctx.metric)
-        with exact_arithmetic(x.device):
-            grad = dissimilarities_backward(rows, d, grad.to(d.dtype) * side.unit)
-            side.accumulate(0, x.shape[0], grad)
-            to_x, to_y = side.gradients()
-        return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
-
-
-def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor]:
-    """The side of x and y, its rows, and δ [A, M] in the side's unit and the compute dtype."""
-    dtype = compute_dtype(x) if y is None else compute_dtype(x, y)
-    features = [None if v is None else v.detach().to(dtype).contiguous() for v in (x, y)]
-    assert features[0] is not None
-    with torch.no_grad(), exact_arithmetic(x.device):
-        side = make_side(metric, features[0], features[1], True)
-        rows = side.rows(0, x.shape[0])
-        if rows.offsets is not None:  # distances themselves are wanted, not their differences
-            rows.offsets = torch.zeros_like(rows.offsets)
-        return side, rows, select("auto", x.device, dtype).dissimilarity(rows)
 
 
 @torch.no_grad()
@@ -97,8 +23,8 @@ def coherence(
     student_refs: Tensor | None = None,
     teacher_refs: Tensor | None = None,
     *,
-    dissimilarity: Metric = "euclidean",
-    teacher_dissimilarity: Metric | None = None,
+    dissimilarity: Dissimilarity = "euclidean",
+    teacher_dissimilarity: Dissimilarity | None = None,
 ) -> Coherence:
     """How far student and teacher order the references of an anchor the same way. No gradient.
 
@@ -119,36 +45,29 @@ def coherence(
         TypeError, ValueError: an argument is not what is said here.
     """
     check_features(student, teacher, student_refs, teacher_refs)
-    check_metric("dissimilarity", dissimilarity)
-    teacher_dissimilarity = (
-        dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
-    )
-    check_metric("teacher_dissimilarity", teacher_dissimilarity)
+    recipe = Recipe(dissimilarity, teacher_dissimilarity)
     device, dtype = student.device, compute_dtype(student, teacher)
-    features = [
-        None if x is None else x.to(dtype).contiguous()
-        for x in (student, teacher, student_refs, teacher_refs)
-    ]
-    s, t, s_refs, t_refs = features
-    assert s is not None and t is not None
-    backend = select("auto", device, dtype)
-    anchors, references = s.shape[0], (s if s_refs is None else s_refs).shape[0]
-    m = references - (s_refs is None)
+    anchors, references = len(student), len(student if student_refs is None else student_refs)
+    m = references - (student_refs is None)
     total = torch.zeros(2, dtype=torch.float64, device=device)
     if m < 2 or anchors == 0:
         return Coherence(*(total + torch.nan).to(dtype))
+    backend = select("auto", device, dtype)
     chunk = max(1, default_chunk_bytes(device) // (references * COHERENCE_WORKING_BYTES))
     with exact_arithmetic(device):
-        student_side = make_side(dissimilarity, s, s_refs, False)
-        teacher_side = make_side(teacher_dissimilarity, t, t_refs, False)
+        sides = [
+            make_side(name, Points.of(x, refs, dtype), with_grad=False)
+            for name, x, refs in (
+                (recipe.dissimilarity, student, student_refs),
+                (recipe.of_teacher, teacher, teacher_refs),
+            )
+        ]
         for start in range(0, anchors, chunk):
             stop = min(start + chunk, anchors)
-            d_s = backend.dissimilarity(student_side.rows(start, stop))
-            d_t = backend.dissimilarity(teacher_side.rows(start, stop))
-            if s_refs is None:
-                keep = torch.ones_like(d_s, dtype=torch.bool)
-                keep[torch.arange(stop - start), torch.arange(start, stop)] = False
-                d_s, d_t = d_s[keep].view(-1, m), d_t[keep].view(-1, m)
+            d_s, d_t = (backend.dissimilarity(side.rows(start, stop)) for side in sides)
+            if student_refs is None:
+                others = Pairs(start).present(d_s)
+                d_s, d_t = d_s[others].view(-1, m), d_t[others].view(-1, m)
             total += torch.stack([agreement_rows(d_s, d_t).sum(), spearman_rows(d_s, d_t).sum()])
     return Coherence(*(total / anchors).to(dtype))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import compute_dtype
+from ..checks import compute_dtype
 
 
 def anchor_weights(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import FLOATS, first_order_only
+from ..checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import FLOATS, check_features
+from ..checks import FLOATS, check_features
 from .distributed import Group, gather_batch
 
 

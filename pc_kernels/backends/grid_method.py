@@ -2,42 +2,23 @@
 
 A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read at the row's own points.
 *Spread* the points onto a uniform grid, *convolve* with Φ (and with φ = Φ′, for the gradient),
-*gather* at the points: docs/method.md, Eq. 3-6. float32 and float64 differ only in `GridSpec`.
+*gather* at the points: docs/method.md, Eq. 3-6. float32 and float64 differ only in the size of the grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .options import RankOptions
-from .reference import relaxation_cdf
+from ..formulas import Relaxation
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
-@dataclass(frozen=True)
-class GridSpec:
-    """Grid nodes per unit of temperature, stencil nodes, and where Φ is 0 or 1 to rounding."""
-
-    inverse_step: int
-    stencil: int
-    support: int
-
-    @property
-    def band(self) -> int:
-        """Nodes on either side that a node's convolution needs."""
-        return self.support * self.inverse_step
-
-
-SPECS = {
-    ("logistic", torch.float32): GridSpec(4, 8, 17),
-    ("normal", torch.float32): GridSpec(6, 8, 6),
-    ("logistic", torch.float64): GridSpec(8, 16, 36),
-    ("normal", torch.float64): GridSpec(12, 16, 9),
-}
 
 CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
@@ -61,7 +42,7 @@ def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
 
 
 def soft_rank(
-    x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Soft ranks in [0, 1] of the rows of x [N, m]; a row that is not finite is NaN.
 
@@ -70,7 +51,7 @@ def soft_rank(
     """
     if x.shape[1] == 0:
         return x.clone(), x.clone()
-    row = _Rows(x, options, keep)
+    row = _Rows(x, recipe, keep)
     sums, density = row.rank_sums(with_grad)
     return row.settle((sums - 0.5) / row.others, 0.5), density
 
@@ -79,7 +60,7 @@ def soft_rank_backward(
     grad_rank: Tensor,
     x: Tensor,
     density: Tensor,
-    options: RankOptions,
+    recipe: Recipe,
     keep: Tensor | None = None,
 ) -> Tensor:
     """Σ_j grad_rank_j ∂r_j/∂x for the rows of x [N, m]; also through σ under scale "std".
@@ -88,10 +69,10 @@ def soft_rank_backward(
     """
     if x.shape[1] == 0:
         return x.clone()
-    row = _Rows(x, options, keep)
+    row = _Rows(x, recipe, keep)
     slope = row.only_kept(grad_rank / row.others)
     grad = row.only_kept(row.slope_sums(slope, density) / row.tau)
-    if options.scale == "std":
+    if recipe.scale == "std":
         # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
         grad = grad - row.standard * row.mean(grad * row.standard)
     return row.only_kept(row.settle(grad, 0.0).to(x.dtype))
@@ -100,7 +81,7 @@ def soft_rank_backward(
 class _Rows:
     """Rows x [N, m] located on a grid (or, nearly hard, sorted), ready for sums over pairs."""
 
-    def __init__(self, x: Tensor, options: RankOptions, keep: Tensor | None) -> None:
+    def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None) -> None:
         self.keep = keep
         self.count = _count(x, keep)
         if keep is not None:  # what is absent moves to the lowest value, where it has weight 0
@@ -108,23 +89,22 @@ class _Rows:
             x = torch.where(keep, x, torch.where(self.count == 0, 0, lowest))
         self.others = (self.count - 1).clamp(min=1)
         self.finite = x.isfinite().all(1, keepdim=True)
-        self.spec = SPECS[options.relaxation, x.dtype]
-        self.relaxation = options.relaxation
+        self.relaxation = recipe.smooth_step
+        self.spec = self.relaxation.grid(x.dtype)
         self.dtype = x.dtype
         # Places need more digits than sums: beside a large value a small one has digits that their
         # difference in float32 has not, and at a low temperature these decide.
         wide = _wide(torch.where(self.finite, x, 0))
         equal = (wide == wide[:, :1]).all(1, keepdim=True)
-        self.constant = (equal & (options.scale == "std")) | (self.count < 2)
-        low = wide.amin(
-            1, keepdim=True
-        )  # the mean of differences: the values may be too large to add
+        self.constant = (equal & (recipe.scale == "std")) | (self.count < 2)
+        low = wide.amin(1, keepdim=True)
+        # The mean of differences: the values themselves may be too large to add.
         centred = self.only_kept(wide - low)
         centred = self.only_kept(centred - self.mean(centred))
         self.sigma = torch.where(self.constant, 1, self._deviation(centred))
         self.standard = centred / self.sigma
-        self.tau = self.sigma if options.scale == "std" else torch.ones_like(self.sigma)
-        self.tau = self.tau * options.temperature
+        self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
+        self.tau = self.tau * recipe.temperature
         points = torch.where(self.constant, 0, (wide - low) / self.tau)
         self.order: Tensor | None = None
         limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
@@ -211,7 +191,7 @@ class _Rows:
         blocks = -(-count // block)
         padded = torch.nn.functional.pad(mass, (block, block + blocks * block - count))
         windows = padded.unfold(1, 3 * block, block)  # [N, blocks, 3 block]
-        taps = _taps(self.spec, self.relaxation, kind, mass.dtype, mass.device)
+        taps = _taps(self.relaxation, kind, mass.dtype, mass.device)
         result = windows @ taps
         if kind == "cdf":  # what lies below a block's window counts in full
             totals = padded.unfold(1, block, block).sum(2)
@@ -246,9 +226,7 @@ class _Rows:
         kept = self._in_order(self.only_kept(torch.ones_like(self.points)))
         total = kept.cumsum(1) - kept / 2
         for lower, upper, gap, both in self._neighbours(kept):
-            above = both * relaxation_cdf(
-                -gap, self.relaxation
-            )  # of the lower point over the upper
+            above = both * self.relaxation.cdf(-gap)  # of the lower point over the upper
             total[:, upper] -= above
             total[:, lower] += above
         return self._by_point(total)
@@ -259,7 +237,7 @@ class _Rows:
         total = torch.zeros_like(ordered)
         for lower, upper, gap, both in self._neighbours(kept):
             push = ordered[:, upper] - ordered[:, lower]
-            push = push * both * relaxation_pdf(gap, self.relaxation)
+            push = push * both * self.relaxation.pdf(gap)
             total[:, upper] += push
             total[:, lower] -= push
         return self._by_point(total)
@@ -282,13 +260,6 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def relaxation_pdf(x: Tensor, relaxation: str) -> Tensor:
-    """φ = Φ′."""
-    if relaxation == "logistic":
-        return torch.sigmoid(x) * torch.sigmoid(-x)
-    return torch.exp(-x.square() / 2) / (2 * torch.pi) ** 0.5
-
-
 def _lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
     """Weights of the `count` nodes around the cell, for u in [−½, ½] inside it."""
     nodes = [n - (count - 1) / 2 for n in range(count)]
@@ -307,11 +278,12 @@ def _lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
 
 @lru_cache(maxsize=64)
 def _taps(
-    spec: GridSpec, relaxation: str, kind: str, dtype: torch.dtype, device: torch.device
+    relaxation: Relaxation, kind: str, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The constant matrix [3 band, band] from a window of nodes to the block in its middle."""
+    spec = relaxation.grid(dtype)
     source = torch.arange(3 * spec.band, dtype=torch.float64) - spec.band
     target = torch.arange(spec.band, dtype=torch.float64)
     x = (target[None, :] - source[:, None]) / spec.inverse_step
-    values = relaxation_cdf(x, relaxation) if kind == "cdf" else relaxation_pdf(x, relaxation)
+    values = relaxation.cdf(x) if kind == "cdf" else relaxation.pdf(x)
     return values.to(dtype=dtype, device=device)

@@ -12,7 +12,7 @@ from torch import Generator
 
 import pc_kernels
 from pc_kernels import reference
-from pc_kernels.metrics import agreement_rows, inversions, spearman_rows
+from pc_kernels.agreement import agreement_rows, inversions, spearman_rows
 
 NEAR = 1e-6
 """Both are float32 at the end; between, counts are integers and sums float64."""
@@ -116,6 +116,6 @@ def test_dtypes_and_no_gradient(dtype: torch.dtype, rng: Generator) -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, rng: Generator) -> None:
     s, t = quantised(rng, 40, 4), quantised(rng, 40, 4)
     whole = pc_kernels.coherence(s, t)
-    monkeypatch.setattr("pc_kernels.metrics.default_chunk_bytes", lambda device: 3 * 40 * 128)
+    monkeypatch.setattr("pc_kernels.agreement.default_chunk_bytes", lambda device: 3 * 40 * 128)
     chunked = pc_kernels.coherence(s, t)
     assert all(abs(a - b) <= NEAR for a, b in zip(whole, chunked, strict=True))

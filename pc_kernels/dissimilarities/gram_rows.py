@@ -1,0 +1,110 @@
+"""The stage `dissimilarity` of Gram rows in plain PyTorch: inner products to δ, and ∂L/∂δ to V.
+
+V(i, j) = ∂L/∂δ(i, j) · c(i, j), scaled such that ∂L/∂a_i = Σ_j V(i, j) (a_i − b_j). The kernels do the
+same: csrc/cpu/dissimilarity.h, csrc/cuda/dissimilarity.cuh, triton_kernels/dissimilarity.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import Gram, Rows
+
+NEAR = 1 / 64
+"""Squared distances below this share of |a|² + |b|² are summed again from the differences."""
+
+
+class GramFormula:
+    """How a squared distance becomes the dissimilarity; the identity, unless a method says otherwise."""
+
+    power = 2
+    """The dissimilarity grows with this power of the features' scale."""
+
+    def of_square(self, squared: Tensor) -> Tensor:
+        """δ of |a − b|²."""
+        return squared
+
+    def of_excess(self, excess: Tensor, squared: Tensor, offset: Tensor) -> Tensor:
+        """δ − offset^power of a far anchor, from |a − b|² − |a|² and |a − b|²; offset is |a|."""
+        return excess
+
+    def backward(self, d: Tensor, grad: Tensor) -> Tensor:
+        """∂L/∂δ to V."""
+        return grad * 2
+
+
+class Euclidean(GramFormula):
+    """|a − b|; a distance of 0 has gradient 0."""
+
+    power = 1
+
+    def of_square(self, squared: Tensor) -> Tensor:
+        """See `GramFormula`."""
+        return squared.clamp(min=0).sqrt()
+
+    def of_excess(self, excess: Tensor, squared: Tensor, offset: Tensor) -> Tensor:
+        """√(x + y) − √x = y/(√(x + y) + √x)."""
+        return excess / (self.of_square(squared) + offset)
+
+    def backward(self, d: Tensor, grad: Tensor) -> Tensor:
+        """See `GramFormula`."""
+        return torch.where(d == 0, 0, grad / d)
+
+
+class Cosine(GramFormula):
+    """1 − cos(a, b), which is half the squared distance of unit vectors; none of them is far out."""
+
+    def of_square(self, squared: Tensor) -> Tensor:
+        """See `GramFormula`."""
+        return squared / 2
+
+    def backward(self, d: Tensor, grad: Tensor) -> Tensor:
+        """See `GramFormula`."""
+        return grad
+
+
+GRAM: dict[str, GramFormula] = {
+    "euclidean": Euclidean(),
+    "sqeuclidean": GramFormula(),
+    "cosine": Cosine(),
+}
+"""The dissimilarities that are made of inner products."""
+
+
+def squared_distances(products: Tensor, gram: Gram) -> Tensor:
+    """|a_i − b_j|² [C, M] of inner products; the short ones from the differences."""
+    scale = gram.anchor_sq[:, None] + gram.reference_sq
+    squared = torch.sub(scale, products, alpha=2)
+    i, j = torch.nonzero(squared < NEAR * scale, as_tuple=True)
+    block = max(1, (1 << 20) // gram.anchors.shape[1])  # pairs whose differences are in memory
+    for block_i, block_j in zip(i.split(block), j.split(block), strict=True):
+        difference = gram.anchors[block_i] - gram.references[block_j]
+        squared[block_i, block_j] = difference.square().sum(1)
+    return squared
+
+
+def dissimilarities(rows: Rows) -> Tensor:
+    """δ(i, j) [C, M], less the row's offset (see `Rows`)."""
+    if rows.gram is None:
+        return rows.values
+    gram, formula = rows.gram, GRAM[rows.dissimilarity]
+    squared = squared_distances(rows.values, gram)
+    offset = gram.offsets[:, None]
+    excess = torch.sub(gram.reference_sq, rows.values, alpha=2)
+    near = squared < NEAR * (gram.anchor_sq[:, None] + gram.reference_sq)
+    excess = torch.where(near, squared - gram.anchor_sq[:, None], excess)
+    far = formula.of_excess(excess, squared, offset)
+    return torch.where(offset > 0, far, formula.of_square(squared))
+
+
+def true_dissimilarities(rows: Rows, d: Tensor) -> Tensor:
+    """What `dissimilarities` leaves, with the rows' offsets."""
+    if rows.gram is None:
+        return d
+    return d + rows.gram.offsets.pow(GRAM[rows.dissimilarity].power)[:, None]
+
+
+def dissimilarities_backward(rows: Rows, d: Tensor, grad: Tensor) -> Tensor:
+    """∂L/∂δ to V, for rows without a Gram matrix ∂L/∂δ itself; d are the true dissimilarities."""
+    return grad if rows.gram is None else GRAM[rows.dissimilarity].backward(d, grad)

@@ -1,0 +1,79 @@
+"""What travels between the stages: a chunk of anchors against all references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Gram(NamedTuple):
+    """What makes squared distances of a chunk's inner products."""
+
+    anchors: Tensor
+    """[C, D]."""
+    references: Tensor
+    """[M, D]."""
+    anchor_sq: Tensor
+    """Squared norms [C]."""
+    reference_sq: Tensor
+    """Squared norms [M]."""
+    offsets: Tensor
+    """[C]: |a| of an anchor that is far out, else 0; see `Rows`."""
+
+
+@dataclass
+class Rows:
+    """A chunk of anchors against all references.
+
+    `values` [C, M] holds inner products, and `gram` what makes squared distances of them; without a
+    `gram` it holds dissimilarities ("given"), or a teacher's hard ranks ("ranked").
+
+    The distances of an anchor far out differ only in their last digits. Backends keep such a row, whose
+    offset |a| is then not 0, as δ − |a| (squared distances as δ − |a|²): ranks do not change by it.
+    """
+
+    values: Tensor
+    dissimilarity: str = "given"
+    gram: Gram | None = None
+    ready: bool = False
+    """Whether `values` holds δ already, of Gram rows whose V the backend leaves: see `RowMaker`."""
+
+
+class Pairs(NamedTuple):
+    """Which references each anchor of a chunk has."""
+
+    self_start: int | None = None
+    """Anchor i is reference self_start + i, and left out; None: it is none of them."""
+    keep: Tensor | None = None
+    """bool [C, M], contiguous: where it is False the reference is absent; None: all are there."""
+
+    def present(self, rows: Tensor) -> Tensor:
+        """Bool [C, M]: whether anchor i has reference j; `rows` is of that shape and device."""
+        if self.keep is None:
+            keep = torch.ones_like(rows, dtype=torch.bool)
+        else:
+            keep = self.keep.clone()
+        if self.self_start is not None:
+            keep.diagonal(self.self_start)[: len(keep)].fill_(False)
+        return keep
+
+
+class RowMaker:
+    """How Gram rows come about; backends may know better."""
+
+    def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """A matrix of anything, of the dtype and on the device of `like`."""
+        return like.new_empty(rows, columns)
+
+    def straight(self, rows: Rows) -> bool:
+        """Fills the values with δ straight from the features, if that beats a product of matrices.
+
+        Says whether it has; who makes such rows `ready` finds them so in `coherence_rows` and its kin.
+        """
+        return False
+
+
+PLAIN = RowMaker()

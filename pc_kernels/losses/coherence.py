@@ -1,0 +1,93 @@
+"""Perception coherence: features -> dissimilarity -> rank -> loss -> gradient. Read this first.
+
+The path of a call, a file each: `perception_coherence_loss` here makes a `Recipe` (recipe.py) of the
+options -> `ranking_loss` (ranking.py) checks the inputs -> `PerceptionCoherenceFunction` (function.py) is
+the custom backward -> `torch.ops.pc_kernels.ranking_loss` (ops.py) is what the dispatcher sees -> `sweep`
+(sweep.py) goes through chunks of anchors -> a backend's `coherence_rows` (backends/) computes their rows.
+The definitions are in reference.py.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..recipe import FEATURE_OPTIONS, Options, make_recipe, shows_options
+from ..training.distributed import Group
+from .ranking import Inputs, RankingLoss, ranking_loss
+
+
+@shows_options(FEATURE_OPTIONS)
+def perception_coherence_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_refs: Tensor | None = None,
+    teacher_refs: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    pair_mask: Tensor | None = None,
+    process_group: Group | None = None,
+    **options: Unpack[Options],
+) -> Tensor:
+    """How differently student and teacher rank the references around each anchor.
+
+    Every row is an anchor. Its references are the other rows, or the rows of `student_refs` and
+    `teacher_refs` where these are given. L_i = mean_j ℓ(r_S(i, j) − r_T(i, j)), with the teacher's
+    hard ranks and the student's soft ranks, both in [0, 1]; see `pc_kernels.reference`. After
+    perception coherence, arXiv 2505.06595.
+
+    Args:
+        student: features [A, Ds]; float32, float64, bfloat16 or float16 (computed in float32, or in
+            float64 if any input is).
+        teacher: features [A, Dt] of the same inputs. They get no gradient.
+        student_refs: reference features [M, Ds], say a memory bank; they get gradients if they
+            require them.
+        teacher_refs: [M, Dt], of the same inputs as student_refs.
+        weights: [A], how much each anchor counts: "mean" is Σ w_i L_i / Σ w_i (0 if all weights are 0),
+            "sum" Σ w_i L_i, "none" w_i L_i. They get no gradient.
+        pair_mask: bool [A, M], or 1 in place of either; True where the pair counts. A masked pair is as
+            if that reference were absent: not ranked, not counted (padding, other views of the anchor).
+            An anchor left with fewer than 2 references has loss 0 and does not count in the mean.
+        dissimilarity: "euclidean", "sqeuclidean", "cosine", "cityblock", or a function of anchors
+            [C, Ds] and references [M, Ds] to [C, M]. Gradients reach the features that a function
+            is given, not parameters inside it.
+        teacher_dissimilarity: the teacher's, if another.
+        relaxation: the CDF Φ in the soft rank: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic"
+            by default.
+        temperature: τ, in units of σ_i or of the dissimilarity itself: see scale. > 0.
+        scale: "std": τ_i = temperature · σ_i, the standard deviation of the anchor's dissimilarities;
+            the loss then does not change when the student's features are scaled. None: τ = temperature.
+        penalty: ℓ of a residual of ranks: a row of `pc_kernels.formulas.PENALTIES`, "squared" by
+            default.
+        reduction: "mean" or "sum" over anchors, or "none": one value an anchor.
+        chunk_bytes: working memory of the pass over anchors; default 256 MiB, or more on a GPU that
+            has it free.
+        process_group: a torch.distributed group whose ranks hold parts of one joint batch; see
+            `pc_kernels.training.distributed`.
+        backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see
+            `python -m pc_kernels.info`.
+
+    Returns:
+        A scalar, or [A] for reduction "none". Fewer than two references rank nothing: 0. A NaN or an
+        infinity in the features of a row, or of a reference of it, makes its loss NaN.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
+    """
+    recipe = make_recipe("perception_coherence_loss", options)
+    inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
+    return ranking_loss(inputs, recipe, process_group)
+
+
+class PerceptionCoherenceLoss(RankingLoss):
+    """`perception_coherence_loss` as a module.
+
+    Each option is an attribute, which may be set between calls, and is then checked.
+
+    Example:
+        >>> loss_fn = pc_kernels.PerceptionCoherenceLoss()
+        >>> loss = loss_fn(student, teacher)    # [B, Ds], [B, Dt] -> scalar
+        >>> loss.backward()
+
+    Args, result and errors: see `perception_coherence_loss`.
+    """

@@ -1,0 +1,121 @@
+"""The custom backward of every loss, as a `torch.autograd.Function`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import first_order_only
+from ..ops import run
+from ..recipe import Recipe
+from ..sweep import Batch
+from .weighting import anchor_weights, shares
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `PerceptionCoherenceFunction` does, beside the tensors."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    self_start: int | None = None
+    """Anchor i is reference self_start + i, and left out; None: it is none of them. Where the anchors
+    are the references themselves, it is 0 whatever is said here."""
+    given: bool = False
+    """Whether student and teacher are dissimilarities, not features."""
+    layer_weights: tuple[float, ...] = (1.0,)
+    """λ_l, one for each student."""
+
+    def place(self, references: Tensor | None) -> int | None:
+        """Where the anchors are among the references, given these."""
+        return 0 if references is None and not self.given else self.self_start
+
+
+class PerceptionCoherenceFunction(torch.autograd.Function):
+    """Σ_l λ_l L_l of students l of one teacher; a single student is a list of one.
+
+    The forward computes the gradients beside the loss, in one pass, and the backward scales them by
+    the incoming gradient. For reduction "none" the incoming gradient weights the anchors, so the
+    backward runs a second pass with these weights. The teacher gets no gradient: ranks are steps.
+
+    Example:
+        >>> loss = PerceptionCoherenceFunction.apply(student, teacher)
+        >>> task = Task(Recipe(temperature=0.2))
+        >>> loss = PerceptionCoherenceFunction.apply(student, teacher, None, None, None, None, task)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        student_refs: Tensor | None = None,
+        teacher_refs: Tensor | None = None,
+        weights: Tensor | None = None,
+        pair_mask: Tensor | None = None,
+        *rest: Any,
+    ) -> Tensor:
+        """The loss: a scalar, or [A] for reduction "none", in float32 (float64 if an input is).
+
+        Args:
+            ctx: PyTorch's.
+            student: features [A, Ds], or dissimilarities [A, M] if the task says so.
+            teacher: [A, Dt] or [A, M].
+            student_refs: [M, Ds] or None.
+            teacher_refs: [M, Dt] or None.
+            weights: of anchors, [A] or None.
+            pair_mask: bool, broadcast to [A, M], or None.
+            rest: the `Task`, by default `Task()`, and the students after the first.
+        """
+        task, *others = rest or (Task(),)
+        students = [student, *others]
+        own = task.place(teacher_refs)
+        weights = anchor_weights((*students, teacher), weights, pair_mask, own)
+        if task.recipe.reduction == "mean":
+            weights = shares(weights)
+        if task.layer_weights != (1.0,):
+            weights = weights.new_tensor(task.layer_weights)[:, None] * weights
+        weights = weights.expand(len(students), -1)
+        batch = Batch(
+            students, teacher, student_refs, teacher_refs, weights, pair_mask, own, task.given
+        )
+        wanted = any(ctx.needs_input_grad)
+        at_once = wanted and task.recipe.reduction != "none"
+        losses, gradients = run(batch, task.recipe, at_once)
+        ctx.task, ctx.at_once, ctx.with_refs = task, at_once, student_refs is not None
+        ctx.inputs = len(ctx.needs_input_grad)
+        ctx.dtypes = [x.dtype for x in (*students, student_refs) if x is not None]
+        if at_once:
+            ctx.save_for_backward(*gradients)
+        elif wanted:
+            ctx.save_for_backward(
+                weights, teacher, student_refs, teacher_refs, pair_mask, *students
+            )
+        total = (losses * weights).sum(0)
+        return total if task.recipe.reduction == "none" else total.sum()
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the students and of student_refs, in their dtypes."""
+        if ctx.at_once:
+            gradients = [saved * grad_loss for saved in ctx.saved_tensors]
+        else:
+            weights, teacher, student_refs, teacher_refs, pair_mask, *students = ctx.saved_tensors
+            batch = Batch(
+                students,
+                teacher,
+                student_refs,
+                teacher_refs,
+                weights * grad_loss,
+                pair_mask,
+                ctx.task.place(teacher_refs),
+                ctx.task.given,
+            )
+            _, gradients = run(batch, ctx.task.recipe, True)
+        gradients = [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        to_refs = gradients.pop() if ctx.with_refs else None
+        first, *others = gradients
+        return (first, None, to_refs, None, None, None, None, *others)[: ctx.inputs]

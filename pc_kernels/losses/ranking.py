@@ -1,0 +1,148 @@
+"""What every ranking loss of features shares: the way from what a user passes to the autograd function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from ..backends import check_usable
+from ..checks import check_features, check_weighting
+from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
+from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
+from .function import PerceptionCoherenceFunction, Task
+from .weighting import anchor_weights, shares
+
+
+class Inputs(NamedTuple):
+    """The tensors that a user passes to a loss of features; unchecked."""
+
+    student: Tensor
+    teacher: Tensor
+    student_refs: Tensor | None = None
+    teacher_refs: Tensor | None = None
+    weights: Tensor | None = None
+    pair_mask: Tensor | None = None
+
+    def check(self, recipe: Recipe, references: int | None = None) -> None:
+        """Raises TypeError or ValueError unless all is in order; `references` is M if it is not here."""
+        check_features(*self[:4])
+        anchors = self.student.shape[0]
+        if references is None:
+            references = anchors if self.student_refs is None else self.student_refs.shape[0]
+        check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
+        check_usable(recipe.backend, self.student, self.teacher)
+
+
+def ranking_loss(inputs: Inputs, recipe: Recipe, process_group: Group | None = None) -> Tensor:
+    """The loss that a recipe describes: a scalar, or [A] for reduction "none".
+
+    Raises:
+        TypeError, ValueError: an input is not what `perception_coherence_loss` says, or the backend is
+            not usable.
+    """
+    if process_group is not None:
+        return _joint_loss(inputs, recipe, process_group)
+    inputs.check(recipe)
+    student, teacher, student_refs, teacher_refs, weights, pair_mask = inputs
+    return PerceptionCoherenceFunction.apply(
+        student,
+        teacher.detach(),
+        student_refs,
+        None if teacher_refs is None else teacher_refs.detach(),
+        weights,
+        pair_mask,
+        Task(recipe),
+    )
+
+
+def _joint_loss(inputs: Inputs, recipe: Recipe, group: Group) -> Tensor:
+    """The loss of a batch that several ranks hold: this rank's anchors against all ranks' rows."""
+    student, teacher, student_refs, _, weights, pair_mask = inputs
+
+    def check() -> None:
+        if student_refs is not None:
+            raise ValueError("process_group gathers the references itself: leave student_refs out")
+        # The mask's width is checked where all ranks' rows have been counted.
+        shape = pair_mask.shape if isinstance(pair_mask, Tensor) else ()
+        inputs.check(recipe, references=shape[-1] if shape else 1)
+
+    joint = gather_batch(student, teacher, pair_mask, check, group)
+    weights = anchor_weights((student, teacher), weights, pair_mask, joint.start)
+    if recipe.reduction == "mean":
+        weights = shares(weights, sum_over_ranks(weights.sum(), group))
+        recipe = replace(recipe, reduction="sum")
+    losses = PerceptionCoherenceFunction.apply(
+        student,
+        teacher.detach(),
+        joint.student,
+        joint.teacher,
+        weights,
+        pair_mask,
+        Task(recipe, joint.start),
+    )
+    return joint_loss(losses, recipe.reduction, group)
+
+
+class RankingLoss(nn.Module):
+    """A ranking loss of features, as a module: a subclass says in `fixed` which row rule it is.
+
+    Each option is an attribute, which may be set between calls, and is then checked.
+
+    Args, result and errors: see `perception_coherence_loss`, less the options that are fixed.
+    """
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Options that make the loss what it is: the user has no say in them."""
+    options: ClassVar[tuple[str, ...]] = FEATURE_OPTIONS
+    """The names of the options that the user has."""
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Gives the subclass its options, as attributes and for help()."""
+        super().__init_subclass__(**arguments)
+        cls.options = tuple(name for name in FEATURE_OPTIONS if name not in cls.fixed)
+        cls.__signature__ = signature_with(RankingLoss, cls.options)
+        for name in cls.options:
+            setattr(cls, name, _option(name))
+
+    def __init__(
+        self, *values: Any, process_group: Group | None = None, **options: Unpack[Options]
+    ) -> None:
+        """Checks the options, so that a mistake shows where it is made."""
+        super().__init__()
+        recipe = make_recipe(type(self).__name__, options, self.options, values)
+        self.recipe = replace(recipe, **self.fixed)
+        self.process_group = process_group
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        student_refs: Tensor | None = None,
+        teacher_refs: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        pair_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of features [A, Ds] and [A, Dt], against references [M, Ds] and [M, Dt] if given."""
+        inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
+        return ranking_loss(inputs, self.recipe, self.process_group)
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        shown = (name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes"))
+        return ", ".join(f"{name}={getattr(self.recipe, name)!r}" for name in shown)
+
+
+def _option(name: str) -> property:
+    """An attribute that is a field of the recipe."""
+
+    def change(module: RankingLoss, value: Any) -> None:
+        module.recipe = replace(module.recipe, **{name: value})
+
+    return property(lambda module: getattr(module.recipe, name), change)

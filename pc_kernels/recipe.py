@@ -1,0 +1,174 @@
+"""The recipe: what a loss computes and how, in one object that travels from the user to the backend.
+
+It is built once, where the user speaks, and checks every choice there. Only the operators (ops.py) take
+it apart, for their schemas.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, TypedDict, TypeVar
+
+from .checks import one_of
+from .dissimilarities import Dissimilarity, check_dissimilarity
+from .formulas import RELAXATIONS, Relaxation
+from .rules import RowRule, rule_called, rule_names
+
+SCALES = ("std", None)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class MatrixOptions(TypedDict, total=False):
+    """The options of a loss of dissimilarities; their defaults and meaning are `Recipe`'s."""
+
+    relaxation: str
+    temperature: float
+    scale: str | None
+    penalty: str
+    reduction: str
+    chunk_bytes: int | None
+    backend: str
+
+
+class Options(MatrixOptions, total=False):
+    """The options of a loss of features; their defaults and meaning are `Recipe`'s."""
+
+    dissimilarity: Dissimilarity
+    teacher_dissimilarity: Dissimilarity | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to compute, and how.
+
+    Raises:
+        TypeError, ValueError: a field is not what is said here.
+    """
+
+    dissimilarity: Dissimilarity = "euclidean"
+    """δ of the student: one of `dissimilarities.DISSIMILARITIES`, or a function."""
+    teacher_dissimilarity: Dissimilarity | None = None
+    """δ of the teacher; None: the student's."""
+    relaxation: str = "logistic"
+    """The CDF Φ in the soft rank: a row of `formulas.RELAXATIONS`."""
+    temperature: float = 0.1
+    """τ, in units of σ_i or of the dissimilarity itself: see scale. > 0."""
+    scale: str | None = "std"
+    """"std": τ_i = temperature · σ_i, the standard deviation of the anchor's dissimilarities; None: τ."""
+    penalty: str = "squared"
+    """ℓ of a rank residual, a row of `formulas.PENALTIES`; or another row rule (rules.py)."""
+    reduction: str = "mean"
+    """"mean" or "sum" over anchors, or "none": one value an anchor."""
+    chunk_bytes: int | None = None
+    """Working memory of the pass over anchors; None: see `sweep.default_chunk_bytes`."""
+    backend: str = "auto"
+    """What computes: see `python -m pc_kernels.info`."""
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        check_dissimilarity("dissimilarity", self.dissimilarity)
+        if self.teacher_dissimilarity is not None:
+            check_dissimilarity("teacher_dissimilarity", self.teacher_dissimilarity)
+        one_of("relaxation", self.relaxation, tuple(RELAXATIONS))
+        one_of("scale", self.scale, SCALES)
+        one_of("penalty", self.penalty, rule_names())
+        one_of("reduction", self.reduction, REDUCTIONS)
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
+            raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be finite and > 0; got {self.temperature}")
+        object.__setattr__(self, "temperature", float(self.temperature))
+        if self.chunk_bytes is not None:
+            if isinstance(self.chunk_bytes, bool) or not isinstance(self.chunk_bytes, int):
+                came = type(self.chunk_bytes).__name__
+                raise TypeError(f"chunk_bytes must be an int or None; got {came}")
+            if self.chunk_bytes <= 0:
+                raise ValueError(f"chunk_bytes must be > 0; got {self.chunk_bytes}")
+        from .backends import BACKENDS  # which need the reference, which needs recipes
+
+        one_of("backend", self.backend, ("auto", *BACKENDS))
+
+    @property
+    def of_teacher(self) -> Dissimilarity:
+        """The teacher's dissimilarity."""
+        given = self.teacher_dissimilarity
+        return self.dissimilarity if given is None else given
+
+    @property
+    def smooth_step(self) -> Relaxation:
+        """The relaxation's formulas."""
+        return RELAXATIONS[self.relaxation]
+
+    @property
+    def rule(self) -> RowRule:
+        """What the loss makes of a row's ranks."""
+        return rule_called(self.penalty)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether everything in it has a name, so that an operator's schema can say it."""
+        return isinstance(self.dissimilarity, str) and isinstance(self.of_teacher, str)
+
+
+FEATURE_OPTIONS = tuple(field.name for field in fields(Recipe))
+MATRIX_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name in MatrixOptions.__annotations__)
+
+
+def make_recipe(
+    caller: str,
+    options: Mapping[str, Any],
+    allowed: Sequence[str] = FEATURE_OPTIONS,
+    values: Sequence[Any] = (),
+) -> Recipe:
+    """The recipe of the options that a user passed to the function `caller`.
+
+    Args:
+        caller: its name, for errors.
+        options: what was passed by keyword.
+        allowed: the options that it has, in order.
+        values: what was passed by position.
+
+    Raises:
+        TypeError, ValueError: an option is not among the allowed ones, or not what `Recipe` says.
+    """
+    if len(values) > len(allowed):
+        raise TypeError(f"{caller}() takes {len(allowed)} options; got {len(values)} by position")
+    positional = dict(zip(allowed, values, strict=False))
+    for name in options:
+        if name in positional:
+            raise TypeError(f"{caller}() got {name!r} by position and by keyword")
+        if name not in allowed:
+            raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(allowed)}")
+    return Recipe(**positional, **options)
+
+
+def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> inspect.Signature:
+    """The signature of a function that takes `**options`, with each of these and its default."""
+    shown = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(Recipe)
+        if f.name in allowed
+    ]
+    signature = inspect.signature(function)
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    own = [p for p in signature.parameters.values() if p.kind not in variable]
+    return signature.replace(parameters=[*own, *shown])
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shows_options(allowed: Sequence[str]) -> Callable[[F], F]:
+    """Decorates a function that takes `**options`: help() then shows each with its default."""
+
+    def decorate(function: F) -> F:
+        function.__signature__ = signature_with(function, allowed)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
