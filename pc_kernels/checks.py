@@ -26,7 +26,7 @@ def one_of(argument: str, given: object, allowed: Sequence[object]) -> None:
 def check_floating(argument: str, x: object) -> Tensor:
     """`x` if it is a dense floating-point tensor; raises TypeError otherwise.
 
-    RuntimeError inside transforms that would go wrong in silence, or say so in riddles.
+    RuntimeError inside transforms that would give wrong results silently, or an obscure error.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor; got {type(x).__name__}")

@@ -42,8 +42,8 @@ class Relaxation:
     """A smooth step Φ, the CDF that replaces the comparison δ_k < δ_j, and its density φ = Φ′."""
 
     name: str
-    code: int
-    """What the kernels call it."""
+    code: int | None
+    """What the kernels call it; None: they do not have it."""
     cdf: Formula
     pdf: Formula
     single: GridSpec
@@ -61,8 +61,8 @@ class Penalty:
     """ℓ of a rank residual e = r_S − r_T, and its slope ℓ′."""
 
     name: str
-    code: int
-    """What the kernels call it."""
+    code: int | None
+    """What the kernels call it; None: they do not have it."""
     value: Formula
     slope: Formula
 

@@ -85,8 +85,8 @@ def hard_rank(x: Tensor, dim: int = -1, keep: Tensor | None = None) -> Tensor:
     above = ((x[..., :, None] > x[..., None, :]) & keep[..., None, :]).to(x.dtype).sum(-1)
     equal = ((x[..., :, None] == x[..., None, :]) & keep[..., None, :]).to(x.dtype).sum(-1) - 1
     rank = torch.where(m > 1, (above + equal / 2) / (m - 1).clamp(min=1), 0.5)
-    rank = torch.where(keep, rank, 0)
-    return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, rank).movedim(-1, dim)
+    rank = torch.where(x.isnan().any(-1, keepdim=True), torch.nan, rank)
+    return torch.where(keep, rank, 0).movedim(-1, dim)
 
 
 def _present(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,8 +130,9 @@ def soft_rank(
     steps = relaxation_cdf(difference / tau, relaxation)
     own = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
     rank = torch.where(own | ~keep[..., None, :], 0, steps).sum(-1) / (m - 1).clamp(min=1)
-    rank = torch.where(keep, torch.where(m > 1, rank, 0.5), 0)
-    return torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan).movedim(-1, dim)
+    rank = torch.where(m > 1, rank, 0.5)
+    rank = torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan)
+    return torch.where(keep, rank, 0).movedim(-1, dim)
 
 
 def rank_penalty(residual: Tensor, kind: str = "squared") -> Tensor:

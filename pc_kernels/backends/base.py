@@ -19,7 +19,7 @@ class Backend(RowMaker):
     """A way to compute the stages.
 
     The rank stages take `keep`, bool [N, m], contiguous, or None: where it is False the value is absent. It
-    has no say in the ranks of the others; its own rank and gradient are 0.
+    does not count in the ranks of the others, and its own rank and gradient are 0.
     """
 
     name: str

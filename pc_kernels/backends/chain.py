@@ -26,9 +26,9 @@ def hard_rank_rows(engine: Backend, teacher: Rows, pairs: Pairs) -> Rows:
     d_t = engine.dissimilarity(teacher)
     keep = pairs.present(d_t)
     d_t = torch.where(keep, d_t, 0)
-    rank = torch.where(keep, engine.hard_rank(d_t, keep), 0)
     finite = d_t.isfinite().all(1, keepdim=True)
-    return Rows(torch.where(finite, rank, torch.nan), "ranked")
+    rank = torch.where(finite | ~keep, engine.hard_rank(d_t, keep), torch.nan)
+    return Rows(rank, "ranked")
 
 
 def coherence_rows(

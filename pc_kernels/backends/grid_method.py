@@ -27,7 +27,7 @@ CELLS_PER_POINT = 8
 def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
     """Mid-ranks in [0, 1] of the rows of x [N, m]; a row with a NaN is NaN, m = 1 gives ½.
 
-    Where `keep` [N, m] is False the value is absent, and its rank means nothing.
+    Where `keep` [N, m] is False the value is absent, and its rank is 0.
     """
     if x.shape[1] == 0:
         return x.clone()
@@ -38,7 +38,8 @@ def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
     not_above = torch.searchsorted(ordered, present, right=True)
     twice = (below + not_above - 1).to(x.dtype)
     rank = torch.where(others == 0, 0.5, twice / (2 * others))
-    return torch.where(present.isnan().any(1, keepdim=True), torch.nan, rank)
+    rank = torch.where(present.isnan().any(1, keepdim=True), torch.nan, rank)
+    return rank if keep is None else torch.where(keep, rank, 0)
 
 
 def soft_rank(
@@ -53,7 +54,7 @@ def soft_rank(
         return x.clone(), x.clone()
     row = _Rows(x, recipe, keep)
     sums, density = row.rank_sums(with_grad)
-    return row.settle((sums - 0.5) / row.others, 0.5), density
+    return row.only_kept(row.settle((sums - 0.5) / row.others, 0.5)), density
 
 
 def soft_rank_backward(

@@ -66,7 +66,8 @@ class ReferenceBackend(Backend):
         grad = torch.where(keep, (slope * density).sum(2) / tau / (count - 1).clamp(min=1), 0)
         grad = grad - standard * (grad * standard).sum(1, keepdim=True) / count.clamp(min=1)
         grad = torch.where(constant, 0, grad)
-        return torch.where(x.isfinite().all(1, keepdim=True), grad, torch.nan)
+        grad = torch.where(x.isfinite().all(1, keepdim=True), grad, torch.nan)
+        return torch.where(keep, grad, 0)
 
 
 class TorchBackend(Backend):

@@ -70,7 +70,7 @@ def make_side(
         points: the features, contiguous, in the compute dtype.
         with_grad: whether gradients will be asked for.
         masked: whether some pairs are; features that are not finite then stay with the pairs they are in.
-        maker: who makes Gram rows.
+        maker: what makes Gram rows: the backend.
     """
 
     def side(points: Points) -> Side:

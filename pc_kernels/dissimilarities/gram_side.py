@@ -88,7 +88,7 @@ class GramSide(Side):
     """`euclidean` and `sqeuclidean`."""
 
     def __init__(self, name: str, points: Points, maker: RowMaker = PLAIN) -> None:
-        """Takes the dissimilarity's name, the features, and who makes the rows."""
+        """Takes the dissimilarity's name, the features, and what makes the Gram rows."""
         self.name = name
         self._maker = maker
         self._shared = points.references is None

@@ -145,8 +145,8 @@ class GivenSide(Side):
 class MaskedSide(Side):
     """A side of which some pairs are masked: NaN and infinity must not spread through the products.
 
-    Features that are not finite count as 0, and the values of their pairs become NaN: whoever sees
-    such a pair has a loss of NaN, and whoever does not is none the wiser.
+    Features that are not finite count as 0, and the values of their pairs become NaN: an
+    anchor that has such a pair has a loss of NaN, and the other anchors are not affected.
     """
 
     def __init__(self, side: Callable[[Points], Side], points: Points) -> None:

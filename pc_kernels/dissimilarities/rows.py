@@ -71,7 +71,7 @@ class RowMaker:
     def straight(self, rows: Rows) -> bool:
         """Fills the values with δ straight from the features, if that beats a product of matrices.
 
-        Says whether it has; who makes such rows `ready` finds them so in `coherence_rows` and its kin.
+        Returns whether it did: the rows are then `ready`, and the rank stages of this backend take them as δ.
         """
         return False
 

@@ -97,7 +97,7 @@ class RankingLoss(nn.Module):
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {}
-    """Options that make the loss what it is: the user has no say in them."""
+    """Options that define the loss, and that the user therefore cannot choose."""
     options: ClassVar[tuple[str, ...]] = FEATURE_OPTIONS
     """The names of the options that the user has."""
     __signature__: ClassVar[inspect.Signature]

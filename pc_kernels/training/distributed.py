@@ -4,7 +4,7 @@ With `process_group=` every rank takes its own rows as anchors and the rows of a
 The loss is that of the joint batch, the same number on every rank, and its gradients are such that
 DistributedDataParallel, which *averages* gradients over ranks, ends up with exactly the gradient that
 one process would compute on the joint batch: each rank's share is multiplied by the number of ranks.
-Whoever sums gradients over ranks instead must divide by it.
+A training loop that sums gradients over ranks instead has to divide by that number.
 
 Ranks may hold different numbers of rows. All of them must call the loss, and its backward.
 """
@@ -52,7 +52,7 @@ def gather_batch(
 
     Raises:
         TypeError, ValueError: from `check`; or the ranks' widths or dtypes differ, a mask's width is not
-            that of the joint batch, or another rank's check failed (on every rank: none waits in vain).
+            that of the joint batch, or another rank's check failed (it is raised on every rank, so that none waits for the others).
     """
     own_error = None
     try:
@@ -135,7 +135,7 @@ def _all_gather(x: Tensor, sizes: list[int], group: Group) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """Gathers rows; backward brings every rank the sum of what all ranks feel about its rows."""
+    """Gathers the rows of all ranks; the backward gives each rank the sum of all ranks' gradients in its rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: Group) -> Tensor:
