@@ -142,6 +142,16 @@ def test_one_teacher_and_what_cannot_be_shared(rng: Generator) -> None:
     assert students[1].grad is not None and students[1].grad.dtype == torch.bfloat16
 
 
+def test_a_teacher_pooled_in_two_ways(rng: Generator) -> None:
+    """One tensor, but not one teacher: each layer has what its own pooling makes of it."""
+    tokens = torch.randn(8, 4, 5, generator=rng)
+    students = {"a": leaf(rng, 8, 3), "b": leaf(rng, 8, 4)}
+    layered = pc_kernels.MultiLayerPerceptionCoherenceLoss(pool={"a": "mean", "b": "max"})
+    alone = pc_kernels.PerceptionCoherenceLoss()
+    wanted = (alone(students["a"], tokens.mean(1)) + alone(students["b"], tokens.amax(1))) / 2
+    assert torch.allclose(layered(students, tokens), wanted, rtol=1e-6)
+
+
 def test_compile_and_opcheck(rng: Generator) -> None:
     students, teacher = [leaf(rng, 8, 3), leaf(rng, 8, 4)], torch.randn(8, 5, generator=rng)
     layered = pc_kernels.MultiLayerPerceptionCoherenceLoss()
