@@ -1,4 +1,4 @@
-// Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
+// Stage `dissimilarity`: a Gram row becomes squared distances, then dissimilarities.
 // Included inside the namespace of one instruction set.
 
 inline float squared_distance(const float* a, const float* b, int64_t width) {
@@ -36,34 +36,33 @@ inline void far_squared_distances(const Row& row) {
   }
 }
 
+template <class D>
+inline void from_squared(const Row& row) {
+  float* const d = row.values;
+  const float anchor_sq = row.anchor_sq, offset = row.offset;
+  if (offset > 0.0f)
+    for (int64_t j = 0; j < row.count; ++j) d[j] = D::of_far(d[j], anchor_sq, offset);
+  else
+    for (int64_t j = 0; j < row.count; ++j) d[j] = D::of(d[j]);
+}
+
 // Dissimilarities in place; of a far anchor, less what its references have in common: its offset, or
 // the offset's square for squared distances.
 inline void dissimilarity(const Row& row) {
-  if (row.metric == Metric::given) return;
+  if (!is_gram(row.dissimilarity)) return;
   row.offset > 0.0f ? far_squared_distances(row) : squared_distances(row);
-  float* const d = row.values;
-  const float offset = row.offset;
-  if (row.metric == Metric::euclidean &&
-      offset > 0.0f)  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
-    for (int64_t j = 0; j < row.count; ++j) {
-      const float sq = row.anchor_sq + d[j];
-      d[j] /= std::sqrt(sq > 0.0f ? sq : 0.0f) + offset;
-    }
-  else if (row.metric == Metric::euclidean)
-    for (int64_t j = 0; j < row.count; ++j) d[j] = std::sqrt(d[j]);
-  if (row.metric == Metric::cosine)
-    for (int64_t j = 0; j < row.count; ++j) d[j] *= 0.5f;
+  visit(Dissimilarities{}, row.dissimilarity, [&](auto kind) { from_squared<decltype(kind)>(row); });
 }
 
-// grad = dL/d(dissimilarity) -> V, with dL/d anchor = sum_j V_j (anchor - reference_j).
-inline void dissimilarity_backward(const Row& row, float* grad, int64_t count) {
+template <class D>
+inline void to_squared(const Row& row, float* grad, int64_t count) {
   const float* const d = row.values;
   const float offset = row.offset;
-  if (row.metric == Metric::euclidean)  // a distance of 0 has gradient 0
-    for (int64_t j = 0; j < count; ++j) {
-      const float distance = d[j] + offset;
-      grad[j] = distance == 0.0f ? 0.0f : grad[j] / distance;
-    }
-  if (row.metric == Metric::sqeuclidean)
-    for (int64_t j = 0; j < count; ++j) grad[j] *= 2.0f;
+  for (int64_t j = 0; j < count; ++j) grad[j] = D::backward(grad[j], d[j], offset);
+}
+
+// grad = dL/d(dissimilarity) -> V.
+inline void dissimilarity_backward(const Row& row, float* grad, int64_t count) {
+  visit(Dissimilarities{}, row.dissimilarity,
+        [&](auto kind) { to_squared<decltype(kind)>(row, grad, count); });
 }

@@ -29,20 +29,27 @@ class CompiledBackend(Backend):
         self.operator("dissimilarity_")(*_fields(rows))
         return rows.values
 
-    def hard_rank(self, x: Tensor) -> Tensor:
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
-        return self.operator("hard_rank")(x.contiguous())
+        return self.operator("hard_rank")(x.contiguous(), keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def soft_rank(
+        self, x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        return self.operator("soft_rank")(x.contiguous(), *_arguments(options), with_grad)
+        return self.operator("soft_rank")(x.contiguous(), keep, *_arguments(options), with_grad)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        options: RankOptions,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
         return self.operator("soft_rank_backward")(
-            grad_rank.contiguous(), x.contiguous(), density, *_arguments(options)
+            grad_rank.contiguous(), x.contiguous(), density, keep, *_arguments(options)
         )
 
     def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
@@ -127,15 +134,8 @@ def _arguments(options: RankOptions) -> tuple[float, str, bool]:
 
 
 def _fields(rows: Rows) -> tuple[Any, ...]:
-    return (
-        rows.values,
-        rows.metric,
-        rows.anchors,
-        rows.references,
-        rows.anchor_sq,
-        rows.reference_sq,
-        rows.offsets,
-    )
+    gram = (rows.anchors, rows.references, rows.anchor_sq, rows.reference_sq, rows.offsets)
+    return rows.values, rows.metric, [] if rows.anchors is None else list(gram)
 
 
 @cache

@@ -1,15 +1,9 @@
-// Working memory, the choice of instruction set, and the helpers that every instruction set shares.
-#include "rows.h"
+#include "scratch.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <new>
-#include <numeric>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
+
+#include "../formulas.h"
 
 namespace pck {
 
@@ -78,7 +72,7 @@ void Scratch::reserve_cells(int64_t cells) {
   cells_ = nullptr;
   cell_capacity_ = 0;
   constexpr int64_t tile = 256;  // whole tiles of cells and nodes are read and written
-  constexpr int64_t band = std::max(kBand<Relaxation::logistic>, kBand<Relaxation::normal>);
+  constexpr int64_t band = largest(Relaxations{}, [](auto row) { return kBand<decltype(row)>; });
   const int64_t nodes = capacity + kNodes + tile;
   cells_ = allocate([&](Cutter& cutter) {
     cutter.cut(moments, (capacity + 4) * kTerms);
@@ -90,46 +84,6 @@ void Scratch::reserve_cells(int64_t cells) {
     cutter.cut(density_nodes, nodes);
   });
   cell_capacity_ = capacity;
-}
-
-void sort_keys(float* keys, int32_t* payload, int64_t count) {
-  std::vector<std::pair<float, int32_t>> pairs(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) pairs[static_cast<size_t>(i)] = {keys[i], payload[i]};
-  std::sort(pairs.begin(), pairs.end());
-  for (int64_t i = 0; i < count; ++i) {
-    keys[i] = pairs[static_cast<size_t>(i)].first;
-    payload[i] = pairs[static_cast<size_t>(i)].second;
-  }
-}
-
-void sort_order(const float* x, int64_t count, int32_t* order) {
-  std::iota(order, order + count, 0);
-  std::sort(order, order + count,
-            [x](int32_t a, int32_t b) { return x[a] < x[b] || (x[a] == x[b] && a < b); });
-}
-
-const RowKernels& row_kernels() {
-  static const RowKernels& chosen = []() -> const RowKernels& {
-    std::vector<const RowKernels*> usable{&kBaselineRows};
-#if defined(PCK_X86_CLONES)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2) usable.push_back(&kAvx2Rows);
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      usable.push_back(&kAvx512Rows);
-#endif
-    const char* const wanted = std::getenv("PC_KERNELS_CPU_ISA");
-    if (wanted == nullptr || *wanted == '\0') return *usable.back();
-    std::string names;
-    for (const RowKernels* kernels : usable) {
-      if (std::strcmp(kernels->name, wanted) == 0) return *kernels;
-      names += std::string(names.empty() ? "" : ", ") + kernels->name;
-    }
-    throw std::runtime_error("PC_KERNELS_CPU_ISA=" + std::string(wanted) +
-                             " is not one that this processor and build have: " + names);
-  }();
-  return chosen;
 }
 
 }  // namespace pck

@@ -5,7 +5,10 @@
 #include <immintrin.h>
 #endif
 
+#include "../plan.h"
+#include "isa.h"
 #include "nearly_hard.h"
+#include "sort.h"
 
 #if defined(PCK_X86_CLONES)
 #if defined(__clang__)

@@ -1,7 +1,10 @@
 // The row kernels for baseline.
 #include <cmath>
 
+#include "../plan.h"
+#include "isa.h"
 #include "nearly_hard.h"
+#include "sort.h"
 
 #define PCK_ISA baseline
 #define PCK_ISA_NAME "baseline"
