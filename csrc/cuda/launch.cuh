@@ -12,14 +12,17 @@ namespace pck::cuda {
 template <bool kShared>
 inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
 
+inline constexpr int kMostTapsBytes =
+    largest(Relaxations{}, [](auto row) { return static_cast<int>(sizeof(Taps<decltype(row)>)); });
+
 // What a block keeps in shared memory in any case, before a row's working memory.
 struct Header {
   unsigned char block[Block::kBytes];
-  unsigned char taps[largest(Relaxations{}, [](auto row) { return sizeof(Taps<decltype(row)>); })];
+  unsigned char taps[kMostTapsBytes];
   int near_count;
   int unused[3];
 };
-static_assert(sizeof(Header) % 16 == 0 && sizeof(Header::taps) % 16 == 0);
+static_assert(sizeof(Header) % 16 == 0 && kMostTapsBytes % 16 == 0);
 
 // A chunk of rows and the working memory of each.
 struct Chunk {
