@@ -9,11 +9,9 @@
 
 namespace pck {
 
-// ---------------------------------------------------------------------------------------------
 // Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, and its
 // density phi. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
 // distance beyond which Phi is 0 or 1 to fp32 rounding. docs/method.md derives both.
-// ---------------------------------------------------------------------------------------------
 
 struct Logistic {
   static constexpr const char* name = "logistic";
@@ -52,9 +50,7 @@ using Relaxations = List<Logistic, Normal>;
 template <class R>
 inline constexpr int kBand = R::support * R::inverse_step;
 
-// ---------------------------------------------------------------------------------------------
 // Penalties of a rank residual e = r_S - r_T, and their slopes.
-// ---------------------------------------------------------------------------------------------
 
 struct Squared {
   static constexpr const char* name = "squared";
@@ -83,14 +79,12 @@ struct Huber {
 
 using Penalties = List<Squared, Absolute, Huber>;
 
-// ---------------------------------------------------------------------------------------------
 // Dissimilarities: how the values of a row become dissimilarities. Those with `is_gram` are made of
 // squared distances, which are made of inner products: `of` takes a squared distance. An anchor far
 // from the origin would cost the digits in which its references differ; a rank does not mind what all
 // of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
 // dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
 // V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j).
-// ---------------------------------------------------------------------------------------------
 
 struct NoGram {
   static constexpr bool is_gram = false;
@@ -144,8 +138,15 @@ struct Cosine {  // of features of length 1
 
 using Dissimilarities = List<Given, Ranked, Euclidean, SquaredEuclidean, Cosine>;
 
+struct IsGram {  // no lambda: it would not be inlined always, see cpu/row_kernels.h
+  template <class D>
+  PCK_HD bool operator()(D) const {
+    return D::is_gram;
+  }
+};
+
 PCK_HD bool is_gram(int dissimilarity) {
-  return visit(Dissimilarities{}, dissimilarity, [](auto kind) { return decltype(kind)::is_gram; });
+  return visit(Dissimilarities{}, dissimilarity, IsGram{});
 }
 
 // |a|^2 + |b|^2 - 2ab loses the digits that a short distance needs: below this share of
@@ -153,7 +154,6 @@ PCK_HD bool is_gram(int dissimilarity) {
 // distance stays under 64 times that of an inner product.
 inline constexpr float kNear = 1.0f / 64.0f;
 
-// ---------------------------------------------------------------------------------------------
 // The stencil. A cell is one grid step wide; u in [-1/2, 1/2] is the place inside it. A smooth
 // function known at the kNodes nearest nodes is, inside the cell,
 //
@@ -164,7 +164,6 @@ inline constexpr float kNear = 1.0f / 64.0f;
 // moments sum_k w_k u_k^a become weights on nodes. See docs/method.md, "The stencil".
 //
 // Its third use is to integrate: the rank function F is the integral of the density S1.
-// ---------------------------------------------------------------------------------------------
 
 inline constexpr int kNodes = 8;
 inline constexpr int kTerms = 4;

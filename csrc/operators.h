@@ -88,35 +88,26 @@ struct Operators {
   }
 
   static void define(torch::Library& library) {
-    for (const char* schema : {
-             "hard_rank(Tensor x, Tensor? keep) -> Tensor",
-             "soft_rank(Tensor x, Tensor? keep, float temperature, str relaxation, bool scale_std, "
-             "bool with_grad) -> (Tensor, Tensor)",
-             "soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, Tensor? keep, "
-             "float temperature, str relaxation, bool scale_std) -> Tensor",
-             "dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()",
-             "hard_rank_rows_(Tensor(a!) teacher, str dissimilarity, Tensor[] gram, Tensor? keep, "
-             "int self_start) -> ()",
-             "coherence_rows(Tensor(a!) student, str student_dissimilarity, Tensor[] student_gram, "
-             "Tensor(b!) teacher, str teacher_dissimilarity, Tensor[] teacher_gram, Tensor weights, "
-             "Tensor? keep, int self_start, float temperature, str relaxation, bool scale_std, "
-             "str penalty, bool with_grad) -> Tensor",
-         })
-      library.def(named(schema).c_str());
-  }
-
-  static void implement(torch::Library& library) {
-    library.impl(named("hard_rank").c_str(), &hard_rank);
-    library.impl(named("soft_rank").c_str(), &soft_rank);
-    library.impl(named("soft_rank_backward").c_str(), &soft_rank_backward);
-    library.impl(named("dissimilarity_").c_str(), &dissimilarity_);
-    library.impl(named("hard_rank_rows_").c_str(), &hard_rank_rows_);
-    library.impl(named("coherence_rows").c_str(), &coherence_rows);
-  }
-
- private:
-  static std::string named(const char* operation) {
-    return std::string(Backend::name) + "_" + operation;
+    const auto add = [&](const char* schema, auto* function) {
+      library.def((std::string(Backend::name) + "_" + schema).c_str(),
+                  torch::dispatch(Backend::device, function));
+    };
+    add("hard_rank(Tensor x, Tensor? keep) -> Tensor", &hard_rank);
+    add("soft_rank(Tensor x, Tensor? keep, float temperature, str relaxation, bool scale_std, "
+        "bool with_grad) -> (Tensor, Tensor)",
+        &soft_rank);
+    add("soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, Tensor? keep, "
+        "float temperature, str relaxation, bool scale_std) -> Tensor",
+        &soft_rank_backward);
+    add("dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()", &dissimilarity_);
+    add("hard_rank_rows_(Tensor(a!) teacher, str dissimilarity, Tensor[] gram, Tensor? keep, "
+        "int self_start) -> ()",
+        &hard_rank_rows_);
+    add("coherence_rows(Tensor(a!) student, str student_dissimilarity, Tensor[] student_gram, "
+        "Tensor(b!) teacher, str teacher_dissimilarity, Tensor[] teacher_gram, Tensor weights, "
+        "Tensor? keep, int self_start, float temperature, str relaxation, bool scale_std, "
+        "str penalty, bool with_grad) -> Tensor",
+        &coherence_rows);
   }
 };
 

@@ -44,6 +44,16 @@ struct Row {
   int64_t width;
   int64_t self;  // the anchor's own place among the references, -1 if it has none
   int dissimilarity;
+
+  PCK_HD bool is_far() const { return offset > 0.0f; }
+  // |a - b|^2 of the inner product with reference j; of a far anchor, less |a|^2 (see formulas.h).
+  PCK_HD float squared(int64_t j, float product) const {
+    return (is_far() ? reference_sq[j] : anchor_sq + reference_sq[j]) - 2.0f * product;
+  }
+  // Whether such a squared distance has lost its digits, see kNear.
+  PCK_HD bool is_near(int64_t j, float squared) const {
+    return (is_far() ? anchor_sq + squared : squared) < kNear * (anchor_sq + reference_sq[j]);
+  }
 };
 
 // A chunk of anchors, of the student or the teacher. Without a Gram matrix, only values, count and
@@ -76,10 +86,8 @@ struct Points {
   Present present;
 };
 
-// ---------------------------------------------------------------------------------------------
 // The stages. Absent values have rank, density and gradient 0; where something that is there is not
 // defined, all that is there becomes NaN.
-// ---------------------------------------------------------------------------------------------
 
 struct HardRank {
   Points points;

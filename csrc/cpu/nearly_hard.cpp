@@ -52,46 +52,39 @@ void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair) {
   }
 }
 
-// Sums in double, one pair after another: in fp32 their roundings would add up.
-template <class R>
-void rank_sums(int64_t count, float* rank, Scratch& scratch) {
-  double* const sum = scratch.sum;
-  std::fill_n(sum, count, 0.5);  // Phi(0), the point itself
-  for_window<R>(
-      count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
-      [=](int64_t i, int64_t k, double gap) {
-        const double step = R::cdf(gap);
-        sum[k] += step;
-        sum[i] += 1.0 - step;
-      });
-  for (int64_t k = 0; k < count; ++k) rank[scratch.order[k]] = static_cast<float>(sum[k]);
-}
-
-template <class R>
-void rank_gradient(int64_t count, const float* slope, float* grad, Scratch& scratch) {
-  double* const sum = scratch.sum;
-  const int32_t* const order = scratch.order;
-  std::fill_n(sum, count, 0.0);
-  for_window<R>(
-      count, scratch, [](int64_t, int64_t) {},
-      [=](int64_t i, int64_t k, double gap) {
-        const double push = (static_cast<double>(slope[order[k]]) - slope[order[i]]) * R::pdf(gap);
-        sum[k] += push;
-        sum[i] -= push;
-      });
-  for (int64_t k = 0; k < count; ++k) grad[order[k]] = static_cast<float>(sum[k]);
-}
-
 }  // namespace
 
+// Sums in double, one pair after another: in fp32 their roundings would add up.
 void pairs_rank_sums(int relaxation, int64_t count, float* rank, Scratch& scratch) {
-  visit(Relaxations{}, relaxation, [&](auto row) { rank_sums<decltype(row)>(count, rank, scratch); });
+  double* const sum = scratch.sum;
+  std::fill_n(sum, count, 0.5);  // Phi(0), the point itself
+  visit(Relaxations{}, relaxation, [&](auto row) {
+    for_window<decltype(row)>(
+        count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
+        [=](int64_t i, int64_t k, double gap) {
+          const double step = row.cdf(gap);
+          sum[k] += step;
+          sum[i] += 1.0 - step;
+        });
+  });
+  for (int64_t k = 0; k < count; ++k) rank[scratch.order[k]] = static_cast<float>(sum[k]);
 }
 
 void pairs_rank_gradient(int relaxation, int64_t count, const float* slope, float* grad,
                          Scratch& scratch) {
-  visit(Relaxations{}, relaxation,
-        [&](auto row) { rank_gradient<decltype(row)>(count, slope, grad, scratch); });
+  double* const sum = scratch.sum;
+  const int32_t* const order = scratch.order;
+  std::fill_n(sum, count, 0.0);
+  visit(Relaxations{}, relaxation, [&](auto row) {
+    for_window<decltype(row)>(
+        count, scratch, [](int64_t, int64_t) {},
+        [=](int64_t i, int64_t k, double gap) {
+          const double push = (static_cast<double>(slope[order[k]]) - slope[order[i]]) * row.pdf(gap);
+          sum[k] += push;
+          sum[i] -= push;
+        });
+  });
+  for (int64_t k = 0; k < count; ++k) grad[order[k]] = static_cast<float>(sum[k]);
 }
 
 }  // namespace pck

@@ -39,12 +39,8 @@ Tensor empty_rows_like(const Tensor& like, int64_t rows, int64_t columns) {
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   Operators<Cpu>::define(library);
-  library.def("cpu_empty_rows(Tensor like, int rows, int columns) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(pc_kernels, CPU, library) {
-  Operators<Cpu>::implement(library);
-  library.impl("cpu_empty_rows", &empty_rows_like);
+  library.def("cpu_empty_rows(Tensor like, int rows, int columns) -> Tensor",
+              torch::dispatch(at::kCPU, &empty_rows_like));
 }
 
 }  // namespace pck

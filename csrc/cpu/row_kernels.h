@@ -1,9 +1,10 @@
 // The row kernels of one instruction set: the including file sets PCK_ISA (a namespace name),
-// PCK_VECTOR_BYTES and the compiler's target, so that the same source is compiled for each.
+// PCK_ISA_NAME, PCK_KERNELS (what it defines, see isa.h), PCK_VECTOR_BYTES and the compiler's target,
+// so that the same source is compiled for each.
 //
 // Nothing here may instantiate a template of the standard library: the linker could keep that copy
-// for the whole program, and it would not run on an older processor. Templates of namespace pck are
-// inlined always (PCK_HD), for the same reason.
+// for the whole program, and it would not run on an older processor. What is used of namespace pck is
+// either always inlined (PCK_HD) or compiled elsewhere, for the same reason.
 
 namespace pck {
 namespace PCK_ISA {
@@ -15,12 +16,10 @@ namespace PCK_ISA {
 #include "soft_rank.h"
 #include "coherence_rows.h"
 
-inline void run_row(const DissimilarityRows& stage, int64_t i, Scratch&) {
-  dissimilarity(stage.rows.row(i, -1));
-}
-
-inline constexpr RowKernels kRows{{run_row}, {run_row}, {run_row},   {run_row},
-                                  {run_row}, {run_row}, PCK_ISA_NAME};
-
 }  // namespace PCK_ISA
+
+using PCK_ISA::run_row;
+const RowKernels PCK_KERNELS{{run_row}, {run_row}, {run_row},   {run_row},
+                             {run_row}, {run_row}, PCK_ISA_NAME};
+
 }  // namespace pck

@@ -11,30 +11,21 @@ namespace {
 
 constexpr int64_t kAlign = 64;
 
-// Cuts one allocation into aligned arrays: sized on the first pass (null base), cut on the second.
-class Cutter {
- public:
-  explicit Cutter(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  void cut(T*& array, int64_t count) {
-    if (base_ != nullptr) array = reinterpret_cast<T*>(base_ + size_);
-    size_ += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-  }
-  int64_t size() const { return size_; }
-
- private:
-  char* base_;
-  int64_t size_ = 0;
-};
-
+// One allocation, cut into aligned arrays: layout(cut) is called to add up their sizes, then to place
+// them.
 template <class Layout>
 void* allocate(Layout layout) {
-  Cutter sizes(nullptr);
-  layout(sizes);
-  void* const memory = ::operator new(static_cast<size_t>(sizes.size()), std::align_val_t(kAlign));
-  Cutter cutter(memory);
-  layout(cutter);
-  return memory;
+  char* base = nullptr;
+  int64_t size = 0;
+  const auto cut = [&]<class T>(T*& array, int64_t count) {
+    if (base != nullptr) array = reinterpret_cast<T*>(base + size);
+    size += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+  };
+  layout(cut);
+  base = static_cast<char*>(::operator new(static_cast<size_t>(size), std::align_val_t(kAlign)));
+  size = 0;
+  layout(cut);
+  return base;
 }
 
 void release(void* memory) {
@@ -45,15 +36,15 @@ void release(void* memory) {
 
 Scratch::Scratch(int64_t count) {
   const int64_t padded = count + 32;
-  points_ = allocate([&](Cutter& cutter) {
-    for (float** array : {&student, &teacher, &slope, &density, &place}) cutter.cut(*array, padded);
-    cutter.cut(cell, padded);
-    cutter.cut(wide, padded);
-    cutter.cut(sum, padded);
-    cutter.cut(order, padded);
-    cutter.cut(chosen, padded);
-    cutter.cut(sorted, padded + 2 * kSortedPad);
-    cutter.cut(buckets, hard_rank_buckets(count) + 1);
+  points_ = allocate([&](auto cut) {
+    for (float** array : {&student, &teacher, &slope, &density, &place}) cut(*array, padded);
+    cut(cell, padded);
+    cut(wide, padded);
+    cut(sum, padded);
+    cut(order, padded);
+    cut(chosen, padded);
+    cut(sorted, padded + 2 * kSortedPad);
+    cut(buckets, hard_rank_buckets(count) + 1);
   });
   // Whole vectors are read past the row's end; what they read must be harmless, not meaningful.
   for (float* array : {student, teacher, slope, density, place}) std::fill_n(array, padded, 0.0f);
@@ -74,14 +65,14 @@ void Scratch::reserve_cells(int64_t cells) {
   constexpr int64_t tile = 256;  // whole tiles of cells and nodes are read and written
   constexpr int64_t band = largest(Relaxations{}, [](auto row) { return kBand<decltype(row)>; });
   const int64_t nodes = capacity + kNodes + tile;
-  cells_ = allocate([&](Cutter& cutter) {
-    cutter.cut(moments, (capacity + 4) * kTerms);
-    cutter.cut(terms, (nodes + 2 * kTermPad) * kTerms);
-    cutter.cut(polynomials, (capacity + tile) * kTerms);
-    cutter.cut(mass, nodes + 2 * band);
-    cutter.cut(level, capacity + tile);
-    cutter.cut(gain, capacity + tile);
-    cutter.cut(density_nodes, nodes);
+  cells_ = allocate([&](auto cut) {
+    cut(moments, (capacity + 4) * kTerms);
+    cut(terms, (nodes + 2 * kTermPad) * kTerms);
+    cut(polynomials, (capacity + tile) * kTerms);
+    cut(mass, nodes + 2 * band);
+    cut(level, capacity + tile);
+    cut(gain, capacity + tile);
+    cut(density_nodes, nodes);
   });
   cell_capacity_ = capacity;
 }

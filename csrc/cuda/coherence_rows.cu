@@ -28,15 +28,6 @@ PCK_DEVICE void run_row(Block& block, const HardRankRows& stage, int64_t i, NoTa
   });
 }
 
-struct Penalised {
-  float value, slope;
-};
-
-PCK_DEVICE Penalised penalise(int penalty, float residual) {
-  return visit(Penalties{}, penalty,
-               [=](auto row) { return Penalised{row.value(residual), row.slope(residual)}; });
-}
-
 // The loss over the references that are there, `target` holding the teacher's ranks; with_grad, slopes
 // replace them and `product` takes what rank_gradient starts from.
 template <class R>
@@ -45,11 +36,14 @@ PCK_DEVICE float row_loss(Block& block, const Plan& plan, const Taps<R>& taps, c
   const float unit = plan.rank_unit();
   double loss = 0.0;
   const auto take = [&](int j, float rank, float density) {
-    const Penalised here = penalise(penalty, rank - scratch.target[j]);
-    loss += here.value;
-    if (!with_grad) return;
-    scratch.target[j] = here.slope;
-    scratch.product[j] = here.slope * density;
+    const float residual = rank - scratch.target[j];
+    visit(Penalties{}, penalty, [&](auto row) {
+      loss += row.value(residual);
+      if (!with_grad) return;
+      const float slope = row.slope(residual);
+      scratch.target[j] = slope;
+      scratch.product[j] = slope * density;
+    });
   };
   if (plan.way == Way::constant)
     block.each(plan.count, [&](int j) { take(j, 0.5f, 0.0f); });
@@ -110,12 +104,7 @@ PCK_DEVICE void run_row(Block& block, const CoherenceRows& stage, int64_t i, con
   if (block.thread() == 0) stage.losses[i] = loss;
 }
 
-cudaError_t run(const Launch& launch, const HardRankRows& stage) {
-  return start(launch, stage, NoTaps{});
-}
-
-cudaError_t run(const Launch& launch, const CoherenceRows& stage) {
-  return start_with_taps(launch, stage);
-}
+template cudaError_t run(const Launch&, const HardRankRows&);
+template cudaError_t run(const Launch&, const CoherenceRows&);
 
 }  // namespace pck::cuda

@@ -19,26 +19,10 @@ PCK_DEVICE float squared_distance(const float* a, const float* b, int64_t width,
   return static_cast<float>(reduce_warp(sum, Sum{}));
 }
 
-// |a - b|^2 of an inner product, of a far anchor less |a|^2 (see formulas.h), and whether it is near.
-struct SquaredDistance {
-  float value;
-  bool near;
-};
-
-PCK_DEVICE SquaredDistance squared_of(const Row& row, int j, float product) {
-  const float scale = row.anchor_sq + row.reference_sq[j];
-  if (row.offset > 0.0f) {
-    const float excess = row.reference_sq[j] - 2.0f * product;
-    return {excess, row.anchor_sq + excess < kNear * scale};
-  }
-  const float sq = scale - 2.0f * product;
-  return {sq, sq < kNear * scale};
-}
-
-// The dissimilarity of a squared distance; of a far anchor, of what squared_of gives.
+// Of what Row::squared gives.
 PCK_DEVICE float dissimilarity_of(const Row& row, float squared) {
   return visit(Dissimilarities{}, row.dissimilarity, [&](auto kind) {
-    return row.offset > 0.0f ? kind.of_far(squared, row.anchor_sq, row.offset) : kind.of(squared);
+    return row.is_far() ? kind.of_far(squared, row.anchor_sq, row.offset) : kind.of(squared);
   });
 }
 
@@ -59,11 +43,11 @@ PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, in
   block.sync();
   block.each_value(row.values, count, [&](int j, float product) {
     if (!kept.has(j)) return;
-    const SquaredDistance squared = squared_of(row, j, product);
-    if (squared.near)
+    const float squared = row.squared(j, product);
+    if (row.is_near(j, squared))
       near[atomicAdd(near_count, 1)] = j;
     else
-      target[kept.place(j)] = dissimilarity_of(row, squared.value);
+      target[kept.place(j)] = dissimilarity_of(row, squared);
   });
   block.sync();
   const int pairs = *near_count;
@@ -72,7 +56,7 @@ PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, in
     const int j = near[i];
     const float sq =
         squared_distance(row.anchor, row.references + j * row.width, row.width, block.lane());
-    const float squared = row.offset > 0.0f ? sq - row.anchor_sq : sq;
+    const float squared = row.is_far() ? sq - row.anchor_sq : sq;
     if (block.lane() == 0) target[kept.place(j)] = dissimilarity_of(row, squared);
   }
   block.sync();

@@ -17,7 +17,9 @@
 
 namespace pck::cuda {
 
-inline constexpr int kFewestCells = 64;  // makes room in `high` for the mass and its bands
+inline constexpr int kFewestCells = 64;  // makes room in `high` for the mass and its bands:
+static_assert(3 * kFewestCells >=
+              largest(Relaxations{}, [](auto row) { return kTaps<decltype(row)>; }) + kNodes + 7);
 
 __device__ constexpr Stencil kDeviceStencil = make_stencil();
 
@@ -138,22 +140,13 @@ PCK_DEVICE void cell_cubics(Block& block, const Grid& grid) {
   block.sync();
 }
 
-// What F gains over a cell, and from its left edge to its middle, of the stencil's nodes.
+// What F gains over a part of a cell, of the densities at the stencil's nodes.
 template <class R>
-PCK_DEVICE float gain_of(const float* nodes) {
+PCK_DEVICE float gain_of(const float* nodes, const float (&integral)[kNodes]) {
   constexpr float h = 1.0f / R::inverse_step;
   float gain = 0.0f;
 #pragma unroll
-  for (int n = 0; n < kNodes; ++n) gain += nodes[n] * (h * kDeviceStencil.integral[n]);
-  return gain;
-}
-
-template <class R>
-PCK_DEVICE float half_gain_of(const float* nodes) {
-  constexpr float h = 1.0f / R::inverse_step;
-  float gain = 0.0f;
-#pragma unroll
-  for (int n = 0; n < kNodes; ++n) gain += nodes[n] * (h * kDeviceStencil.half[n]);
+  for (int n = 0; n < kNodes; ++n) gain += nodes[n] * (h * integral[n]);
   return gain;
 }
 
@@ -171,9 +164,10 @@ PCK_DEVICE void integrate(Block& block, const Grid& grid, const Taps<R>& taps) {
              [&](int n) { start += mass[n] * taps.cdf[n]; });
   start = block.reduce(start, Sum{});
   block.scan<double>(
-      grid.cells, [&](int c) { return static_cast<double>(gain_of<R>(nodes + c)); },
+      grid.cells,
+      [&](int c) { return static_cast<double>(gain_of<R>(nodes + c, kDeviceStencil.integral)); },
       [&](int c, double before) {
-        level[c] = static_cast<float>(start + before + half_gain_of<R>(nodes + c));
+        level[c] = static_cast<float>(start + before + gain_of<R>(nodes + c, kDeviceStencil.half));
       });
   block.sync();
 }

@@ -31,14 +31,6 @@ struct Chunk {
   unsigned char* workspace;
 };
 
-template <bool kShared>
-PCK_DEVICE Scratch scratch_of(const Chunk& chunk, unsigned char* shared) {
-  if constexpr (kShared)
-    return Scratch(chunk.layout, shared + sizeof(Header));
-  else
-    return Scratch(chunk.layout, chunk.workspace + blockIdx.x * chunk.layout.bytes());
-}
-
 // For the stages without soft ranks.
 struct NoTaps {};
 
@@ -77,7 +69,8 @@ __global__ void __launch_bounds__(kThreads<kShared>, 1)
   PCK_DYNAMIC_SHARED(shared);
   Header& header = *reinterpret_cast<Header*>(shared);
   Block block(header.block);
-  const Scratch scratch = scratch_of<kShared>(chunk, shared);
+  const Scratch scratch(chunk.layout, kShared ? shared + sizeof(Header)
+                                              : chunk.workspace + blockIdx.x * chunk.layout.bytes());
   const auto& taps = stage_taps(block, constant_taps, header);
   for (int64_t i = blockIdx.x; i < chunk.rows; i += gridDim.x) {
     run_row(block, stage, i, taps, header, scratch);
@@ -87,7 +80,6 @@ __global__ void __launch_bounds__(kThreads<kShared>, 1)
 
 template <class Stage, class AnyTaps>
 cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps) {
-  if (launch.rows == 0) return cudaSuccess;
   const auto kernel =
       launch.in_shared ? stage_kernel<Stage, AnyTaps, true> : stage_kernel<Stage, AnyTaps, false>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -103,11 +95,14 @@ cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps)
   return cudaLaunchKernelEx(&config, kernel, chunk, stage, taps);
 }
 
-// A stage with soft ranks.
 template <class Stage>
-cudaError_t start_with_taps(const Launch& launch, const Stage& stage) {
-  return visit(Relaxations{}, stage.options.relaxation,
-               [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });
+cudaError_t run(const Launch& launch, const Stage& stage) {
+  if (launch.rows == 0) return cudaSuccess;
+  if constexpr (requires { stage.options; })
+    return visit(Relaxations{}, stage.options.relaxation,
+                 [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });
+  else
+    return start(launch, stage, NoTaps{});
 }
 
 }  // namespace pck::cuda

@@ -35,8 +35,4 @@ TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   Operators<Cuda>::define(library);
 }
 
-TORCH_LIBRARY_IMPL(pc_kernels, CUDA, library) {
-  Operators<Cuda>::implement(library);
-}
-
 }  // namespace pck

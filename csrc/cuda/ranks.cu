@@ -100,20 +100,9 @@ PCK_DEVICE void run_row(Block& block, const DissimilarityRows& stage, int64_t i,
   block.store_values(row.values, count, [&](int j) { return scratch.values[j]; });
 }
 
-cudaError_t run(const Launch& launch, const HardRank& stage) {
-  return start(launch, stage, NoTaps{});
-}
-
-cudaError_t run(const Launch& launch, const SoftRank& stage) {
-  return start_with_taps(launch, stage);
-}
-
-cudaError_t run(const Launch& launch, const SoftRankBackward& stage) {
-  return start_with_taps(launch, stage);
-}
-
-cudaError_t run(const Launch& launch, const DissimilarityRows& stage) {
-  return start(launch, stage, NoTaps{});
-}
+template cudaError_t run(const Launch&, const HardRank&);
+template cudaError_t run(const Launch&, const SoftRank&);
+template cudaError_t run(const Launch&, const SoftRankBackward&);
+template cudaError_t run(const Launch&, const DissimilarityRows&);
 
 }  // namespace pck::cuda

@@ -20,8 +20,8 @@ struct Launch {
   bool in_shared;  // whether a row's working memory is shared memory
   int64_t shared_bytes;
   int64_t workspace_bytes;
-  void* workspace;  // global memory, of as many bytes, that the caller provides
-  cudaStream_t stream;
+  void* workspace = nullptr;  // global memory, of as many bytes, that the caller provides
+  cudaStream_t stream = nullptr;
 };
 
 // Everything but workspace and stream, for the current device. `options`: of the soft ranks, null for
@@ -36,11 +36,8 @@ const RankOptions* options_of(const Stage& stage) {
     return nullptr;
 }
 
-cudaError_t run(const Launch& launch, const HardRank& stage);
-cudaError_t run(const Launch& launch, const SoftRank& stage);
-cudaError_t run(const Launch& launch, const SoftRankBackward& stage);
-cudaError_t run(const Launch& launch, const DissimilarityRows& stage);
-cudaError_t run(const Launch& launch, const HardRankRows& stage);
-cudaError_t run(const Launch& launch, const CoherenceRows& stage);
+// Any of csrc/stages.h.
+template <class Stage>
+cudaError_t run(const Launch& launch, const Stage& stage);
 
 }  // namespace pck::cuda
