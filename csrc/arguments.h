@@ -2,52 +2,37 @@
 // (pc_kernels/checks.py); the checks here keep a direct caller of torch.ops from reading out of bounds.
 #pragma once
 
-#include <torch/library.h>
 #include <torch/types.h>
 
 #include <cmath>
 #include <optional>
 #include <string>
-#include <utility>
 
-#include "row.h"
+#include "stages.h"
 
 namespace pck {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-template <class Enum>
-struct Name {
-  const char* name;
-  Enum value;
-};
-
-template <class Enum, size_t count>
-Enum parse(const char* argument, const std::string& given, const Name<Enum> (&names)[count]) {
+// The code of the table's row with this name.
+template <class Table>
+int code_of(const char* argument, const std::string& given, Table table) {
+  std::optional<int> code;
   std::string allowed;
-  for (const auto& candidate : names) {
-    if (given == candidate.name) return candidate.value;
-    allowed += std::string(allowed.empty() ? "'" : ", '") + candidate.name + "'";
-  }
-  TORCH_CHECK_VALUE(false, argument, " must be one of ", allowed, ", got '", given, "'");
+  for_each(table, [&](auto row) {
+    if (given == row.name) code = row.code;
+    allowed += std::string(allowed.empty() ? "'" : ", '") + row.name + "'";
+  });
+  TORCH_CHECK_VALUE(code.has_value(), argument, " must be one of ", allowed, ", got '", given, "'");
+  return *code;
 }
-
-inline constexpr Name<Metric> kMetrics[] = {{"given", Metric::given},
-                                            {"ranked", Metric::ranked},
-                                            {"euclidean", Metric::euclidean},
-                                            {"sqeuclidean", Metric::sqeuclidean},
-                                            {"cosine", Metric::cosine}};
-inline constexpr Name<Relaxation> kRelaxations[] = {{"logistic", Relaxation::logistic},
-                                                    {"normal", Relaxation::normal}};
-inline constexpr Name<Penalty> kPenalties[] = {
-    {"squared", Penalty::squared}, {"absolute", Penalty::absolute}, {"huber", Penalty::huber}};
 
 inline RankOptions rank_options(const std::string& relaxation, double temperature, bool scale_std,
                                 const std::string& penalty = "squared") {
   TORCH_CHECK_VALUE(temperature > 0.0 && std::isfinite(temperature),
                     "temperature must be finite and > 0, got ", temperature);
-  return {parse("relaxation", relaxation, kRelaxations), parse("penalty", penalty, kPenalties),
+  return {code_of("relaxation", relaxation, Relaxations{}), code_of("penalty", penalty, Penalties{}),
           temperature, scale_std};
 }
 
@@ -78,87 +63,56 @@ inline void check_list(const char* name, const Tensor& list, const Tensor& value
                     list.numel(), " ", list.scalar_type(), " on ", list.device());
 }
 
-// One side (student or teacher) of a chunk of anchors.
-inline Side checked_side(const char* name, const Tensor& values, const std::string& metric,
-                         const OptionalTensor& anchors, const OptionalTensor& references,
-                         const OptionalTensor& anchor_sq, const OptionalTensor& reference_sq,
-                         const OptionalTensor& offsets) {
-  const int64_t rows = values.size(0), count = values.size(1);
-  Side side{};
-  side.values = values.data_ptr<float>();
-  side.count = count;
-  side.metric = parse("metric", metric, kMetrics);
-  if (!is_gram(side.metric)) return side;
-  for (const OptionalTensor* part : {&anchors, &references, &anchor_sq, &reference_sq, &offsets})
-    TORCH_CHECK_VALUE(part->has_value(), name, ": metric '", metric,
-                      "' needs anchors, references, their squared norms and the offsets");
-  check_matrix(name, *anchors, values.device().type());
-  check_matrix(name, *references, values.device().type());
-  side.width = anchors->size(1);
-  TORCH_CHECK_VALUE(anchors->size(0) == rows && references->size(0) == count &&
-                        references->size(1) == side.width && anchors->device() == values.device() &&
-                        references->device() == values.device(),
-                    name, ": anchors ", anchors->sizes(), " and references ", references->sizes(),
-                    " do not fit values ", values.sizes());
-  check_list("anchor_sq", *anchor_sq, values, rows);
-  check_list("reference_sq", *reference_sq, values, count);
-  check_list("offsets", *offsets, values, rows);
-  side.anchors = anchors->const_data_ptr<float>();
-  side.references = references->const_data_ptr<float>();
-  side.anchor_sq = anchor_sq->const_data_ptr<float>();
-  side.reference_sq = reference_sq->const_data_ptr<float>();
-  side.offsets = offsets->const_data_ptr<float>();
-  return side;
-}
-
-// The pairs of `values` that count, null for all, and the place of the first anchor among the
-// references.
-inline const bool* checked_keep(const OptionalTensor& keep, const Tensor& values, int64_t self_start) {
+// Which of `values` are there.
+inline Present checked_present(const OptionalTensor& keep, const Tensor& values,
+                               int64_t self_start = -1) {
   TORCH_CHECK_VALUE(self_start < 0 || self_start + values.size(0) <= values.size(1), "self_start ",
                     self_start, " puts an anchor outside the ", values.size(1), " references");
-  if (!keep.has_value()) return nullptr;
+  if (!keep.has_value()) return {nullptr, self_start};
   check_list("keep", *keep, values, values.numel(), at::kBool);
   TORCH_CHECK_VALUE(keep->sizes() == values.sizes(), "keep must have the shape of the values, ",
                     values.sizes(), ", got ", keep->sizes());
-  return keep->const_data_ptr<bool>();
+  return {keep->const_data_ptr<bool>(), self_start};
 }
 
-// What coherence_rows is given beside the two sides.
-inline void check_coherence(const Tensor& student, const Tensor& teacher, const Tensor& weights) {
-  TORCH_CHECK_VALUE(student.sizes() == teacher.sizes() && student.device() == teacher.device(),
-                    "student ", student.sizes(), " and teacher ", teacher.sizes(),
-                    " must have the same shape and device");
-  check_list("weights", weights, student, student.size(0));
+inline Points checked_points(const Tensor& x, const OptionalTensor& keep, c10::DeviceType device) {
+  check_matrix("x", x, device);
+  return {x.const_data_ptr<float>(), x.size(1), checked_present(keep, x)};
 }
 
-// The operators of a backend, all with its name in front.
-inline void define_operators(torch::Library& library, const std::string& backend) {
-  const std::string side =
-      "str $_metric, Tensor? $_anchors, Tensor? $_references, "
-      "Tensor? $_anchor_sq, Tensor? $_reference_sq, Tensor? $_offsets, ";
-  const auto side_of = [&](const std::string& name) {
-    std::string named = side;
-    for (size_t at; (at = named.find('$')) != std::string::npos;) named.replace(at, 1, name);
-    return named;
-  };
-  for (const std::string& schema : {
-           std::string("hard_rank(Tensor x) -> Tensor"),
-           std::string("soft_rank(Tensor x, float temperature, str relaxation, bool scale_std, "
-                       "bool with_grad) -> (Tensor, Tensor)"),
-           std::string("soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, "
-                       "float temperature, str relaxation, bool scale_std) -> Tensor"),
-           std::string("dissimilarity_(Tensor(a!) values, str metric, Tensor? anchors, "
-                       "Tensor? references, Tensor? anchor_sq, Tensor? reference_sq, "
-                       "Tensor? offsets) -> ()"),
-           std::string("hard_rank_rows_(Tensor(a!) teacher, str metric, Tensor? anchors, "
-                       "Tensor? references, Tensor? anchor_sq, Tensor? reference_sq, "
-                       "Tensor? offsets, Tensor? keep, int self_start) -> ()"),
-           "coherence_rows(Tensor(a!) student, " + side_of("student") + "Tensor(b!) teacher, " +
-               side_of("teacher") +
-               "Tensor weights, Tensor? keep, int self_start, float temperature, str relaxation, "
-               "bool scale_std, str penalty, bool with_grad) -> Tensor",
-       })
-    library.def((backend + "_" + schema).c_str());
+// A chunk of anchors. `gram` holds anchors, references, their squared norms and the offsets where the
+// dissimilarity is one of a Gram matrix, and nothing otherwise.
+inline Rows checked_rows(const char* name, const Tensor& values, const std::string& dissimilarity,
+                         at::TensorList gram, c10::DeviceType device) {
+  check_matrix(name, values, device);
+  const int64_t anchors = values.size(0), count = values.size(1);
+  Rows rows{};
+  rows.values = values.data_ptr<float>();
+  rows.count = count;
+  rows.dissimilarity = code_of("dissimilarity", dissimilarity, Dissimilarities{});
+  const bool of_gram = is_gram(rows.dissimilarity);
+  TORCH_CHECK_VALUE(gram.size() == (of_gram ? 5 : 0), name, ": dissimilarity '", dissimilarity,
+                    of_gram ? "' needs anchors, references, their squared norms and the offsets"
+                            : "' needs no tensors beside the values",
+                    ", got ", gram.size(), " tensors");
+  if (!of_gram) return rows;
+  check_matrix(name, gram[0], device);
+  check_matrix(name, gram[1], device);
+  rows.width = gram[0].size(1);
+  TORCH_CHECK_VALUE(gram[0].size(0) == anchors && gram[1].size(0) == count &&
+                        gram[1].size(1) == rows.width && gram[0].device() == values.device() &&
+                        gram[1].device() == values.device(),
+                    name, ": anchors ", gram[0].sizes(), " and references ", gram[1].sizes(),
+                    " do not fit values ", values.sizes());
+  check_list("anchor_sq", gram[2], values, anchors);
+  check_list("reference_sq", gram[3], values, count);
+  check_list("offsets", gram[4], values, anchors);
+  rows.anchors = gram[0].const_data_ptr<float>();
+  rows.references = gram[1].const_data_ptr<float>();
+  rows.anchor_sq = gram[2].const_data_ptr<float>();
+  rows.reference_sq = gram[3].const_data_ptr<float>();
+  rows.offsets = gram[4].const_data_ptr<float>();
+  return rows;
 }
 
 }  // namespace pck

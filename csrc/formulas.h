@@ -1,30 +1,21 @@
-// The scalar maths every compiled backend shares: relaxations, penalties and the stencil of the
-// grid method. No torch headers, no state: usable on the host and inside device code.
+// The formulas that every compiled backend shares, in tables, and the stencil of the grid method. No
+// torch headers, no state: usable on the host and inside device code. pc_kernels/formulas.py has the
+// same relaxations and penalties; tests/test_formulas.py holds the two equal.
 #pragma once
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define PCK_HD __host__ __device__ __forceinline__
-#else
-#define PCK_HD inline __attribute__((always_inline))
-#endif
+#include "table.h"
 
 namespace pck {
 
-// ---------------------------------------------------------------------------------------------
 // Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, and its
 // density phi. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
 // distance beyond which Phi is 0 or 1 to fp32 rounding. docs/method.md derives both.
-// ---------------------------------------------------------------------------------------------
 
-enum class Relaxation { logistic, normal };
-
-template <Relaxation R>
-struct Relax;
-
-template <>
-struct Relax<Relaxation::logistic> {
+struct Logistic {
+  static constexpr const char* name = "logistic";
+  static constexpr int code = 0;
   static constexpr int inverse_step = 4;
   static constexpr int support = 17;  // 1 - Phi(17) = 4.1e-8
   template <class T>
@@ -38,8 +29,9 @@ struct Relax<Relaxation::logistic> {
   }
 };
 
-template <>
-struct Relax<Relaxation::normal> {
+struct Normal {
+  static constexpr const char* name = "normal";
+  static constexpr int code = 1;
   static constexpr int inverse_step = 6;
   static constexpr int support = 6;  // 1 - Phi(6) = 9.9e-10
   template <class T>
@@ -52,39 +44,116 @@ struct Relax<Relaxation::normal> {
   }
 };
 
+using Relaxations = List<Logistic, Normal>;
+
 // Taps on either side of a node that the band convolution needs.
-template <Relaxation R>
-inline constexpr int kBand = Relax<R>::support * Relax<R>::inverse_step;
+template <class R>
+inline constexpr int kBand = R::support * R::inverse_step;
+
+// Penalties of a rank residual e = r_S - r_T, and their slopes.
+
+struct Squared {
+  static constexpr const char* name = "squared";
+  static constexpr int code = 0;
+  PCK_HD static float value(float e) { return e * e; }
+  PCK_HD static float slope(float e) { return 2.0f * e; }
+};
+
+struct Absolute {
+  static constexpr const char* name = "absolute";
+  static constexpr int code = 1;
+  PCK_HD static float value(float e) { return std::fabs(e); }
+  PCK_HD static float slope(float e) { return static_cast<float>((e > 0.0f) - (e < 0.0f)); }
+};
+
+struct Huber {
+  static constexpr const char* name = "huber";
+  static constexpr int code = 2;
+  static constexpr float delta = 0.1f;  // in units of normalised rank
+  PCK_HD static float value(float e) {
+    const float a = std::fabs(e);
+    return a <= delta ? 0.5f * e * e : delta * (a - 0.5f * delta);
+  }
+  PCK_HD static float slope(float e) { return e > delta ? delta : (e < -delta ? -delta : e); }
+};
+
+using Penalties = List<Squared, Absolute, Huber>;
+
+// Dissimilarities: how the values of a row become dissimilarities. Those with `is_gram` are made of
+// squared distances, which are made of inner products: `of` takes a squared distance. An anchor far
+// from the origin would cost the digits in which its references differ; a rank does not mind what all
+// of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
+// dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
+// V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j).
+
+struct NoGram {
+  static constexpr bool is_gram = false;
+  PCK_HD static float of(float value) { return value; }
+  PCK_HD static float of_far(float value, float, float) { return value; }
+  PCK_HD static float backward(float grad, float, float) { return grad; }
+};
+
+struct Given : NoGram {  // the values are dissimilarities
+  static constexpr const char* name = "given";
+  static constexpr int code = 0;
+};
+
+struct Ranked : NoGram {  // of a teacher: the values are ranks, as the stage hard_rank_rows leaves them
+  static constexpr const char* name = "ranked";
+  static constexpr int code = 1;
+};
+
+struct Euclidean {
+  static constexpr const char* name = "euclidean";
+  static constexpr int code = 2;
+  static constexpr bool is_gram = true;
+  PCK_HD static float of(float squared) { return std::sqrt(squared); }
+  PCK_HD static float of_far(float excess, float anchor_sq, float offset) {
+    const float squared = anchor_sq + excess;  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
+    return excess / (std::sqrt(squared > 0.0f ? squared : 0.0f) + offset);
+  }
+  PCK_HD static float backward(float grad, float dissimilarity, float offset) {
+    const float distance = dissimilarity + offset;
+    return distance == 0.0f ? 0.0f : grad / distance;  // a distance of 0 has gradient 0
+  }
+};
+
+struct SquaredEuclidean {
+  static constexpr const char* name = "sqeuclidean";
+  static constexpr int code = 3;
+  static constexpr bool is_gram = true;
+  PCK_HD static float of(float squared) { return squared; }
+  PCK_HD static float of_far(float excess, float, float) { return excess; }
+  PCK_HD static float backward(float grad, float, float) { return 2.0f * grad; }
+};
+
+struct Cosine {  // of features of length 1
+  static constexpr const char* name = "cosine";
+  static constexpr int code = 4;
+  static constexpr bool is_gram = true;
+  PCK_HD static float of(float squared) { return 0.5f * squared; }
+  PCK_HD static float of_far(float excess, float, float) { return 0.5f * excess; }
+  PCK_HD static float backward(float grad, float, float) { return grad; }
+};
+
+using Dissimilarities = List<Given, Ranked, Euclidean, SquaredEuclidean, Cosine>;
+
+struct IsGram {  // no lambda: it would not be inlined always, see cpu/row_kernels.h
+  template <class D>
+  PCK_HD bool operator()(D) const {
+    return D::is_gram;
+  }
+};
+
+PCK_HD bool is_gram(int dissimilarity) {
+  return visit(Dissimilarities{}, dissimilarity, IsGram{});
+}
 
 // |a|^2 + |b|^2 - 2ab loses the digits that a short distance needs: below this share of
 // |a|^2 + |b|^2 it is summed again from the differences. Above it, the relative error of the
 // distance stays under 64 times that of an inner product.
 inline constexpr float kNear = 1.0f / 64.0f;
 
-// ---------------------------------------------------------------------------------------------
-// Penalties of a rank residual e = r_S - r_T, and their slopes.
-// ---------------------------------------------------------------------------------------------
-
-enum class Penalty { squared, absolute, huber };
-
-inline constexpr float kHuberDelta = 0.1f;  // in units of normalised rank
-
-template <Penalty P>
-PCK_HD float penalty_value(float e) {
-  const float a = std::fabs(e);
-  if constexpr (P == Penalty::squared) return e * e;
-  if constexpr (P == Penalty::absolute) return a;
-  return a <= kHuberDelta ? 0.5f * e * e : kHuberDelta * (a - 0.5f * kHuberDelta);
-}
-
-template <Penalty P>
-PCK_HD float penalty_slope(float e) {
-  if constexpr (P == Penalty::squared) return 2.0f * e;
-  if constexpr (P == Penalty::absolute) return static_cast<float>((e > 0.0f) - (e < 0.0f));
-  return e > kHuberDelta ? kHuberDelta : (e < -kHuberDelta ? -kHuberDelta : e);
-}
-
-// ---------------------------------------------------------------------------------------------
 // The stencil. A cell is one grid step wide; u in [-1/2, 1/2] is the place inside it. A smooth
 // function known at the kNodes nearest nodes is, inside the cell,
 //
@@ -95,7 +164,6 @@ PCK_HD float penalty_slope(float e) {
 // moments sum_k w_k u_k^a become weights on nodes. See docs/method.md, "The stencil".
 //
 // Its third use is to integrate: the rank function F is the integral of the density S1.
-// ---------------------------------------------------------------------------------------------
 
 inline constexpr int kNodes = 8;
 inline constexpr int kTerms = 4;
@@ -103,6 +171,7 @@ inline constexpr int kTerms = 4;
 struct Stencil {
   float weight[kTerms][kNodes];
   float integral[kNodes];  // of the interpolant over the cell, du
+  float half[kNodes];      // and from the cell's left edge to its middle
 };
 
 constexpr Stencil make_stencil() {
@@ -147,6 +216,8 @@ constexpr Stencil make_stencil() {
       for (int k = 0; k < a; ++k) coefficient *= 2.0;  // back from v to u
       stencil.weight[a][n] = static_cast<float>(coefficient);
     }
+    stencil.half[n] = stencil.weight[0][n] / 2 - stencil.weight[1][n] / 8 + stencil.weight[2][n] / 24 -
+                      stencil.weight[3][n] / 64;
   }
   return stencil;
 }
@@ -157,23 +228,21 @@ inline constexpr Stencil kStencil = make_stencil();
 inline constexpr int kLeftNode = kNodes / 2 - 1;
 
 // Taps of the band convolution, up to whole vectors of four.
-template <Relaxation R>
+template <class R>
 inline constexpr int kTaps = (2 * kBand<R> + 4) / 4 * 4;
 
 // phi at the nodes of a band (even, so that a convolution may read forwards; then zeros), and Phi from
 // one band below a node to the stencil's end above it.
-template <Relaxation R>
+template <class R>
 struct Taps {
   static constexpr int band = kBand<R>;
   float pdf[kTaps<R>] = {};
   float cdf[band + kNodes];
   PCK_HD Taps() {
     for (int d = -band; d <= band; ++d)
-      pdf[d + band] =
-          static_cast<float>(Relax<R>::pdf(static_cast<double>(d) / Relax<R>::inverse_step));
+      pdf[d + band] = static_cast<float>(R::pdf(static_cast<double>(d) / R::inverse_step));
     for (int n = 0; n < band + kNodes; ++n)
-      cdf[n] = static_cast<float>(
-          Relax<R>::cdf(static_cast<double>(kLeftNode - n) / Relax<R>::inverse_step));
+      cdf[n] = static_cast<float>(R::cdf(static_cast<double>(kLeftNode - n) / R::inverse_step));
   }
 };
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from ctypes import c_double, c_int, c_int64, c_void_p
+from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from pc_kernels import formulas
 from pc_kernels.backends import CompiledBackend
-from pc_kernels.options import PENALTIES, RELAXATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 SHIM = ROOT / "tests" / "cuda_shim"
 FLAGS = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
 ALL_SHARED = 232448
-METRICS = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
+DISSIMILARITIES = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
 
 
 def compiler() -> str:
@@ -61,26 +61,75 @@ def build(main: str, *flags: str, warp: int) -> Path:
     return target
 
 
-class PlainSide(ctypes.Structure):
-    """See harness.cpp."""
+class Present(ctypes.Structure):
+    """See csrc/stages.h, as for the structs below."""
 
+    _fields_ = (("keep", c_void_p), ("self_start", c_int64))
+
+
+class Points(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("count", c_int64), ("present", Present))
+
+
+class Rows(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("values", "anchors", "references", "anchor_sq")),
         *((name, c_void_p) for name in ("reference_sq", "offsets")),
         ("count", c_int64),
         ("width", c_int64),
-        ("metric", c_int),
+        ("dissimilarity", c_int),
     )
 
 
-class PlainOptions(ctypes.Structure):
-    """See harness.cpp."""
-
+class RankOptions(ctypes.Structure):
     _fields_ = (
         ("relaxation", c_int),
         ("penalty", c_int),
         ("temperature", c_double),
-        ("scale_std", c_int),
+        ("scale_std", c_bool),
+    )
+
+
+class HardRank(ctypes.Structure):
+    _fields_ = (("points", Points), ("rank", c_void_p))
+
+
+class SoftRank(ctypes.Structure):
+    _fields_ = (
+        ("points", Points),
+        ("options", RankOptions),
+        ("rank", c_void_p),
+        ("density", c_void_p),
+    )
+
+
+class SoftRankBackward(ctypes.Structure):
+    _fields_ = (
+        ("points", Points),
+        ("grad_rank", c_void_p),
+        ("density", c_void_p),
+        ("options", RankOptions),
+        ("grad_x", c_void_p),
+    )
+
+
+class DissimilarityRows(ctypes.Structure):
+    _fields_ = (("rows", Rows),)
+
+
+class HardRankRows(ctypes.Structure):
+    _fields_ = (("teacher", Rows), ("present", Present))
+
+
+class CoherenceRows(ctypes.Structure):
+    _fields_ = (
+        ("student", Rows),
+        ("teacher", Rows),
+        ("present", Present),
+        ("weights", c_void_p),
+        ("options", RankOptions),
+        ("with_grad", c_bool),
+        ("losses", c_void_p),
     )
 
 
@@ -98,25 +147,30 @@ def address(x: Tensor | None) -> c_void_p:
     return c_void_p(x.data_ptr())
 
 
-def plain_side(values: Tensor, metric: str, *parts: Tensor | None) -> PlainSide:
-    """A side as harness.cpp takes it: anchors, references, their squares, offsets."""
-    width = 0 if parts[0] is None else parts[0].shape[1]
-    pointers = [address(x) for x in (values, *parts)]
-    return PlainSide(*pointers, values.shape[1], width, METRICS.index(metric))
+def points_of(x: Tensor, keep: Tensor | None) -> Points:
+    """Rows that are ranked as they are."""
+    return Points(address(x), x.shape[1], Present(address(keep), -1))
 
 
-def plain_options(
+def rows_of(values: Tensor, dissimilarity: str, gram: list[Tensor]) -> Rows:
+    """A chunk of anchors; `gram`: anchors, references, their squares, offsets, or nothing."""
+    pointers = [address(x) for x in (values, *(gram or [None] * 5))]
+    width = gram[0].shape[1] if gram else 0
+    return Rows(*pointers, values.shape[1], width, DISSIMILARITIES.index(dissimilarity))
+
+
+def rank_options(
     temperature: float, relaxation: str, scale_std: bool, penalty: str = "squared"
-) -> PlainOptions:
-    """Options as harness.cpp takes them."""
-    kinds = RELAXATIONS.index(relaxation), PENALTIES.index(penalty)
-    return PlainOptions(*kinds, temperature, scale_std)
+) -> RankOptions:
+    """Options by their codes."""
+    codes = formulas.RELAXATIONS[relaxation].code, formulas.PENALTIES[penalty].code
+    return RankOptions(*codes, temperature, scale_std)
 
 
 class ShimBackend(CompiledBackend):
     """The CUDA kernels on the CPU, in blocks of so many threads and with so much shared memory.
 
-    The methods below the first are the operators, see csrc/arguments.h.
+    The methods below `run` are the operators, see csrc/operators.h.
     """
 
     name = "cuda_shim"
@@ -131,62 +185,55 @@ class ShimBackend(CompiledBackend):
     def operator(self, stage: str) -> Callable[..., Any]:
         return getattr(self, f"run_{stage}")
 
-    def call(self, function: str, *arguments: Any) -> None:
-        """Calls the harness; integers are 64 bits wide there, but for what ctypes says already."""
+    def run(self, function: str, rows: int, stage: ctypes.Structure) -> None:
+        """Runs a stage over all rows."""
         self.library.configure(*self.device)
-        plain: list[Any] = []
-        for a in arguments:
-            if a is None or isinstance(a, Tensor):
-                plain.append(address(a))
-            elif isinstance(a, ctypes.Structure):
-                plain.append(ctypes.byref(a))
-            else:
-                plain.append(c_int64(a) if type(a) is int else a)
-        assert getattr(self.library, function)(*plain) == 0, f"{function} failed"
+        error = getattr(self.library, function)(c_int64(rows), ctypes.byref(stage))
+        assert error == 0, f"{function} failed"
 
-    def run_dissimilarity_(self, *side: Any) -> None:
-        self.call("dissimilarity", len(side[0]), plain_side(*side))
-
-    def run_hard_rank(self, x: Tensor) -> Tensor:
+    def run_hard_rank(self, x: Tensor, keep: Tensor | None) -> Tensor:
         rank = torch.empty_like(x)
-        self.call("hard_rank", *x.shape, x, rank)
+        self.run("hard_rank", len(x), HardRank(points_of(x, keep), address(rank)))
         return rank
 
-    def run_soft_rank(
-        self, x: Tensor, temperature: float, relaxation: str, scale_std: bool, with_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def run_soft_rank(self, x: Tensor, keep: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+        *options, with_grad = options
         rank = torch.empty_like(x)
         density = torch.empty_like(x) if with_grad else None
-        options = plain_options(temperature, relaxation, scale_std)
-        self.call("soft_rank", *x.shape, x, options, rank, density)
+        places = address(rank), address(density)
+        stage = SoftRank(points_of(x, keep), rank_options(*options), *places)
+        self.run("soft_rank", len(x), stage)
         return rank, x.new_empty(0) if density is None else density
 
     def run_soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, *options: Any
+        self, grad_rank: Tensor, x: Tensor, density: Tensor, keep: Tensor | None, *options: Any
     ) -> Tensor:
         grad = torch.empty_like(x)
-        plain = plain_options(*options)
-        self.call("soft_rank_backward", *x.shape, grad_rank, x, density, plain, grad)
+        given = points_of(x, keep), address(grad_rank), address(density)
+        stage = SoftRankBackward(*given, rank_options(*options), address(grad))
+        self.run("soft_rank_backward", len(x), stage)
         return grad
 
+    def run_dissimilarity_(self, *rows: Any) -> None:
+        self.run("dissimilarity", len(rows[0]), DissimilarityRows(rows_of(*rows)))
+
     def run_hard_rank_rows_(self, *arguments: Any) -> None:
-        *side, keep, self_start = arguments
-        self.call("hard_rank_rows", len(side[0]), plain_side(*side), keep, self_start)
+        *rows, keep, self_start = arguments
+        stage = HardRankRows(rows_of(*rows), Present(address(keep), self_start))
+        self.run("hard_rank_rows", len(rows[0]), stage)
 
     def run_coherence_rows(self, *arguments: Any) -> Tensor:
-        student, teacher = arguments[:7], arguments[7:14]
-        weights, keep, self_start, *options, with_grad = arguments[14:]
+        student, teacher = arguments[:3], arguments[3:6]
+        weights, keep, self_start, *options, with_grad = arguments[6:]
         losses = torch.empty_like(weights)
-        self.call(
-            "coherence_rows",
-            len(weights),
-            plain_side(*student),
-            plain_side(*teacher),
-            keep,
-            weights,
-            self_start,
-            plain_options(*options),
-            c_int(with_grad),
-            losses,
+        stage = CoherenceRows(
+            rows_of(*student),
+            rows_of(*teacher),
+            Present(address(keep), self_start),
+            address(weights),
+            rank_options(*options),
+            with_grad,
+            address(losses),
         )
+        self.run("coherence_rows", len(weights), stage)
         return losses

@@ -1,69 +1,50 @@
-// Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
+// Stage `dissimilarity`: a Gram row becomes squared distances, then dissimilarities.
 // Included inside the namespace of one instruction set.
 
 inline float squared_distance(const float* a, const float* b, int64_t width) {
   return static_cast<float>(lane_sum(width, [=](int64_t k) { return (a[k] - b[k]) * (a[k] - b[k]); }));
 }
 
-// values <- squared distances (the anchor's own place gets garbage: callers drop it).
-inline void squared_distances(const Row& row) {
+// values <- what Row::squared gives; short distances are summed again from the differences. The
+// anchor's own place gets garbage: callers drop it.
+inline void squared_distances(Row row) {
   float* const d = row.values;
-  const float anchor_sq = row.anchor_sq;
-  const float* const reference_sq = row.reference_sq;
   int32_t near = 0;
   for (int64_t j = 0; j < row.count; ++j) {
-    const float scale = anchor_sq + reference_sq[j];
-    const float sq = scale - 2.0f * d[j];
-    near += sq < kNear * scale;
-    d[j] = sq;
+    const float squared = row.squared(j, d[j]);
+    near += row.is_near(j, squared);
+    d[j] = squared;
   }
-  if (near == (row.self >= 0 && !(d[row.self] >= kNear * 2.0f * anchor_sq))) return;
+  if (near == (row.self >= 0 && row.is_near(row.self, d[row.self]))) return;
   for (int64_t j = 0; j < row.count; ++j)
-    if (j != row.self && d[j] < kNear * (anchor_sq + reference_sq[j]))
-      d[j] = squared_distance(row.anchor, row.references + j * row.width, row.width);
-}
-
-// The same but for the anchor's |a|^2, for an anchor so far out that |a|^2 would cost the digits in
-// which its references differ. A rank does not mind what all of a row have in common.
-inline void far_squared_distances(const Row& row) {
-  for (int64_t j = 0; j < row.count; ++j) {
-    const float excess = row.reference_sq[j] - 2.0f * row.values[j];
-    const bool near = row.anchor_sq + excess < kNear * (row.anchor_sq + row.reference_sq[j]);
-    row.values[j] =
-        near && j != row.self
-            ? squared_distance(row.anchor, row.references + j * row.width, row.width) - row.anchor_sq
-            : excess;
-  }
+    if (j != row.self && row.is_near(j, d[j]))
+      d[j] = squared_distance(row.anchor, row.references + j * row.width, row.width) -
+             (row.is_far() ? row.anchor_sq : 0.0f);
 }
 
 // Dissimilarities in place; of a far anchor, less what its references have in common: its offset, or
 // the offset's square for squared distances.
 inline void dissimilarity(const Row& row) {
-  if (row.metric == Metric::given) return;
-  row.offset > 0.0f ? far_squared_distances(row) : squared_distances(row);
-  float* const d = row.values;
-  const float offset = row.offset;
-  if (row.metric == Metric::euclidean &&
-      offset > 0.0f)  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
-    for (int64_t j = 0; j < row.count; ++j) {
-      const float sq = row.anchor_sq + d[j];
-      d[j] /= std::sqrt(sq > 0.0f ? sq : 0.0f) + offset;
-    }
-  else if (row.metric == Metric::euclidean)
-    for (int64_t j = 0; j < row.count; ++j) d[j] = std::sqrt(d[j]);
-  if (row.metric == Metric::cosine)
-    for (int64_t j = 0; j < row.count; ++j) d[j] *= 0.5f;
+  if (!is_gram(row.dissimilarity)) return;
+  squared_distances(row);
+  visit(Dissimilarities{}, row.dissimilarity, [row](auto kind) {
+    float* const d = row.values;
+    if (row.is_far())
+      for (int64_t j = 0; j < row.count; ++j) d[j] = kind.of_far(d[j], row.anchor_sq, row.offset);
+    else
+      for (int64_t j = 0; j < row.count; ++j) d[j] = kind.of(d[j]);
+  });
 }
 
-// grad = dL/d(dissimilarity) -> V, with dL/d anchor = sum_j V_j (anchor - reference_j).
+inline void run_row(const DissimilarityRows& stage, int64_t i, Scratch&) {
+  dissimilarity(stage.rows.row(i, -1));
+}
+
+// grad = dL/d(dissimilarity) -> V.
 inline void dissimilarity_backward(const Row& row, float* grad, int64_t count) {
   const float* const d = row.values;
   const float offset = row.offset;
-  if (row.metric == Metric::euclidean)  // a distance of 0 has gradient 0
-    for (int64_t j = 0; j < count; ++j) {
-      const float distance = d[j] + offset;
-      grad[j] = distance == 0.0f ? 0.0f : grad[j] / distance;
-    }
-  if (row.metric == Metric::sqeuclidean)
-    for (int64_t j = 0; j < count; ++j) grad[j] *= 2.0f;
+  visit(Dissimilarities{}, row.dissimilarity, [=](auto kind) {
+    for (int64_t j = 0; j < count; ++j) grad[j] = kind.backward(grad[j], d[j], offset);
+  });
 }

@@ -42,7 +42,7 @@ inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t coun
 
 inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scratch) {
   if (count < 2) {
-    for (int64_t i = 0; i < count; ++i) rank[i] = 0.5f + (x[i] - x[i]) * 0.0f;
+    for (int64_t i = 0; i < count; ++i) rank[i] = x[i] == x[i] ? 0.5f : x[i];
     return;
   }
   const float whole =
@@ -98,4 +98,13 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     first += size;
   }
   rank_by_runs(sorted, order, count, whole, rank);
+}
+
+inline void run_row(const HardRank& stage, int64_t i, Scratch& scratch) {
+  const int64_t whole = stage.points.count;
+  const Selection selection(stage.points.present, i, whole, scratch);
+  const float* const x = selection.front(stage.points.x + i * whole, scratch.student);
+  float* const rank = selection.room(stage.rank + i * whole, scratch.teacher);
+  hard_rank(x, selection.count(), rank, scratch);
+  selection.scatter(rank, stage.rank + i * whole);
 }

@@ -2,11 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+
+#include "../formulas.h"
+#include "sort.h"
 
 namespace pck {
 
-int64_t place_nearly_hard(const float* x, int64_t count, double tau, int support, int inverse_step,
-                          double limit, Scratch& scratch) {
+int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxation, double limit,
+                          Scratch& scratch) {
+  const auto [support, inverse_step] = visit(Relaxations{}, relaxation, [](auto row) {
+    return std::pair<int, int>{row.support, row.inverse_step};
+  });
   sort_order(x, count, scratch.order);
   double* const y = scratch.wide;
   for (int64_t i = 0; i < count; ++i) y[i] = x[scratch.order[i]];
@@ -34,63 +41,50 @@ namespace {
 
 // Calls pair(i, k, y_k - y_i) for the sorted pairs i < k within the support, and far(k, i) once for
 // every k with the number i of points further below.
-template <Relaxation R, class Far, class Pair>
+template <class R, class Far, class Pair>
 void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair) {
   const double* const y = scratch.wide;
   int64_t first = 0;
   for (int64_t k = 0; k < count; ++k) {
-    while (y[k] - y[first] > Relax<R>::support) ++first;
+    while (y[k] - y[first] > R::support) ++first;
     far(k, first);
     for (int64_t i = first; i < k; ++i) pair(i, k, y[k] - y[i]);
   }
 }
 
+}  // namespace
+
 // Sums in double, one pair after another: in fp32 their roundings would add up.
-template <Relaxation R>
-void rank_sums(int64_t count, float* rank, Scratch& scratch) {
+void pairs_rank_sums(int relaxation, int64_t count, float* rank, Scratch& scratch) {
   double* const sum = scratch.sum;
   std::fill_n(sum, count, 0.5);  // Phi(0), the point itself
-  for_window<R>(
-      count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
-      [=](int64_t i, int64_t k, double gap) {
-        const double step = Relax<R>::cdf(gap);
-        sum[k] += step;
-        sum[i] += 1.0 - step;
-      });
+  visit(Relaxations{}, relaxation, [&](auto row) {
+    for_window<decltype(row)>(
+        count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
+        [=](int64_t i, int64_t k, double gap) {
+          const double step = row.cdf(gap);
+          sum[k] += step;
+          sum[i] += 1.0 - step;
+        });
+  });
   for (int64_t k = 0; k < count; ++k) rank[scratch.order[k]] = static_cast<float>(sum[k]);
 }
 
-template <Relaxation R>
-void rank_gradient(int64_t count, const float* slope, float* grad, Scratch& scratch) {
+void pairs_rank_gradient(int relaxation, int64_t count, const float* slope, float* grad,
+                         Scratch& scratch) {
   double* const sum = scratch.sum;
   const int32_t* const order = scratch.order;
   std::fill_n(sum, count, 0.0);
-  for_window<R>(
-      count, scratch, [](int64_t, int64_t) {},
-      [=](int64_t i, int64_t k, double gap) {
-        const double push =
-            (static_cast<double>(slope[order[k]]) - slope[order[i]]) * Relax<R>::pdf(gap);
-        sum[k] += push;
-        sum[i] -= push;
-      });
+  visit(Relaxations{}, relaxation, [&](auto row) {
+    for_window<decltype(row)>(
+        count, scratch, [](int64_t, int64_t) {},
+        [=](int64_t i, int64_t k, double gap) {
+          const double push = (static_cast<double>(slope[order[k]]) - slope[order[i]]) * row.pdf(gap);
+          sum[k] += push;
+          sum[i] -= push;
+        });
+  });
   for (int64_t k = 0; k < count; ++k) grad[order[k]] = static_cast<float>(sum[k]);
-}
-
-}  // namespace
-
-void windowed_rank_sums(Relaxation relaxation, int64_t count, float* rank, Scratch& scratch) {
-  if (relaxation == Relaxation::logistic)
-    rank_sums<Relaxation::logistic>(count, rank, scratch);
-  else
-    rank_sums<Relaxation::normal>(count, rank, scratch);
-}
-
-void windowed_rank_gradient(Relaxation relaxation, int64_t count, const float* slope, float* grad,
-                            Scratch& scratch) {
-  if (relaxation == Relaxation::logistic)
-    rank_gradient<Relaxation::logistic>(count, slope, grad, scratch);
-  else
-    rank_gradient<Relaxation::normal>(count, slope, grad, scratch);
 }
 
 }  // namespace pck

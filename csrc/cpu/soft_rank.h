@@ -2,22 +2,17 @@
 // Included inside the namespace of one instruction set. docs/method.md tells the maths: spread each
 // point to the grid, convolve with Phi or phi, gather at the points.
 
-// Where a row's points lie on the grid, in `Scratch::cell` and `Scratch::place`.
-struct Grid {
-  int64_t count;
-  int64_t cells;
-  int64_t nodes() const { return cells + kNodes - 1; }
-};
+using Plan = pck::Plan<int64_t>;  // its points lie at Scratch::cell and Scratch::place
 
 // Spread: moments[cell][a] = sum of w u^a over the cell's points. `weight` is null for w = 1. Sums are
 // in double: where many points fall together, fp32 would round all their terms the same way.
-inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
+inline void spread(const Plan& plan, const float* weight, Scratch& scratch) {
   double* const moments = scratch.moments;
   const int32_t* const cell = scratch.cell;
   const float* const place = scratch.place;
-  for (int64_t i = 0; i < (grid.cells + 3) * kTerms; ++i) moments[i] = 0.0;
+  for (int64_t i = 0; i < (plan.cells + 3) * kTerms; ++i) moments[i] = 0.0;
   int64_t j = 0;
-  for (; j + 4 <= grid.count; j += 4) {
+  for (; j + 4 <= plan.count; j += 4) {
     const Quad u = load<Quad>(place + j);
     Quad a = weight ? load<Quad>(weight + j) : Quad{1.0f, 1.0f, 1.0f, 1.0f};
     Quad b = a * u, c = b * u, d = c * u;
@@ -30,7 +25,7 @@ inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
     add(j + 2, c);
     add(j + 3, d);
   }
-  for (; j < grid.count; ++j) {
+  for (; j < plan.count; ++j) {
     double power = weight ? weight[j] : 1.0;
     for (int a = 0; a < kTerms; ++a, power *= place[j])
       moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
@@ -40,8 +35,8 @@ inline void spread(const Grid& grid, const float* weight, Scratch& scratch) {
 // Cell moments to weights on the nodes, between two bands of zeros: node n collects from the cells
 // n - kNodes + 1 ... n. Moments lie by cell; transposed to lie by term, whole vectors of nodes are
 // summed at a time.
-inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch) {
-  const int64_t padded = (grid.cells + 3) / 4 * 4;
+inline void nodes_from_moments(const Plan& plan, int64_t band, Scratch& scratch) {
+  const int64_t padded = (plan.cells + 3) / 4 * 4;
   const int64_t row = padded + 2 * kTermPad;
   float* term[kTerms];
   for (int a = 0; a < kTerms; ++a) {
@@ -57,16 +52,16 @@ inline void nodes_from_moments(const Grid& grid, int64_t band, Scratch& scratch)
   float* const mass = scratch.mass;
   for (int64_t i = 0; i < band; ++i) mass[i] = 0.0f;
   int64_t n = 0;
-  for (; n < grid.nodes(); n += kWide) {
+  for (; n < plan.nodes(); n += kWide) {
     Wide sum = {};
     for (int a = 0; a < kTerms; ++a)
       for (int k = 0; k < kNodes; ++k) sum += load(term[a] + n - k) * kStencil.weight[a][k];
     store(mass + band + n, sum);
   }
-  for (int64_t i = band + n; i < grid.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
+  for (int64_t i = band + n; i < plan.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
 }
 
-template <Relaxation R>
+template <class R>
 inline const Taps<R>& taps() {
   static const Taps<R> table;
   return table;
@@ -74,7 +69,7 @@ inline const Taps<R>& taps() {
 
 // The taps of a whole vector of nodes: what the mass `d` nodes after its first node's band begins adds
 // to each of them.
-template <Relaxation R>
+template <class R>
 struct WideTaps {
   static constexpr int count = 2 * kBand<R> + kWide;
   Wide pdf[count] = {};
@@ -85,7 +80,7 @@ struct WideTaps {
   }
 };
 
-template <Relaxation R>
+template <class R>
 inline const WideTaps<R>& wide_taps() {
   static const WideTaps<R> table;
   return table;
@@ -94,7 +89,7 @@ inline const WideTaps<R>& wide_taps() {
 // `tile` vectors of nodes side by side: each multiplication waits for the one before in its vector.
 // One mass meets a vector of taps, not one tap a vector of masses: those would lie across cache lines,
 // which halves the loads that a cycle can do, and loads are what bounds this loop.
-template <Relaxation R, int tile>
+template <class R, int tile>
 inline void convolve_tile(const float* mass, float* density_nodes) {
   const WideTaps<R>& taps = wide_taps<R>();
   Wide density[tile] = {};
@@ -104,15 +99,15 @@ inline void convolve_tile(const float* mass, float* density_nodes) {
 }
 
 // Convolve: density <- mass * phi at the nodes.
-template <Relaxation R>
-inline void convolve(const Grid& grid, Scratch& scratch) {
+template <class R>
+inline void convolve(const Plan& plan, Scratch& scratch) {
   int64_t n = 0;
   const auto go = [&]<int tile>() {
     convolve_tile<R, tile>(scratch.mass + n, scratch.density_nodes + n);
     n += tile * kWide;
   };
-  while (n < grid.nodes()) {
-    const int64_t left = grid.nodes() - n;
+  while (n < plan.nodes()) {
+    const int64_t left = plan.nodes() - n;
     if (left > 8 * kWide)
       go.template operator()<12>();  // as many as 16 registers hold beside the rest
     else if (left > 4 * kWide)
@@ -123,8 +118,8 @@ inline void convolve(const Grid& grid, Scratch& scratch) {
 }
 
 // Node densities to the cubic of every cell.
-inline void cell_polynomials(const Grid& grid, Scratch& scratch) {
-  for (int64_t c = 0; c < grid.cells; c += kWide) {
+inline void cell_polynomials(const Plan& plan, Scratch& scratch) {
+  for (int64_t c = 0; c < plan.cells; c += kWide) {
     float coefficient[kTerms][kWide];
     Wide sum[kTerms] = {};
     for (int n = 0; n < kNodes; ++n) {
@@ -145,30 +140,29 @@ inline void cell_polynomials(const Grid& grid, Scratch& scratch) {
 // level[c] <- the constant that makes level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function
 // in cell c. F starts from its value at the first cell's left edge, where only the first band has a
 // say.
-template <Relaxation R>
-inline void integrate(const Grid& grid, Scratch& scratch) {
-  constexpr float h = 1.0f / Relax<R>::inverse_step;
+template <class R>
+inline void integrate(const Plan& plan, Scratch& scratch) {
+  constexpr float h = 1.0f / R::inverse_step;
   const float* const nodes = scratch.density_nodes;
   float* const level = scratch.level;
   float* const gain = scratch.gain;
-  for (int64_t c = 0; c < grid.cells; c += kWide) {
+  for (int64_t c = 0; c < plan.cells; c += kWide) {
     Wide whole = {}, half = {};
     for (int n = 0; n < kNodes; ++n) {
       const Wide value = load(nodes + c + n);
       whole += value * (h * kStencil.integral[n]);
-      half += value * (h * (kStencil.weight[0][n] / 2 - kStencil.weight[1][n] / 8 +
-                            kStencil.weight[2][n] / 24 - kStencil.weight[3][n] / 64));
+      half += value * (h * kStencil.half[n]);
     }
     store(gain + c, whole);
     store(level + c, half);  // of the cubic, from the left edge to u = 0
   }
   const float* const mass = scratch.mass + kBand<R>;
   const float* const cdf = taps<R>().cdf;
-  const int64_t nearby = kBand<R> + kNodes < grid.nodes() ? kBand<R> + kNodes : grid.nodes();
+  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
   const double start = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
   // A running sum waits for each of its additions: four parts of the row run side by side.
   constexpr int parts = 4;
-  const int64_t length = grid.cells / parts;
+  const int64_t length = plan.cells / parts;
   double rank[parts] = {start};
   for (int p = 1; p < parts; ++p)
     rank[p] = rank[p - 1] + sum_over(gain + (p - 1) * length, length, [](auto v) { return v; });
@@ -178,7 +172,7 @@ inline void integrate(const Grid& grid, Scratch& scratch) {
       level[here] = static_cast<float>(rank[p] + level[here]);
       rank[p] += gain[here];
     }
-  for (int64_t c = parts * length; c < grid.cells; ++c) {
+  for (int64_t c = parts * length; c < plan.cells; ++c) {
     level[c] = static_cast<float>(rank[parts - 1] + level[c]);
     rank[parts - 1] += gain[c];
   }
@@ -213,12 +207,7 @@ inline Wide gather_levels(const Scratch& scratch, int64_t j) {
   });
 }
 
-// Mean and population standard deviation of a row of finite values.
-struct Moments {
-  double mean;
-  double sigma;
-};
-
+// `low` is the smallest value.
 inline Moments moments_of(const float* x, int64_t count, double low) {
   const double n = static_cast<double>(count);
   const double mean = low + sum_over(x, count, [=](auto v) { return v - low; }) / n;
@@ -226,47 +215,25 @@ inline Moments moments_of(const float* x, int64_t count, double low) {
   return {mean, std::sqrt(variance)};
 }
 
-// How a row goes through the stage.
-struct Plan {
-  enum class Way {
-    undefined,  // a value is not finite: everything is NaN
-    constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
-    grid,
-    windowed  // nearly hard: pairs within the support, summed directly
-  };
-  Way way;
-  Grid grid;
-  Moments moments;
-  double tau;
-};
-
-// Decides the way and, for the grid, places the points. A grid of more than 8 cells a point costs
-// more than the sort that the nearly hard ways begin with (docs/method.md, "Regimes").
-template <Relaxation R>
+// Decides the way and, for the grid, places the points.
+template <class R>
 inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
-  Plan plan{Plan::Way::constant, {count, 0}, {}, 0.0};
-  if (count == 0) return plan;
+  if (count == 0) return {Way::constant, 0, 0, {}, 0.0};
   const Range range = range_of(x, count);
-  if (!range.finite) {
-    plan.way = Plan::Way::undefined;
-    return plan;
-  }
-  if (count == 1 || (options.scale_std && range.low == range.high)) return plan;
-  if (options.scale_std) plan.moments = moments_of(x, count, range.low);
-  plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
-  const double inverse_step = Relax<R>::inverse_step / plan.tau;
+  Plan plan = begin_plan(count, range.finite, range.low == range.high, options,
+                         [&] { return moments_of(x, count, range.low); });
+  if (plan.way != Way::grid) return plan;
+  const double inverse_step = R::inverse_step / plan.tau;
   const double low = range.low;
   const double span = (static_cast<double>(range.high) - low) * inverse_step;
-  const double limit = 8.0 * static_cast<double>(count);
-  plan.way = Plan::Way::grid;
-  if (!(span <= limit) || !(inverse_step < 1e30)) {
-    plan.grid.cells = place_nearly_hard(x, count, plan.tau, Relax<R>::support, Relax<R>::inverse_step,
-                                        limit, scratch);
-    if (plan.grid.cells == 0) plan.way = Plan::Way::windowed;
+  const double limit = kMostCellsPerPoint * static_cast<double>(count);
+  if (!(span <= limit) || !(inverse_step < kFinestGrid)) {
+    plan.cells = place_nearly_hard(x, count, plan.tau, R::code, limit, scratch);
+    if (plan.cells == 0) plan.way = Way::pairs;
   } else {
     // In double: a small value beside a large one has digits that their difference in fp32 has not.
     // One cell of slack at the end, whatever rounding does.
-    plan.grid.cells = static_cast<int64_t>(span) + 2;
+    plan.cells = static_cast<int64_t>(span) + 2;
     int64_t j = 0;
     for (; j + kHalf <= count; j += kHalf) {
       const HalfDouble t = (load_double(x + j) - low) * inverse_step;
@@ -285,77 +252,80 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     scratch.cell[j] = 0;
     scratch.place[j] = 0.0f;
   }
-  scratch.reserve_cells(plan.grid.cells);
+  scratch.reserve_cells(plan.cells);
   return plan;
 }
 
-// Calls wide(j, load, store) for a vector of points at a time; past the row's end nothing is read or
+// How a vector of points is read and written: whole, or the last few of a row.
+struct WholeVector {
+  Wide get(const float* p) const { return load(p); }
+  void put(float* p, Wide v) const { store(p, v); }
+};
+
+struct PartOfVector {
+  size_t bytes;
+  Wide get(const float* p) const {
+    Wide v = {};
+    __builtin_memcpy(&v, p, bytes);
+    return v;
+  }
+  void put(float* p, Wide v) const { __builtin_memcpy(p, &v, bytes); }
+};
+
+// Calls body(j, vector) for a vector of points at a time; past the row's end nothing is read or
 // written.
 template <class Body>
-inline void for_points(int64_t count, Body wide) {
+inline void for_points(int64_t count, Body body) {
   int64_t j = 0;
-  for (; j + kWide <= count; j += kWide)
-    wide(j, [](const float* p) { return load(p); }, [](float* p, Wide v) { store(p, v); });
-  if (j == count) return;
-  const auto rest = static_cast<size_t>(count - j) * sizeof(float);
-  wide(
-      j,
-      [=](const float* p) {
-        Wide v = {};
-        __builtin_memcpy(&v, p, rest);
-        return v;
-      },
-      [=](float* p, Wide v) { __builtin_memcpy(p, &v, rest); });
+  for (; j + kWide <= count; j += kWide) body(j, WholeVector{});
+  if (j < count) body(j, PartOfVector{static_cast<size_t>(count - j) * sizeof(float)});
 }
 
 // rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
 // sum, if wanted (the nearly hard way has no use for it).
-template <Relaxation R>
+template <class R>
 inline void rank_sums(const Plan& plan, float* rank, float* density, Scratch& scratch) {
-  const Grid& grid = plan.grid;
-  const int64_t count = grid.count;
-  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
-  if (plan.way == Plan::Way::windowed) {
-    windowed_rank_sums(R, count, rank, scratch);
+  const int64_t count = plan.count;
+  const float unit = plan.rank_unit();
+  if (plan.way == Way::pairs) {
+    pairs_rank_sums(R::code, count, rank, scratch);
     for (int64_t j = 0; j < count; ++j) rank[j] = (rank[j] - 0.5f) * unit;
     return;
   }
-  spread(grid, nullptr, scratch);
-  nodes_from_moments(grid, kBand<R>, scratch);
-  convolve<R>(grid, scratch);
-  cell_polynomials(grid, scratch);
-  integrate<R>(grid, scratch);
-  constexpr float h = 1.0f / Relax<R>::inverse_step;
-  for_points(count, [&](int64_t j, auto, auto put) {
+  spread(plan, nullptr, scratch);
+  nodes_from_moments(plan, kBand<R>, scratch);
+  convolve<R>(plan, scratch);
+  cell_polynomials(plan, scratch);
+  integrate<R>(plan, scratch);
+  constexpr float h = 1.0f / R::inverse_step;
+  for_points(count, [&](int64_t j, auto vector) {
     const Wide u = load(scratch.place + j);
     const Cubics cubics = gather(scratch, j);
     const Wide level = gather_levels(scratch, j);
-    put(rank + j, (level + h * cubics.integral_at(u) - 0.5f) * unit);
-    if (density != nullptr) put(density + j, cubics.at(u));
+    vector.put(rank + j, (level + h * cubics.integral_at(u) - 0.5f) * unit);
+    if (density != nullptr) vector.put(density + j, cubics.at(u));
   });
 }
 
 // grad[j] <- factor sum_k (slope_j - slope_k) phi((x_j - x_k)/tau) / tau, with rank_sums' density, and
 // through tau = temperature sigma as well under scale="std".
-template <Relaxation R>
+template <class R>
 inline void rank_gradient(const Plan& plan, const float* x, const float* slope, const float* density,
                           float factor, bool scale_std, float* grad, Scratch& scratch) {
-  const Grid& grid = plan.grid;
-  const int64_t count = grid.count;
-  // Scaling comes last and in two steps: either product may leave fp32's normal numbers, and at the
-  // smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
-  const float inverse_tau = static_cast<float>(std::fmin(1.0 / plan.tau, 3.4e38));
+  const int64_t count = plan.count;
+  // Scaling comes last and in two steps: either product may leave fp32's normal numbers.
+  const float inverse_tau = plan.inverse_tau();
   const auto scaled = [=](auto value) { return value * factor * inverse_tau; };
-  if (plan.way == Plan::Way::windowed) {
-    windowed_rank_gradient(R, count, slope, grad, scratch);
+  if (plan.way == Way::pairs) {
+    pairs_rank_gradient(R::code, count, slope, grad, scratch);
   } else {
-    spread(grid, slope, scratch);
-    nodes_from_moments(grid, kBand<R>, scratch);
-    convolve<R>(grid, scratch);
-    cell_polynomials(grid, scratch);
-    for_points(count, [&](int64_t j, auto get, auto put) {
+    spread(plan, slope, scratch);
+    nodes_from_moments(plan, kBand<R>, scratch);
+    convolve<R>(plan, scratch);
+    cell_polynomials(plan, scratch);
+    for_points(count, [&](int64_t j, auto vector) {
       const Wide weighted = gather(scratch, j).at(load(scratch.place + j));
-      put(grad + j, get(slope + j) * get(density + j) - weighted);
+      vector.put(grad + j, vector.get(slope + j) * vector.get(density + j) - weighted);
     });
   }
   if (!scale_std) {
@@ -377,24 +347,50 @@ inline void fill(float* values, int64_t count, float value) {
   for (int64_t j = 0; j < count; ++j) values[j] = value;
 }
 
-// `density`, if wanted, is what soft_rank_backward needs of it.
-template <Relaxation R>
+template <class R>
 inline void soft_rank(const float* x, int64_t count, const RankOptions& options, float* rank,
                       float* density, Scratch& scratch) {
   const Plan plan = plan_row<R>(x, count, options, scratch);
-  if (density != nullptr && plan.way != Plan::Way::grid) fill(density, count, 0.0f);
-  if (plan.way == Plan::Way::undefined) return fill(rank, count, __builtin_nanf(""));
-  if (plan.way == Plan::Way::constant) return fill(rank, count, 0.5f);
+  if (density != nullptr && plan.way != Way::grid) fill(density, count, 0.0f);
+  if (plan.way == Way::undefined) return fill(rank, count, __builtin_nanf(""));
+  if (plan.way == Way::constant) return fill(rank, count, 0.5f);
   rank_sums<R>(plan, rank, density, scratch);
 }
 
-template <Relaxation R>
+inline void run_row(const SoftRank& stage, int64_t i, Scratch& scratch) {
+  const int64_t first = i * stage.points.count;
+  const Selection selection(stage.points.present, i, stage.points.count, scratch);
+  const float* const x = selection.front(stage.points.x + first, scratch.student);
+  float* const rank = selection.room(stage.rank + first, scratch.teacher);
+  float* const density =
+      stage.density == nullptr ? nullptr : selection.room(stage.density + first, scratch.slope);
+  visit(Relaxations{}, stage.options.relaxation, [&](auto relaxation) {
+    soft_rank<decltype(relaxation)>(x, selection.count(), stage.options, rank, density, scratch);
+  });
+  selection.scatter(rank, stage.rank + first);
+  if (density != nullptr) selection.scatter(density, stage.density + first);
+}
+
+template <class R>
 inline void soft_rank_backward(const float* grad_rank, const float* x, const float* density,
                                int64_t count, const RankOptions& options, float* grad_x,
                                Scratch& scratch) {
   const Plan plan = plan_row<R>(x, count, options, scratch);
-  if (plan.way == Plan::Way::undefined) return fill(grad_x, count, __builtin_nanf(""));
-  if (plan.way == Plan::Way::constant) return fill(grad_x, count, 0.0f);
-  const float unit = static_cast<float>(1.0 / static_cast<double>(count - 1));
-  rank_gradient<R>(plan, x, grad_rank, density, unit, options.scale_std, grad_x, scratch);
+  if (plan.way == Way::undefined) return fill(grad_x, count, __builtin_nanf(""));
+  if (plan.way == Way::constant) return fill(grad_x, count, 0.0f);
+  rank_gradient<R>(plan, x, grad_rank, density, plan.rank_unit(), options.scale_std, grad_x, scratch);
+}
+
+inline void run_row(const SoftRankBackward& stage, int64_t i, Scratch& scratch) {
+  const int64_t first = i * stage.points.count;
+  const Selection selection(stage.points.present, i, stage.points.count, scratch);
+  const float* const x = selection.front(stage.points.x + first, scratch.student);
+  const float* const grad_rank = selection.front(stage.grad_rank + first, scratch.slope);
+  const float* const density = selection.front(stage.density + first, scratch.density);
+  float* const grad_x = selection.room(stage.grad_x + first, scratch.teacher);
+  visit(Relaxations{}, stage.options.relaxation, [&](auto relaxation) {
+    soft_rank_backward<decltype(relaxation)>(grad_rank, x, density, selection.count(), stage.options,
+                                             grad_x, scratch);
+  });
+  selection.scatter(grad_x, stage.grad_x + first);
 }

@@ -10,37 +10,13 @@
 #include <cmath>
 
 #include "block.cuh"
+#include "range.cuh"
 #include "scratch.cuh"
 
 namespace pck::cuda {
 
 inline constexpr int kWidestBucket = 32;
 inline constexpr int kMostBuckets = 1 << 20;  // exact as a float, and then some
-
-// Smallest and largest of the finite values, and what else there is.
-struct Range {
-  float low, high;
-  unsigned others;  // kInfinite, kNaN
-  static constexpr unsigned kInfinite = 1, kNaN = 2;
-
-  PCK_DEVICE bool finite() const { return others == 0; }
-};
-
-PCK_DEVICE Range range_of(Block& block, const float* x, int count) {
-  Range range{INFINITY, -INFINITY, 0};
-  block.each(count, [&](int i) {
-    const float v = x[i];
-    if (v - v == 0.0f) {
-      range.low = std::fmin(range.low, v);
-      range.high = std::fmax(range.high, v);
-    } else {
-      range.others |= v == v ? Range::kInfinite : Range::kNaN;
-    }
-  });
-  return block.reduce(range, [](const Range& a, const Range& b) {
-    return Range{std::fmin(a.low, b.low), std::fmax(a.high, b.high), a.others | b.others};
-  });
-}
 
 // A monotone map to buckets 0 ... last, in halves since a range may exceed the largest number.
 // Infinities go to the ends, and so does the NaN of 0 times infinity: fmax takes the number.

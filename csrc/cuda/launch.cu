@@ -3,20 +3,23 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../plan.h"
+#include "grid.cuh"
 #include "launch.cuh"
-#include "soft_rank.cuh"
 
 namespace pck::cuda {
 namespace {
 
-// A row's range over its standard deviation: what few rows exceed, and what is worth having room for.
-// Rows that need more close their gaps or go pair by pair.
+// A row's range over its standard deviation decides how many cells it needs. Few rows exceed the first
+// of these; room up to the second is cheap enough to have. A row that needs more closes its gaps, or is
+// summed pair by pair.
 constexpr double kUsualDeviations = 10.0;
 constexpr double kRoomyDeviations = 16.0;
 constexpr double kMostCells = 1 << 15;
 constexpr double kCellsOfNearlyHardRows = 1024;
 
-// Room on the grid, a multiple of 4: the least with which these options make sense, and the most.
+// Room on the grid, in cells, a multiple of 4: with less than `least` most rows would be summed pair by
+// pair, and more than `most` is not worth its memory.
 struct Room {
   int least, most;
 };
@@ -26,11 +29,10 @@ Room grid_room(int64_t count, const RankOptions& options) {
     return std::max(kFewestCells, (static_cast<int>(cells) + 3) / 4 * 4);
   };
   const double points = static_cast<double>(count);
-  const int inverse_step = options.relaxation == Relaxation::logistic
-                               ? Relax<Relaxation::logistic>::inverse_step
-                               : Relax<Relaxation::normal>::inverse_step;
+  const int inverse_step =
+      visit(Relaxations{}, options.relaxation, [](auto row) { return decltype(row)::inverse_step; });
   // More than this costs more than pairs, or more memory than it is worth.
-  const double limit = std::min({8.0 * points, points * points / 8.0, kMostCells});
+  const double limit = std::min({kMostCellsPerPoint * points, points * points / 8.0, kMostCells});
   if (!options.scale_std) return {kFewestCells, whole(std::min(2.0 * points, limit))};
   const double deviation = inverse_step / options.temperature;
   if (kUsualDeviations * deviation > limit)

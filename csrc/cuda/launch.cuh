@@ -2,8 +2,8 @@
 #pragma once
 
 #include "block.cuh"
-#include "rows.h"
 #include "scratch.cuh"
+#include "stages.h"
 
 namespace pck::cuda {
 
@@ -12,42 +12,34 @@ namespace pck::cuda {
 template <bool kShared>
 inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
 
+inline constexpr int kMostTapsBytes =
+    largest(Relaxations{}, [](auto row) { return static_cast<int>(sizeof(Taps<decltype(row)>)); });
+
 // What a block keeps in shared memory in any case, before a row's working memory.
 struct Header {
   unsigned char block[Block::kBytes];
-  unsigned char taps[sizeof(Taps<Relaxation::logistic>)];
+  unsigned char taps[kMostTapsBytes];
   int near_count;
   int unused[3];
 };
-static_assert(sizeof(Header) % 16 == 0 && sizeof(Taps<Relaxation::logistic>) % 16 == 0);
-static_assert(sizeof(Taps<Relaxation::normal>) <= sizeof(Header::taps));
+static_assert(sizeof(Header) % 16 == 0 && kMostTapsBytes % 16 == 0);
 
-// What every kernel is told.
-struct Rows {
+// A chunk of rows and the working memory of each.
+struct Chunk {
   int64_t rows;
   Layout layout;
   unsigned char* workspace;
 };
 
-// body(i) for this block's rows, one after the other.
-template <class Body>
-PCK_DEVICE void for_rows(Block& block, const Rows& rows, Body body) {
-  for (int64_t i = blockIdx.x; i < rows.rows; i += gridDim.x) {
-    body(i);
-    block.sync();  // the next row reuses the memory
-  }
-}
+// For the stages without soft ranks.
+struct NoTaps {};
 
-template <bool kShared>
-PCK_DEVICE Scratch scratch_of(const Rows& rows, unsigned char* shared) {
-  if constexpr (kShared)
-    return Scratch(rows.layout, shared + sizeof(Header));
-  else
-    return Scratch(rows.layout, rows.workspace + blockIdx.x * rows.layout.bytes());
+PCK_DEVICE NoTaps stage_taps(Block&, NoTaps, Header&) {
+  return {};
 }
 
 // The taps, copied to where threads read them together.
-template <Relaxation R>
+template <class R>
 PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& header) {
   static_assert(sizeof(Taps<R>) == (kTaps<R> + kBand<R> + kNodes) * sizeof(float));
   float* const target = reinterpret_cast<float*>(header.taps);
@@ -57,11 +49,39 @@ PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& 
   return reinterpret_cast<const Taps<R>&>(header.taps);
 }
 
-// Starts kernel(rows, arguments...).
-template <class... Parameters>
-cudaError_t start(const Launch& launch, void* workspace, cudaStream_t stream,
-                  void (*kernel)(Rows, Parameters...), const Parameters&... arguments) {
-  if (launch.rows == 0) return cudaSuccess;
+// Traps unless the tables have all codes of a stage.
+template <class Stage>
+PCK_DEVICE void check_codes(const Stage& stage) {
+  bool known = true;
+  if constexpr (requires { stage.options; }) known = known && stage.options.known();
+  if constexpr (requires { stage.rows; }) known = known && stage.rows.known();
+  if constexpr (requires { stage.student; }) known = known && stage.student.known();
+  if constexpr (requires { stage.teacher; }) known = known && stage.teacher.known();
+  if (!known) __trap();
+}
+
+// A stage: run_row(block, stage, i, taps, header, scratch) for every row, a block a row.
+template <class Stage, class AnyTaps, bool kShared>
+__global__ void __launch_bounds__(kThreads<kShared>, 1)
+    stage_kernel(const __grid_constant__ Chunk chunk, const __grid_constant__ Stage stage,
+                 const __grid_constant__ AnyTaps constant_taps) {
+  check_codes(stage);
+  PCK_DYNAMIC_SHARED(shared);
+  Header& header = *reinterpret_cast<Header*>(shared);
+  Block block(header.block);
+  const Scratch scratch(chunk.layout, kShared ? shared + sizeof(Header)
+                                              : chunk.workspace + blockIdx.x * chunk.layout.bytes());
+  const auto& taps = stage_taps(block, constant_taps, header);
+  for (int64_t i = blockIdx.x; i < chunk.rows; i += gridDim.x) {
+    run_row(block, stage, i, taps, header, scratch);
+    block.sync();  // the next row reuses the memory
+  }
+}
+
+template <class Stage, class AnyTaps>
+cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps) {
+  const auto kernel =
+      launch.in_shared ? stage_kernel<Stage, AnyTaps, true> : stage_kernel<Stage, AnyTaps, false>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(launch.shared_bytes));
   if (error != cudaSuccess) return error;
@@ -69,9 +89,20 @@ cudaError_t start(const Launch& launch, void* workspace, cudaStream_t stream,
   config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
   config.blockDim = dim3(static_cast<unsigned>(launch.threads));
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
-  config.stream = stream;
-  const Rows rows{launch.rows, {launch.count, launch.cells}, static_cast<unsigned char*>(workspace)};
-  return cudaLaunchKernelEx(&config, kernel, rows, arguments...);
+  config.stream = launch.stream;
+  const Chunk chunk{
+      launch.rows, {launch.count, launch.cells}, static_cast<unsigned char*>(launch.workspace)};
+  return cudaLaunchKernelEx(&config, kernel, chunk, stage, taps);
+}
+
+template <class Stage>
+cudaError_t run(const Launch& launch, const Stage& stage) {
+  if (launch.rows == 0) return cudaSuccess;
+  if constexpr (requires { stage.options; })
+    return visit(Relaxations{}, stage.options.relaxation,
+                 [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });
+  else
+    return start(launch, stage, NoTaps{});
 }
 
 }  // namespace pck::cuda

@@ -1,230 +1,161 @@
-// Stage `soft_rank`: sum_k Phi((x_j - x_k)/tau) and its gradient through a uniform grid. docs/method.md
-// tells the maths: spread each point to the grid, convolve with phi, integrate, gather at the points.
-//
-// The grid's arrays share two regions of 4 cells words each, `low` and `high`, in this order:
-//
-//     spread     moments, [4][cells] in 64 bits: low words | high words
-//     nodes      terms, [4][cells]       in low;   mass, a band of zeros around it  -> high
-//     convolve   density at the nodes -> low
-//     integrate  level, [cells]       -> low, second half
-//     gather     cubics, [cells][4]   -> high
+// A row's soft ranks and their gradient, whatever the row: the choice between the grid of grid.cuh
+// and sums over all pairs, and what the scale of the temperature adds to the gradient.
 #pragma once
 
 #include <cmath>
 
-#include "block.cuh"
-#include "scratch.cuh"
+#include "../plan.h"
+#include "grid.cuh"
+#include "range.cuh"
 
 namespace pck::cuda {
 
-inline constexpr int kFewestCells = 64;  // makes room in `high` for the mass and its bands
+using Plan = pck::Plan<int>;
 
-__device__ constexpr Stencil kDeviceStencil = make_stencil();
+// `low` is the smallest value.
+PCK_DEVICE Moments moments_of(Block& block, const float* x, int count, double low) {
+  const double n = static_cast<double>(count);
+  double sum = 0.0;
+  block.each(count, [&](int i) { sum += x[i] - low; });
+  const double mean = low + block.reduce(sum, Sum{}) / n;
+  double squares = 0.0;
+  block.each(count, [&](int i) { squares += (x[i] - mean) * (x[i] - mean); });
+  return {mean, std::sqrt(block.reduce(squares, Sum{}) / n)};
+}
 
-struct Grid {
-  int cells;
-  int room;  // Scratch::cells
-  unsigned* low;
-  int* high;
+// Bins of a band's width that are empty part points which do not see each other, however many bins they
+// are: of every run of empty bins one stays. shift[b] <- how many bins before b stay; returns how many
+// do, or 0 if there are too many bins to look at.
+template <class BinOf>
+PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scratch, BinOf bin_of) {
+  unsigned* const occupied = scratch.low;
+  int* const shift = scratch.high;
+  block.each(bins, [&](int b) { occupied[b] = 0u; });
+  block.sync();
+  block.each(count, [&](int j) { atomicOr(&occupied[bin_of(j)], 1u); });
+  block.sync();
+  const int kept = block.scan<int>(
+      bins, [&](int b) { return static_cast<int>(occupied[b] | (b > 0 ? occupied[b - 1] : 0u)); },
+      [&](int b, int before) { shift[b] = before; });
+  block.sync();
+  return kept;
+}
 
-  PCK_DEVICE Grid(int used, const Scratch& scratch)
-      : cells(used), room(scratch.cells), low(scratch.low), high(scratch.high) {}
-  PCK_DEVICE int nodes() const { return cells + kNodes - 1; }
-  PCK_DEVICE float* terms(int a) const { return reinterpret_cast<float*>(low) + a * room; }
-  PCK_DEVICE float* mass() const { return reinterpret_cast<float*>(high); }  // a band of zeros first
-  PCK_DEVICE float* density() const { return reinterpret_cast<float*>(low); }
-  PCK_DEVICE float* level() const { return density() + 2 * room; }
-  PCK_DEVICE float4* cubics() const { return reinterpret_cast<float4*>(high); }
+// Puts the points on a grid: returns its cells, or 0 if there is no room for it or pairs are cheaper.
+// Places are found in double: a small value beside a large one has digits that their difference in fp32
+// has not.
+template <class R>
+PCK_DEVICE int place_points(Block& block, const float* x, int count, const Range& range, double tau,
+                            const Scratch& scratch) {
+  const double low = range.low;
+  const double inverse_step = R::inverse_step / tau;
+  const double span = (range.high - low) * inverse_step;
+  const auto coordinate = [=](int j) { return (x[j] - low) * inverse_step; };
+  const double pairs = static_cast<double>(count) * count;
+  const double most = std::fmin(static_cast<double>(scratch.cells), pairs / 8.0);
+  if (!(inverse_step < kFinestGrid)) return 0;
+  // One cell of slack at the end, whatever rounding does.
+  int cells = span <= most - 2.0 ? static_cast<int>(span) + 2 : 0;
+  const bool gaps = cells == 0;
+  if (gaps) {
+    if (!(span < 4.0 * kBand<R> * scratch.cells)) return 0;
+    const int bins = static_cast<int>(span) / kBand<R> + 1;
+    const auto bin_of = [=](int j) { return static_cast<int>(coordinate(j)) / kBand<R>; };
+    cells = close_gaps(block, count, bins, scratch, bin_of) * kBand<R>;
+    if (cells > most) return 0;
+  }
+  block.each(count, [&](int j) {
+    const double t = coordinate(j);
+    const int cell = static_cast<int>(t), bin = cell / kBand<R>;
+    scratch.cell[j] = cell + (gaps ? (scratch.high[bin] - bin) * kBand<R> : 0);
+    scratch.place[j] = static_cast<float>(t - (cell + 0.5));
+  });
+  block.sync();
+  return cells;
+}
+
+template <class R>
+PCK_DEVICE Plan plan_row(Block& block, const float* x, int count, const RankOptions& options,
+                         const Scratch& scratch) {
+  const Range range = range_of(block, x, count);
+  Plan plan = begin_plan(count, range.finite(), range.low == range.high, options,
+                         [&] { return moments_of(block, x, count, range.low); });
+  if (plan.way != Way::grid) return plan;
+  plan.cells = place_points<R>(block, x, count, range, plan.tau, scratch);
+  if (plan.cells == 0) plan.way = Way::pairs;
+  return plan;
+}
+
+// (x_j - x_k)/tau, in double since tau may be any number at all.
+struct Gap {
+  const float* x;
+  double inverse_tau;
+
+  PCK_DEVICE Gap(const float* row, double tau) : x(row), inverse_tau(std::fmin(1.0 / tau, 1e300)) {}
+  PCK_DEVICE float operator()(int j, int k) const {
+    return static_cast<float>((static_cast<double>(x[j]) - x[k]) * inverse_tau);
+  }
 };
 
-// Adds to a 64-bit sum in two words. Integers add up to the same in any order: that makes spreading by
-// atomics deterministic, and exact where thousands of points fall together. Of the high word, an addend
-// of 31 bits seldom needs more than its carry, which is mostly 0.
-PCK_DEVICE void add_wide(unsigned* low, int* high, int addend) {
-  const unsigned bits = static_cast<unsigned>(addend);
-  const unsigned before = atomicAdd(low, bits);
-  const int carry = (before + bits < before ? 1 : 0) - (addend < 0 ? 1 : 0);
-  if (carry != 0) atomicAdd(high, carry);
-}
-
-// Spread: moments[a][cell] = sum of w u^a over the cell's points, in units of 2^-shift. `shift` is such
-// that no |w| exceeds 2^30 units.
-template <class Weight>
-PCK_DEVICE void spread(Block& block, const Grid& grid, int count, const Scratch& scratch, int shift,
-                       Weight weight) {
-  for (int a = 0; a < kTerms; ++a)
-    block.each(grid.cells, [&](int c) {
-      grid.low[a * grid.room + c] = 0u;
-      grid.high[a * grid.room + c] = 0;
-    });
-  block.sync();
-  block.each(count, [&](int j) {
-    const int cell = scratch.cell[j];
-    const float u = scratch.place[j];
-    float power = std::scalbn(weight(j), shift);
-#pragma unroll
-    for (int a = 0; a < kTerms; ++a, power *= u)
-      add_wide(grid.low + a * grid.room + cell, grid.high + a * grid.room + cell,
-               static_cast<int>(std::rint(power)));
+// take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included. Directly, the
+// density has no use, and is given as 0.
+template <class R, class Take>
+PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
+                          const Scratch& scratch, Take take) {
+  if (plan.way == Way::grid)
+    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, take);
+  const Gap gap(x, plan.tau);
+  block.each(plan.count, [&](int j) {
+    double sum = -0.5;  // in fp32 the roundings of the terms would add up
+#pragma unroll 1
+    for (int k = 0; k < plan.count; ++k) sum += R::cdf(gap(j, k));
+    take(j, static_cast<float>(sum), 0.0f);
   });
   block.sync();
 }
 
-// Cell moments to weights on the nodes, between bands of zeros: node n collects from the cells
-// n - kNodes + 1 ... n.
-template <Relaxation R>
-PCK_DEVICE void nodes_from_moments(Block& block, const Grid& grid, int shift) {
-  for (int a = 0; a < kTerms; ++a)
-    block.each(grid.cells, [&](int c) {
-      const int i = a * grid.room + c;
-      const int64_t sum = static_cast<int64_t>(grid.high[i]) * (int64_t{1} << 32) + grid.low[i];
-      grid.terms(a)[c] = std::scalbn(static_cast<float>(sum), -shift);
-    });
-  block.sync();
-  float* const mass = grid.mass();
-  constexpr int band = kBand<R>;
-  block.each(band, [&](int i) { mass[i] = 0.0f; });
-  block.each(grid.nodes(), [&](int n) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kNodes; ++k) {
-      const int c = n - k;
-      if (c < 0 || c >= grid.cells) continue;
-#pragma unroll
-      for (int a = 0; a < kTerms; ++a) sum += grid.terms(a)[c] * kDeviceStencil.weight[a][k];
-    }
-    mass[band + n] = sum;
-  });
-  // Whole tiles of nodes read whole vectors of taps.
-  block.each(kTaps<R> - band + 8, [&](int i) { mass[band + grid.nodes() + i] = 0.0f; });
-  block.sync();
-}
-
-// Convolve: density <- mass * phi at the nodes, four of them a thread, four taps a load.
-template <Relaxation R>
-PCK_DEVICE void convolve(Block& block, const Grid& grid, const Taps<R>& taps) {
-  const float4* const mass = reinterpret_cast<const float4*>(grid.mass());
-  const float4* const pdf = reinterpret_cast<const float4*>(taps.pdf);
-  float4* const density = reinterpret_cast<float4*>(grid.density());
-  block.each((grid.nodes() + 3) / 4, [&](int tile) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float4 m = mass[tile];
-#pragma unroll 2
-    for (int d = 0; d < kTaps<R> / 4; ++d) {
-      const float4 t = pdf[d], next = mass[tile + d + 1];
-      sum.x += m.x * t.x + m.y * t.y + m.z * t.z + m.w * t.w;
-      sum.y += m.y * t.x + m.z * t.y + m.w * t.z + next.x * t.w;
-      sum.z += m.z * t.x + m.w * t.y + next.x * t.z + next.y * t.w;
-      sum.w += m.w * t.x + next.x * t.y + next.y * t.z + next.z * t.w;
-      m = next;
-    }
-    density[tile] = sum;
+// grad[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau); on entry it is slope_j times the density.
+template <class R>
+PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
+                              const Scratch& scratch, const float* slope, float* grad) {
+  if (plan.way == Way::grid)
+    return grid_rank_gradient<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, slope,
+                                 grad);
+  const Gap gap(x, plan.tau);
+  block.each(plan.count, [&](int j) {
+    double sum = 0.0;
+#pragma unroll 1
+    for (int k = 0; k < plan.count; ++k) sum += (slope[j] - slope[k]) * R::pdf(gap(j, k));
+    grad[j] = static_cast<float>(sum);
   });
   block.sync();
 }
 
-// Node densities to the cubic of every cell.
-PCK_DEVICE void cell_cubics(Block& block, const Grid& grid) {
-  const float* const nodes = grid.density();
-  float4* const cubics = grid.cubics();
-  block.each(grid.cells, [&](int c) {
-    float coefficient[kTerms] = {};
-#pragma unroll
-    for (int n = 0; n < kNodes; ++n)
-#pragma unroll
-      for (int a = 0; a < kTerms; ++a) coefficient[a] += nodes[c + n] * kDeviceStencil.weight[a][n];
-    cubics[c] = make_float4(coefficient[0], coefficient[1], coefficient[2], coefficient[3]);
-  });
-  block.sync();
-}
+// The last step of a gradient: its factor, 1/tau, and under scale="std" what comes through tau. Ranks
+// are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and dtau/dx_j =
+// temperature (x_j - mean)/(count sigma).
+struct Pull {
+  const float* x;
+  const float* grad;
+  double mean, unit;  // unit: 1/sigma, or 0 where tau does not depend on the row
+  float share, factor, inverse_tau;
 
-// What F gains over a cell, and from its left edge to its middle, of the stencil's nodes.
-template <Relaxation R>
-PCK_DEVICE float gain_of(const float* nodes) {
-  constexpr float h = 1.0f / Relax<R>::inverse_step;
-  float gain = 0.0f;
-#pragma unroll
-  for (int n = 0; n < kNodes; ++n) gain += nodes[n] * (h * kDeviceStencil.integral[n]);
-  return gain;
-}
+  PCK_DEVICE float standard(int j) const { return static_cast<float>((x[j] - mean) * unit); }
+  // Scaling comes in two steps: either product may leave fp32's normal numbers.
+  PCK_DEVICE float operator()(int j) const {
+    return (grad[j] - share * standard(j)) * factor * inverse_tau;
+  }
+};
 
-template <Relaxation R>
-PCK_DEVICE float half_gain_of(const float* nodes) {
-  constexpr float h = 1.0f / Relax<R>::inverse_step;
-  float gain = 0.0f;
-#pragma unroll
-  for (int n = 0; n < kNodes; ++n)
-    gain += nodes[n] * (h * (kDeviceStencil.weight[0][n] / 2 - kDeviceStencil.weight[1][n] / 8 +
-                             kDeviceStencil.weight[2][n] / 24 - kDeviceStencil.weight[3][n] / 64));
-  return gain;
-}
-
-// Integrate: F = Phi * mass is the integral of the density. level[c] <- the constant that makes
-// level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function in cell c. F starts from its value at
-// the first cell's left edge, where only the first band has a say.
-template <Relaxation R>
-PCK_DEVICE void integrate(Block& block, const Grid& grid, const Taps<R>& taps) {
-  constexpr int nearby = kBand<R> + kNodes;
-  const float* const mass = grid.mass() + kBand<R>;
-  const float* const nodes = grid.density();
-  float* const level = grid.level();
-  double start = 0.0;
-  block.each(nearby < grid.nodes() ? nearby : grid.nodes(),
-             [&](int n) { start += mass[n] * taps.cdf[n]; });
-  start = block.reduce(start, Sum{});
-  block.scan<double>(
-      grid.cells, [&](int c) { return static_cast<double>(gain_of<R>(nodes + c)); },
-      [&](int c, double before) {
-        level[c] = static_cast<float>(start + before + half_gain_of<R>(nodes + c));
-      });
-  block.sync();
-}
-
-// A cell's cubic and its integral from the middle, times 1/h.
-PCK_DEVICE float cubic_at(const float4& p, float u) {
-  return ((p.w * u + p.z) * u + p.y) * u + p.x;
-}
-
-PCK_DEVICE float integral_at(const float4& p, float u) {
-  return (((p.w * 0.25f * u + p.z * (1.0f / 3.0f)) * u + p.y * 0.5f) * u + p.x) * u;
-}
-
-// Gather: take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included.
-template <Relaxation R, class Take>
-PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, int count, const Taps<R>& taps,
-                               const Scratch& scratch, Take take) {
-  constexpr float h = 1.0f / Relax<R>::inverse_step;
-  constexpr int shift = 29;
-  spread(block, grid, count, scratch, shift, [](int) { return 1.0f; });
-  nodes_from_moments<R>(block, grid, shift);
-  convolve<R>(block, grid, taps);
-  integrate<R>(block, grid, taps);
-  cell_cubics(block, grid);
-  block.each(count, [&](int j) {
-    const int cell = scratch.cell[j];
-    const float u = scratch.place[j];
-    const float4 cubic = grid.cubics()[cell];
-    take(j, grid.level()[cell] + h * integral_at(cubic, u) - 0.5f, cubic_at(cubic, u));
-  });
-  block.sync();
-}
-
-// grad[j] <- grad[j] - sum_k slope_k phi((x_j - x_k)/tau), which makes the gradient but for 1/tau of
-// what slope_j sum_k phi is on entry.
-template <Relaxation R>
-PCK_DEVICE void grid_rank_gradient(Block& block, const Grid& grid, int count, const Taps<R>& taps,
-                                   const Scratch& scratch, const float* slope, float* grad) {
-  float largest = 0.0f;
-  block.each(count, [&](int j) { largest = std::fmax(largest, std::fabs(slope[j])); });
-  largest = block.reduce(largest, Largest{});
-  const int shift = largest > 0.0f ? 29 - std::ilogb(largest) : 0;
-  spread(block, grid, count, scratch, shift, [=](int j) { return slope[j]; });
-  nodes_from_moments<R>(block, grid, shift);
-  convolve<R>(block, grid, taps);
-  cell_cubics(block, grid);
-  block.each(count,
-             [&](int j) { grad[j] -= cubic_at(grid.cubics()[scratch.cell[j]], scratch.place[j]); });
-  block.sync();
+PCK_DEVICE Pull pull_of(Block& block, const Plan& plan, const RankOptions& options, const float* x,
+                        const float* grad, float factor) {
+  const float inverse_tau = plan.inverse_tau();
+  if (!options.scale_std) return {x, grad, 0.0, 0.0, 0.0f, factor, inverse_tau};
+  Pull pull{x, grad, plan.moments.mean, 1.0 / plan.moments.sigma, 0.0f, factor, inverse_tau};
+  double sum = 0.0;
+  block.each(plan.count, [&](int j) { sum += grad[j] * pull.standard(j); });
+  pull.share = static_cast<float>(block.reduce(sum, Sum{}) / static_cast<double>(plan.count));
+  return pull;
 }
 
 }  // namespace pck::cuda

@@ -6,6 +6,7 @@
 #include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -98,6 +99,10 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   unsigned ballot = 0;
   for (int l = 0; l < PCK_WARP_SIZE; ++l) ballot |= told[l] << l;
   return ballot;
+}
+
+[[noreturn]] inline void __trap() {
+  std::abort();
 }
 
 inline int __popc(unsigned bits) {

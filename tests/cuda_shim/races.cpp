@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "cuda/rows.h"
+#include "cuda/stages.h"
 
 using namespace pck;
 
@@ -26,27 +26,38 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) std::exit(2);
 }
 
-template <class Body>
-void launch(int64_t rows, int64_t count, const RankOptions* options, Body body) {
+template <class Stage>
+void launch(int64_t rows, int64_t count, const Stage& stage) {
   cuda::Launch plan;
-  check(cuda::plan_launch(rows, count, options, &plan));
+  check(cuda::plan_launch(rows, count, cuda::options_of(stage), &plan));
   std::vector<float4> workspace(static_cast<size_t>(plan.workspace_bytes / 16 + 1));
-  check(body(plan, workspace.data()));
+  plan.workspace = workspace.data();
+  check(cuda::run(plan, stage));
+}
+
+using Mask = std::vector<char>;
+
+Mask random_mask(int64_t count) {
+  Mask mask;
+  for (int64_t i = 0; i < count; ++i) mask.push_back(generator() % 4 != 0);
+  return mask;
+}
+
+Present present_of(const Mask& mask, bool masked, int64_t self_start) {
+  return {masked ? reinterpret_cast<const bool*>(mask.data()) : nullptr, self_start};
 }
 
 void ranks(int64_t rows, int64_t count, int kind, const RankOptions& options) {
   const Values x = random_values(rows * count, kind), upstream = random_values(rows * count, 0);
+  const Mask mask = random_mask(rows * count);
   Values rank(x.size()), density(x.size()), grad(x.size());
-  launch(rows, count, nullptr, [&](const cuda::Launch& plan, void* workspace) {
-    return cuda::hard_rank(plan, workspace, nullptr, x.data(), rank.data());
-  });
-  launch(rows, count, &options, [&](const cuda::Launch& plan, void* workspace) {
-    return cuda::soft_rank(plan, workspace, nullptr, x.data(), options, rank.data(), density.data());
-  });
-  launch(rows, count, &options, [&](const cuda::Launch& plan, void* workspace) {
-    return cuda::soft_rank_backward(plan, workspace, nullptr, upstream.data(), x.data(), density.data(),
-                                    options, grad.data());
-  });
+  for (const bool masked : {false, true}) {
+    const Points points{x.data(), count, present_of(mask, masked, -1)};
+    launch(rows, count, HardRank{points, rank.data()});
+    launch(rows, count, SoftRank{points, options, rank.data(), density.data()});
+    launch(rows, count,
+           SoftRankBackward{points, upstream.data(), density.data(), options, grad.data()});
+  }
 }
 
 // Features whose inner products are `values`; the last two rows are near duplicates.
@@ -67,9 +78,9 @@ struct Features {
     offsets.assign(static_cast<size_t>(count), 0.0f);
   }
 
-  Side side(int64_t count, int64_t width) {
-    return {values.data(),  points.data(), points.data(), squares.data(),   squares.data(),
-            offsets.data(), count,         width,         Metric::euclidean};
+  Rows rows(int64_t count, int64_t width) {
+    return {values.data(),  points.data(), points.data(), squares.data(), squares.data(),
+            offsets.data(), count,         width,         Euclidean::code};
   }
 };
 
@@ -78,25 +89,20 @@ void coherence(int64_t count, bool masked, const RankOptions& options) {
   Features student(count, width), teacher(count, width);
   const Values weights(static_cast<size_t>(count), 1.0f);
   Values losses(weights.size());
-  std::vector<char> keep;
-  for (int64_t i = 0; i < count * count; ++i) keep.push_back(generator() % 4 != 0);
-  const cuda::Anchors anchors{student.side(count, width), teacher.side(count, width),
-                              masked ? reinterpret_cast<const bool*>(keep.data()) : nullptr,
-                              weights.data(), 0};
-  launch(count, count, nullptr, [&](const cuda::Launch& plan, void* workspace) {
-    Features own(count, width);
-    return cuda::dissimilarity(plan, workspace, nullptr, own.side(count, width));
-  });
-  launch(count, count, &options, [&](const cuda::Launch& plan, void* workspace) {
-    return cuda::coherence_rows(plan, workspace, nullptr, anchors, options, true, losses.data());
-  });
+  const Mask mask = random_mask(count * count);
+  const Present present = present_of(mask, masked, 0);
+  launch(count, count, DissimilarityRows{Features(teacher).rows(count, width)});
+  launch(count, count, HardRankRows{Features(teacher).rows(count, width), present});
+  launch(count, count,
+         CoherenceRows{student.rows(count, width), teacher.rows(count, width), present, weights.data(),
+                       options, true, losses.data()});
 }
 
 }  // namespace
 
 int main() {
-  const RankOptions everyday{Relaxation::logistic, Penalty::huber, 0.1, true};
-  const RankOptions nearly_hard{Relaxation::normal, Penalty::squared, 1e-4, false};
+  const RankOptions everyday{Logistic::code, Huber::code, 0.1, true};
+  const RankOptions nearly_hard{Normal::code, Squared::code, 1e-4, false};
   for (const int shared_bytes : {232448, 2048}) {
     shim::device.shared_bytes = shared_bytes;
     for (const RankOptions& options : {everyday, nearly_hard}) {

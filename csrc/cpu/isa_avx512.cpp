@@ -1,13 +1,12 @@
 // The row kernels for avx512.
-#include <cmath>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "../plan.h"
+#include "isa.h"
 #include "nearly_hard.h"
+#include "sort.h"
 
 #if defined(PCK_X86_CLONES)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
                              apply_to = function)
@@ -18,12 +17,9 @@
 
 #define PCK_ISA avx512
 #define PCK_ISA_NAME "avx512"
+#define PCK_KERNELS kAvx512Rows
 #define PCK_VECTOR_BYTES 64
 #include "row_kernels.h"
-
-namespace pck {
-const RowKernels kAvx512Rows = avx512::kRows;
-}
 
 #if defined(__clang__)
 #pragma clang attribute pop

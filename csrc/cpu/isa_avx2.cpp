@@ -1,13 +1,12 @@
 // The row kernels for avx2.
-#include <cmath>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "../plan.h"
+#include "isa.h"
 #include "nearly_hard.h"
+#include "sort.h"
 
 #if defined(PCK_X86_CLONES)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -17,12 +16,9 @@
 
 #define PCK_ISA avx2
 #define PCK_ISA_NAME "avx2"
+#define PCK_KERNELS kAvx2Rows
 #define PCK_VECTOR_BYTES 32
 #include "row_kernels.h"
-
-namespace pck {
-const RowKernels kAvx2Rows = avx2::kRows;
-}
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,0 +1,36 @@
+// The row kernels of an instruction set, and the choice of one. No torch headers: the kernels are
+// compiled once for each, and nothing that the rest of the program shares may be among them.
+#pragma once
+
+#include "../stages.h"
+#include "scratch.h"
+
+namespace pck {
+
+// A stage on row i.
+template <class Stage>
+struct RowKernel {
+  void (*run)(const Stage& stage, int64_t i, Scratch& scratch);
+};
+
+// One instruction set's kernels.
+struct RowKernels : RowKernel<HardRank>,
+                    RowKernel<SoftRank>,
+                    RowKernel<SoftRankBackward>,
+                    RowKernel<DissimilarityRows>,
+                    RowKernel<HardRankRows>,
+                    RowKernel<CoherenceRows> {
+  const char* name;
+};
+
+extern const RowKernels kBaselineRows;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PCK_X86_CLONES 1
+extern const RowKernels kAvx2Rows;
+extern const RowKernels kAvx512Rows;
+#endif
+
+// The widest kernels this processor runs; PC_KERNELS_CPU_ISA=baseline|avx2|avx512 narrows the choice.
+const RowKernels& row_kernels();
+
+}  // namespace pck

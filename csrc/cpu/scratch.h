@@ -1,0 +1,55 @@
+// Working memory of the row kernels.
+#pragma once
+
+#include <cstdint>
+
+namespace pck {
+
+// Working memory of one thread, grown on demand and reused from row to row.
+struct Scratch {
+  explicit Scratch(int64_t count);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void reserve_cells(int64_t cells);
+
+  // [count] each
+  float* student;
+  float* teacher;
+  float* slope;
+  float* density;  // S1 at the points
+  float* place;    // u, the place inside the cell
+  int32_t* cell;
+  double* wide;  // sorted coordinates of the nearly hard path
+  double* sum;   // and its sums
+  int32_t* order;
+  int32_t* chosen;    // the references that a mask keeps
+  float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
+  uint32_t* buckets;  // [hard_rank_buckets(count) + 1]
+
+  // [cells] each, times the constant shown
+  double* moments;     // x kTerms
+  float* terms;        // x kTerms, with kTermPad zeros on both sides of each
+  float* polynomials;  // x kTerms
+  float* mass;         // nodes, with a band of zeros on both sides
+  float* level;
+  float* gain;
+  float* density_nodes;
+
+ private:
+  void* points_;
+  void* cells_ = nullptr;
+  int64_t cell_capacity_ = 0;
+};
+
+inline constexpr int kSortedPad = 64;
+inline constexpr int kTermPad = 32;
+
+constexpr int64_t hard_rank_buckets(int64_t count) {
+  int64_t buckets = 64;
+  while (buckets < count && buckets < (1 << 20)) buckets *= 2;  // exact as a float, and then some
+  return buckets;
+}
+
+}  // namespace pck

@@ -1,0 +1,114 @@
+// The operators of a compiled backend: torch tensors in, checked, a stage over all rows, torch tensors
+// out. What a backend adds is how it runs rows:
+//
+//     struct Backend {
+//       static constexpr const char* name;               // in front of its operators' names
+//       static constexpr c10::DeviceType device;         // of its tensors
+//       static Tensor empty_like(const Tensor& x);       // for results as large as x
+//       static void run(const Tensor& x, const Stage&);  // any of stages.h, over the rows of x
+//     };
+#pragma once
+
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "arguments.h"
+
+namespace pck {
+
+template <class Backend>
+struct Operators {
+  static Tensor hard_rank(const Tensor& x, const OptionalTensor& keep) {
+    const Points points = checked_points(x, keep, Backend::device);
+    Tensor rank = Backend::empty_like(x);
+    Backend::run(x, HardRank{points, rank.mutable_data_ptr<float>()});
+    return rank;
+  }
+
+  // Ranks, and with_grad what the backward needs of the forward (else empty).
+  static std::tuple<Tensor, Tensor> soft_rank(const Tensor& x, const OptionalTensor& keep,
+                                              double temperature, const std::string& relaxation,
+                                              bool scale_std, bool with_grad) {
+    const Points points = checked_points(x, keep, Backend::device);
+    const RankOptions options = rank_options(relaxation, temperature, scale_std);
+    Tensor rank = Backend::empty_like(x);
+    Tensor density = with_grad ? Backend::empty_like(x) : at::empty({0}, x.options());
+    Backend::run(x, SoftRank{points, options, rank.mutable_data_ptr<float>(),
+                             with_grad ? density.mutable_data_ptr<float>() : nullptr});
+    return {rank, density};
+  }
+
+  static Tensor soft_rank_backward(const Tensor& grad_rank, const Tensor& x, const Tensor& density,
+                                   const OptionalTensor& keep, double temperature,
+                                   const std::string& relaxation, bool scale_std) {
+    const Points points = checked_points(x, keep, Backend::device);
+    check_like("grad_rank", grad_rank, x);
+    check_like("density", density, x);
+    const RankOptions options = rank_options(relaxation, temperature, scale_std);
+    Tensor grad_x = Backend::empty_like(x);
+    Backend::run(
+        x, SoftRankBackward{points, grad_rank.const_data_ptr<float>(), density.const_data_ptr<float>(),
+                            options, grad_x.mutable_data_ptr<float>()});
+    return grad_x;
+  }
+
+  static void dissimilarity_(Tensor values, const std::string& dissimilarity, at::TensorList gram) {
+    Backend::run(values, DissimilarityRows{
+                             checked_rows("values", values, dissimilarity, gram, Backend::device)});
+  }
+
+  static void hard_rank_rows_(Tensor teacher, const std::string& dissimilarity, at::TensorList gram,
+                              const OptionalTensor& keep, int64_t self_start) {
+    const Rows rows = checked_rows("teacher", teacher, dissimilarity, gram, Backend::device);
+    Backend::run(teacher, HardRankRows{rows, checked_present(keep, teacher, self_start)});
+  }
+
+  static Tensor coherence_rows(Tensor student, const std::string& student_dissimilarity,
+                               at::TensorList student_gram, Tensor teacher,
+                               const std::string& teacher_dissimilarity, at::TensorList teacher_gram,
+                               const Tensor& weights, const OptionalTensor& keep, int64_t self_start,
+                               double temperature, const std::string& relaxation, bool scale_std,
+                               const std::string& penalty, bool with_grad) {
+    const Rows student_rows =
+        checked_rows("student", student, student_dissimilarity, student_gram, Backend::device);
+    const Rows teacher_rows =
+        checked_rows("teacher", teacher, teacher_dissimilarity, teacher_gram, Backend::device);
+    TORCH_CHECK_VALUE(student.sizes() == teacher.sizes() && student.device() == teacher.device(),
+                      "student ", student.sizes(), " and teacher ", teacher.sizes(),
+                      " must have the same shape and device");
+    check_list("weights", weights, student, student.size(0));
+    const Present present = checked_present(keep, student, self_start);
+    const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
+    Tensor losses = at::empty({student.size(0)}, student.options());
+    Backend::run(student,
+                 CoherenceRows{student_rows, teacher_rows, present, weights.const_data_ptr<float>(),
+                               options, with_grad, losses.mutable_data_ptr<float>()});
+    return losses;
+  }
+
+  static void define(torch::Library& library) {
+    const auto add = [&](const char* schema, auto* function) {
+      library.def((std::string(Backend::name) + "_" + schema).c_str(),
+                  torch::dispatch(Backend::device, function));
+    };
+    add("hard_rank(Tensor x, Tensor? keep) -> Tensor", &hard_rank);
+    add("soft_rank(Tensor x, Tensor? keep, float temperature, str relaxation, bool scale_std, "
+        "bool with_grad) -> (Tensor, Tensor)",
+        &soft_rank);
+    add("soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, Tensor? keep, "
+        "float temperature, str relaxation, bool scale_std) -> Tensor",
+        &soft_rank_backward);
+    add("dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()", &dissimilarity_);
+    add("hard_rank_rows_(Tensor(a!) teacher, str dissimilarity, Tensor[] gram, Tensor? keep, "
+        "int self_start) -> ()",
+        &hard_rank_rows_);
+    add("coherence_rows(Tensor(a!) student, str student_dissimilarity, Tensor[] student_gram, "
+        "Tensor(b!) teacher, str teacher_dissimilarity, Tensor[] teacher_gram, Tensor weights, "
+        "Tensor? keep, int self_start, float temperature, str relaxation, bool scale_std, "
+        "str penalty, bool with_grad) -> Tensor",
+        &coherence_rows);
+  }
+};
+
+}  // namespace pck

@@ -1,0 +1,135 @@
+// What a stage is given, in every compiled backend: rows in memory, what of them counts, and how they
+// are ranked. No torch headers.
+#pragma once
+
+#include <cstdint>
+
+#include "formulas.h"
+
+namespace pck {
+
+struct RankOptions {
+  int relaxation;  // a code of Relaxations
+  int penalty;     // a code of Penalties
+  double temperature;
+  bool scale_std;
+
+  PCK_HD bool known() const {
+    return has_code(Relaxations{}, relaxation) && has_code(Penalties{}, penalty);
+  }
+};
+
+// Which values of a chunk's rows are there: not those where `keep` is false, nor an anchor itself.
+struct Present {
+  const bool* keep;    // [rows, count]; null: all
+  int64_t self_start;  // anchor i is reference self_start + i; -1: it is none of them
+
+  PCK_HD const bool* keep_of(int64_t i, int64_t count) const {
+    return keep == nullptr ? nullptr : keep + i * count;
+  }
+  PCK_HD int64_t self_of(int64_t i) const { return self_start < 0 ? -1 : self_start + i; }
+};
+
+// One anchor against `count` references. Where the dissimilarity is one of a Gram matrix, `values`
+// holds the inner products of the anchor with the references, and the other fields what makes squared
+// distances of them.
+struct Row {
+  float* values;              // [count]
+  const float* anchor;        // [width]
+  const float* references;    // [count, width]
+  const float* reference_sq;  // [count]
+  float anchor_sq;
+  float offset;  // the anchor's distance from the origin if it is far from all others, else 0
+  int64_t count;
+  int64_t width;
+  int64_t self;  // the anchor's own place among the references, -1 if it has none
+  int dissimilarity;
+
+  PCK_HD bool is_far() const { return offset > 0.0f; }
+  // |a - b|^2 of the inner product with reference j; of a far anchor, less |a|^2 (see formulas.h).
+  PCK_HD float squared(int64_t j, float product) const {
+    return (is_far() ? reference_sq[j] : anchor_sq + reference_sq[j]) - 2.0f * product;
+  }
+  // Whether such a squared distance has lost its digits, see kNear.
+  PCK_HD bool is_near(int64_t j, float squared) const {
+    return (is_far() ? anchor_sq + squared : squared) < kNear * (anchor_sq + reference_sq[j]);
+  }
+};
+
+// A chunk of anchors, of the student or the teacher. Without a Gram matrix, only values, count and
+// dissimilarity.
+struct Rows {
+  float* values;            // [anchors, count]
+  const float* anchors;     // [anchors, width]
+  const float* references;  // [count, width]
+  const float* anchor_sq;
+  const float* reference_sq;
+  const float* offsets;
+  int64_t count;
+  int64_t width;
+  int dissimilarity;  // a code of Dissimilarities
+
+  PCK_HD bool known() const { return has_code(Dissimilarities{}, dissimilarity); }
+  PCK_HD Row row(int64_t i, int64_t self) const {
+    float* const own = values + i * count;
+    if (!is_gram(dissimilarity))
+      return {own, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, dissimilarity};
+    return {own,  anchors + i * width, references, reference_sq, anchor_sq[i], offsets[i], count, width,
+            self, dissimilarity};
+  }
+};
+
+// Rows that are ranked as they are.
+struct Points {
+  const float* x;  // [rows, count]
+  int64_t count;
+  Present present;
+};
+
+// The stages. Absent values have rank, density and gradient 0; where something that is there is not
+// defined, all that is there becomes NaN.
+
+struct HardRank {
+  Points points;
+  float* rank;  // [rows, count], in [0, 1]
+};
+
+struct SoftRank {
+  Points points;
+  RankOptions options;
+  float* rank;
+  float* density;  // what the backward needs of the forward; null: not wanted
+};
+
+// grad_x = sum_j grad_rank_j d rank_j / d x.
+struct SoftRankBackward {
+  Points points;
+  const float* grad_rank;
+  const float* density;
+  RankOptions options;
+  float* grad_x;
+};
+
+// Dissimilarities, in place.
+struct DissimilarityRows {
+  Rows rows;
+};
+
+// The ranks of a teacher of several students, in place.
+struct HardRankRows {
+  Rows teacher;
+  Present present;
+};
+
+// An anchor's whole chain, dissimilarity -> rank -> loss -> gradient.
+struct CoherenceRows {
+  Rows student;  // with_grad: weight times V, see formulas.h, replaces its values
+  Rows teacher;  // its values may be overwritten, unless they are ranks
+  Present present;
+  const float* weights;  // [anchors]
+  RankOptions options;
+  bool with_grad;
+  float* losses;  // [anchors]
+};
+
+}  // namespace pck
