@@ -25,9 +25,9 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS, ReferenceBackend
-from pc_kernels.dissimilarity import make_side
-from pc_kernels.options import CoherenceOptions
-from pc_kernels.rows import Rows, dissimilarities
+from pc_kernels.dissimilarities import Pairs, Points, Rows, make_side
+from pc_kernels.dissimilarities.gram_rows import dissimilarities
+from pc_kernels.recipe import Recipe
 
 REFERENCE = ReferenceBackend()
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 513]
@@ -266,28 +266,26 @@ def test_masks(backend: str, m: int, rng: Generator) -> None:
 @in_both_memories
 def test_ranks_of_a_teacher_of_several_students(backend: str, rng: Generator) -> None:
     """Ranked once, in place, a teacher gives each student the loss that it gives it alone."""
-    engine, options = BACKENDS[backend], CoherenceOptions()
+    engine, recipe = BACKENDS[backend], Recipe()
     matrix = make_rows("integers", rng, 6, 40)
     matrix[3, 7] = math.nan
     keep = torch.rand(6, 40, generator=rng) < 0.7
     for mask, start in ((None, None), (None, 3), (keep, 3), (keep | True, None)):
-        ranked = engine.hard_rank_rows(Rows(matrix.clone()), start, mask)
-        assert ranked is not None and ranked.metric == "ranked"
+        pairs = Pairs(start, mask)
+        ranked = engine.hard_rank_rows(Rows(matrix.clone()), pairs)
+        assert ranked.dissimilarity == "ranked"
         values = torch.rand(6, 40, generator=rng)
         outcomes = []
         for teacher in (Rows(matrix.clone()), ranked):
             student = Rows(values.clone())
-            losses = engine.coherence_rows(
-                student, teacher, torch.ones(6), options, start, mask, True
-            )
+            losses = engine.coherence_rows(student, teacher, torch.ones(6), pairs, recipe, True)
             outcomes.append((losses.nan_to_num(9), student.values.nan_to_num(9)))
         for alone, shared in zip(*outcomes, strict=True):
             assert torch.equal(alone, shared)
         there = torch.ones(6, 40, dtype=torch.bool) if mask is None else mask.clone()
         if start is not None:
             there.diagonal(start)[:6] = False
-        wanted = REFERENCE.hard_rank_rows(Rows(matrix.double()), start, mask)
-        assert wanted is not None
+        wanted = REFERENCE.hard_rank_rows(Rows(matrix.double()), pairs)
         expected = torch.where(there, wanted.values.nan_to_num(9), 0)
         assert_near("ranks", ranked.values.nan_to_num(9), expected, 2 * tolerances.U)
 
@@ -340,6 +338,8 @@ def test_dissimilarities_alone(backend: str, rng: Generator) -> None:
     """The stage that writes over its inner products."""
     for metric in METRICS:
         x = HOSTILE_FEATURES["near-duplicates"](rng, 20, 7)
-        wanted = dissimilarities(make_side(metric, x.double(), x.double(), False).rows(0, 20))
-        got = BACKENDS[backend].dissimilarity(make_side(metric, x, x, False).rows(0, 20))
+        wide, narrow = Points(x.double(), x.double()), Points(x, x)
+        wanted = dissimilarities(make_side(metric, wide, with_grad=False).rows(0, 20))
+        rows = make_side(metric, narrow, with_grad=False).rows(0, 20)
+        got = BACKENDS[backend].dissimilarity(rows)
         assert_near(metric, got, wanted, 4e-6 * wanted + 1e-6)

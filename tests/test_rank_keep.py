@@ -1,4 +1,4 @@
-"""The compiled rank stages with `keep`: what is absent has no say and no result, whatever it holds."""
+"""The compiled rank stages with `keep`: what is absent changes nothing and has no result, whatever it holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS, CompiledBackend, extension_obstacle
-from pc_kernels.options import RankOptions
+from pc_kernels.recipe import Recipe
 
 NO_EXTENSION = extension_obstacle()
 COMPILED = [
@@ -55,7 +55,7 @@ def poisoned(x: Tensor, keep: Tensor, rng: Generator) -> Tensor:
 
 
 def check_rows(
-    backend: CompiledBackend, x: Tensor, keep: Tensor, options: RankOptions, rng: Generator
+    backend: CompiledBackend, x: Tensor, keep: Tensor, options: Recipe, rng: Generator
 ) -> None:
     """All stages on x [N, m], against the reference in float64 and against rows without the absent."""
     upstream = poisoned(torch.randn(x.shape, generator=rng), keep, rng)
@@ -102,24 +102,24 @@ def test_lengths(
     backend: CompiledBackend, m: int, relaxation: str, scale: str | None, rng: Generator
 ) -> None:
     for temperature in TEMPERATURES:
-        options = RankOptions(relaxation, temperature, scale)
+        options = Recipe(relaxation=relaxation, temperature=temperature, scale=scale)
         x = torch.randn(6, m, generator=rng)
         check_rows(backend, x, masks(rng, 6, m), options, rng)
 
 
 @pytest.mark.parametrize("name", ["integers", "all equal", "outlier of 1e3", "two far clumps"])
-def test_rows_that_make_trouble(backend: CompiledBackend, name: str, rng: Generator) -> None:
+def test_hostile_rows(backend: CompiledBackend, name: str, rng: Generator) -> None:
     assert name in ROWS
     x = make_rows(name, rng, 5, 67)
     for relaxation in RELAXATIONS:
         for scale in SCALES:
-            options = RankOptions(relaxation, 0.1, scale)
+            options = Recipe(relaxation=relaxation, scale=scale)
             check_rows(backend, x, masks(rng, 5, 67), options, rng)
 
 
 def test_a_mask_that_keeps_all_changes_nothing(backend: CompiledBackend, rng: Generator) -> None:
     x, upstream = torch.randn(2, 4, 130, generator=rng)
-    options = RankOptions()
+    options = Recipe()
     results = []
     for keep in (None, torch.ones(4, 130, dtype=torch.bool)):
         rank, density = backend.soft_rank(x, options, True, keep)
@@ -138,7 +138,7 @@ def test_bad_values_count_where_they_are_kept(
     x[0, 4] = x[1, 4] = bad
     keep[2] = torch.arange(12) == 4  # alone
     x[2, 4] = bad
-    options = RankOptions()
+    options = Recipe()
     hard = backend.hard_rank(x, keep)
     rank, density = backend.soft_rank(x, options, True, keep)
     grad = backend.soft_rank_backward(torch.ones_like(x), x, density, options, keep)
