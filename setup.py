@@ -184,7 +184,9 @@ class Recorded(build_ext):
             before = json.loads(Path(self.build_lib, RECORD).read_text("utf-8"))
         except (OSError, ValueError):
             return
-        self.force = self.force or (bool(self.extensions) and before.get("torch") != torch_version())
+        self.force = self.force or (
+            bool(self.extensions) and before.get("torch") != torch_version()
+        )
 
     def run(self) -> None:
         """Builds, then writes the record: beside the kernels, and where those are copied to."""

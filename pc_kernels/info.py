@@ -53,8 +53,8 @@ def describe_copies() -> list[str]:
     if hidden is not None:
         lines += [
             f"hidden      {hidden}",
-            "            That is what is installed. Python found the source folder first, being run in it",
-            "            or by PYTHONPATH: all that follows is about the source folder. Run elsewhere.",
+            "            is what is installed; Python found the source folder first, being started in",
+            "            it or by PYTHONPATH. What follows is about the source folder: start elsewhere.",
         ]
     return lines
 

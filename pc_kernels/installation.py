@@ -75,11 +75,11 @@ def why_not_loaded(kind: str, error: ImportError) -> str:
         built_for = RECORD.get("torch")
         which = "another torch?" if built_for is None else f"torch {built_for}"
         return f"{extension} does not load (built for {which}): {error}"
-    reason = f"{extension} {_why_absent(kind)}"
     hidden = hidden_installation()
     if hidden is None:
-        return reason
-    return f"{reason}; this is the source folder {PACKAGE}, which hides the installed {hidden}"
+        return f"{extension} {_why_absent(kind)}"
+    why = _why_absent(kind) if RECORD else "was not built here"
+    return f"{extension} {why}: this is the source folder {PACKAGE}, which hides the installed {hidden}"
 
 
 def _absent(error: ImportError) -> bool:
@@ -99,7 +99,9 @@ def _why_absent(kind: str) -> str:
         return f"was not built: {reason}"
     here, built_for = platform.python_version(), str(RECORD.get("python"))
     if built_for.split(".")[:2] != here.split(".")[:2]:
-        return f"was not built for this Python, {here}, but for {built_for}: build it again: {BUILD}"
+        return (
+            f"was not built for this Python, {here}, but for {built_for}: build it again: {BUILD}"
+        )
     return f"was built, but is not there any more: build it again with {BUILD}"
 
 
