@@ -177,6 +177,11 @@ class Recorded(build_ext):
     those of torch's own checks of the compilers.
     """
 
+    def initialize_options(self) -> None:
+        """Nothing given up yet."""
+        super().initialize_options()
+        self.given_up: list[str] = []
+
     def finalize_options(self) -> None:
         """Builds anew what was built for another torch."""
         super().finalize_options()
@@ -191,9 +196,10 @@ class Recorded(build_ext):
     def run(self) -> None:
         """Builds, then writes the record: beside the kernels, and where those are copied to."""
         super().run()
-        write_record(self.build_lib)
-        if self.inplace:
-            write_record(".")
+        for root in [self.build_lib, *(["."] if self.inplace else [])]:
+            for library in self.given_up:
+                Path(root, library).unlink(missing_ok=True)
+            write_record(root)
 
     def build_extensions(self) -> None:
         """All of them; torch's checks fail for all, and the CUDA kernels have more of them."""
@@ -212,7 +218,7 @@ class Recorded(build_ext):
             self.give_up(extension, error)
 
     def give_up(self, extension: Any, error: Exception) -> None:
-        """Leaves an extension out, and a library of it that an earlier build made as well.
+        """Leaves an extension out; `run` removes what an earlier build made of it.
 
         Raises:
             SystemExit: its switch is 1.
@@ -222,9 +228,7 @@ class Recorded(build_ext):
         kind = "cuda" if extension.name.endswith("_cuda") else "cpu"
         leave_out(kind, reason, aloud=not extension.optional)
         self.extensions = [e for e in self.extensions if e is not extension]
-        name = self.get_ext_filename(self.get_ext_fullname(extension.name))
-        for folder in [self.build_lib, *(["."] if self.inplace else [])]:
-            Path(folder, name).unlink(missing_ok=True)
+        self.given_up.append(self.get_ext_filename(extension.name))
 
 
 class RecordedPython(build_py):
