@@ -183,15 +183,13 @@ class Recorded(build_ext):
         self.given_up: list[str] = []
 
     def finalize_options(self) -> None:
-        """Builds anew what was built for another torch."""
+        """Builds anew what was built for another torch, or for who knows which."""
         super().finalize_options()
         try:
-            before = json.loads(Path(self.build_lib, RECORD).read_text("utf-8"))
-        except (OSError, ValueError):
-            return
-        self.force = self.force or (
-            bool(self.extensions) and before.get("torch") != torch_version()
-        )
+            before = json.loads(Path(self.build_lib, RECORD).read_text("utf-8"))["torch"]
+        except (OSError, ValueError, KeyError):
+            before = None
+        self.force = self.force or (bool(self.extensions) and before != torch_version())
 
     def run(self) -> None:
         """Builds, then writes the record: beside the kernels, and where those are copied to."""
