@@ -79,7 +79,10 @@ def why_not_loaded(kind: str, error: ImportError) -> str:
     if hidden is None:
         return f"{extension} {_why_absent(kind)}"
     why = _why_absent(kind) if RECORD else "was not built here"
-    return f"{extension} {why}: this is the source folder {PACKAGE}, which hides the installed {hidden}"
+    return (
+        f"{extension} {why}: this is the source folder {PACKAGE}, which hides the installed {hidden}: "
+        "start elsewhere, or build in place with `pip install --no-build-isolation -e .`"
+    )
 
 
 def _absent(error: ImportError) -> bool:
@@ -141,7 +144,7 @@ def warn_of_fallback(device_type: str, reason: str) -> None:
     if device_type in _warned:
         return
     _warned.add(device_type)
-    needs = "" if BUILD in reason else f"To get them: {NEEDS[device_type]}. "
+    needs = "" if "`pip install" in reason else f"To get them: {NEEDS[device_type]}. "
     message = (
         f"pc_kernels: {device_type} tensors go to backend='torch', {COSTS[device_type]} than the "
         f"{EXTENSIONS[device_type]} kernels would be: {reason}. {needs}"

@@ -55,7 +55,9 @@ def without_extension(tmp_path: Path) -> Path:
     shutil.copytree(
         ROOT / "pc_kernels",
         tmp_path / "pc_kernels",
-        ignore=shutil.ignore_patterns("_C*", "_build.json", "*.so", "*.pyd", "__pycache__", "distill"),
+        ignore=shutil.ignore_patterns(
+            "_C*", "_build.json", "*.so", "*.pyd", "__pycache__", "distill"
+        ),
     )
     return tmp_path
 
