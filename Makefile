@@ -86,4 +86,4 @@ info: $(READY)
 	$(RUN) -m pc_kernels.info
 
 clean:
-	rm -rf $(VENV) build *.egg-info pc_kernels/_C*.so
+	rm -rf $(VENV) build *.egg-info pc_kernels/_C*.so pc_kernels/_build.json

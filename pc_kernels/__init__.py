@@ -5,6 +5,7 @@ Start at `PerceptionCoherenceLoss`; the definitions are in `pc_kernels.reference
 
 from . import reference
 from .agreement import Coherence, coherence
+from .installation import FallbackWarning
 from .losses import (
     MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coherence",
+    "FallbackWarning",
     "FeatureQueue",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",

@@ -1,4 +1,7 @@
-"""`python -m pc_kernels.info`: which backends are usable here, or why not, and what `auto` picks."""
+"""`python -m pc_kernels.info`: which backends are usable here, or why not, and what `auto` picks.
+
+It speaks of the copy that is imported, says where that is, and whether it hides another.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import sys
 import torch
 
 from . import __version__
-from .backends import BACKENDS, cuda_extension_obstacle, extension_obstacle, select
+from .backends import BACKENDS, cuda_extension_obstacle, extension_obstacle, fastest
+from .installation import PACKAGE, hidden_installation
 
 
 def describe_devices() -> list[torch.device]:
@@ -42,10 +46,24 @@ def describe_cuda_extension() -> str:
     return f"kernels for {_C_cuda.architectures}, built with CUDA {version[0]}.{version[1] // 10}"
 
 
+def describe_copies() -> list[str]:
+    """Where the imported package is, and which one it hides."""
+    lines = [f"imported    {PACKAGE}"]
+    hidden = hidden_installation()
+    if hidden is not None:
+        lines += [
+            f"hidden      {hidden}",
+            "            is what is installed; Python found the source folder first, being started in",
+            "            it or by PYTHONPATH. What follows is about the source folder: start elsewhere.",
+        ]
+    return lines
+
+
 def report() -> str:
     """The whole report, as text."""
     lines = [
         f"pc_kernels  {__version__}",
+        *describe_copies(),
         f"torch       {torch.__version__}",
         f"python      {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"extension   {describe_extension()}",
@@ -53,13 +71,13 @@ def report() -> str:
     ]
     for device in describe_devices():
         lines += ["", f"backends for float32 tensors on {device.type}:"]
-        default = select("auto", device, torch.float32).name
+        default = fastest(device, torch.float32).name
         for name, backend in BACKENDS.items():
             reason = backend.obstacle(device, torch.float32)
             state = "usable" if reason is None else f"not usable: {reason}"
             mark = " (auto)" if name == default else ""
             lines.append(f"  {name:<10}  {state}{mark}")
-        wide = select("auto", device, torch.float64).name
+        wide = fastest(device, torch.float64).name
         lines.append(f"  float64 tensors: auto takes {wide}")
     return "\n".join(lines)
 

@@ -1,10 +1,13 @@
-"""Comparisons of a backend with the truth, and the lists that tests run over."""
+"""Comparisons of a backend with the truth, on any device, and the lists that tests run over.
+
+What is not near raises AssertionError. Only the lists of backends need pytest: tests/gpu/matrix.py makes
+these comparisons where there is none.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import tolerances
 import torch
 import truth
@@ -16,7 +19,7 @@ from pc_kernels import formulas
 from pc_kernels.dissimilarities import DISSIMILARITIES
 from pc_kernels.recipe import REDUCTIONS, SCALES
 
-__all__ = ["BACKEND_NAMES", "METRICS", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
+__all__ = ["METRICS", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
 
 METRICS = tuple(DISSIMILARITIES)
 PENALTIES = tuple(formulas.PENALTIES)
@@ -25,6 +28,8 @@ RELAXATIONS = tuple(formulas.RELAXATIONS)
 
 def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
+    import pytest
+
     parameters = []
     for name, backend in BACKENDS.items():
         if not backend.serves(torch.device("cpu")):
@@ -35,9 +40,19 @@ def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     return parameters
 
 
-BACKEND_NAMES = usable()
-FAST_BACKENDS = [b for b in BACKEND_NAMES if b.values != ("reference",)]
-"""The reference computes its formulas as they stand: in float32 some inputs leave float32's range."""
+def __getattr__(name: str) -> list[Any]:
+    """BACKEND_NAMES and FAST_BACKENDS, for tests alone: made of pytest's parameters when imported.
+
+    FAST_BACKENDS go without the reference, which computes its formulas as they stand: in float32 some
+    inputs leave float32's range.
+    """
+    if name == "BACKEND_NAMES":
+        return usable()
+    if name == "FAST_BACKENDS":
+        return [b for b in usable() if b.values != ("reference",)]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 DOUBLE_BACKENDS = [name for name in ("torch", "reference") if name in BACKENDS]
 
 
@@ -53,7 +68,7 @@ def assert_near(name: str, got: Tensor, wanted: Tensor, allowed: Tensor | float)
     if not bool((excess <= 0).all()):
         worst = int(excess.nan_to_num(torch.inf).argmax())
         bound = torch.as_tensor(allowed, dtype=torch.float64).expand_as(error).reshape(-1)[worst]
-        pytest.fail(
+        raise AssertionError(
             f"{name}: off by {error.reshape(-1)[worst]:.3e} at {worst} of {tuple(got.shape)}, "
             f"allowed {bound:.3e} (is {got.reshape(-1)[worst]:.9g}, "
             f"should be {wanted.reshape(-1)[worst]:.9g})"
@@ -69,7 +84,7 @@ def assert_norm_near(name: str, got: Tensor, wanted: Tensor, allowed: Tensor | f
     bound = torch.as_tensor(allowed, dtype=torch.float64).expand_as(error)
     if not bool((error <= bound).all()):
         row = int((error / bound).nan_to_num(torch.inf).argmax())
-        pytest.fail(
+        raise AssertionError(
             f"{name}: off by {error[row]:.3e} ({error[row] / size[row]:.3e} of it), "
             f"allowed {bound[row]:.3e}, row {row}"
         )
@@ -86,7 +101,7 @@ def check_soft_rank(
     with_grad: bool = True,
 ) -> None:
     """Soft ranks of rows x [N, m] and their gradient, each row on its own."""
-    upstream = torch.randn(x.shape, generator=rng).to(x.dtype)
+    upstream = torch.randn(x.shape, generator=rng).to(x)
     leaf = own_leaf(x)
     rank = pc_kernels.soft_rank(leaf, temperature, relaxation, scale, backend=backend)
     assert rank.shape == x.shape and rank.dtype == x.dtype
@@ -128,14 +143,14 @@ def check_matrices(
         backend=backend,
         **options,
     )
-    upstream = torch.randn(loss.shape, generator=rng).to(loss.dtype)
+    upstream = torch.randn(loss.shape, generator=rng).to(loss)
     loss.backward(upstream)
     dtype = torch.promote_types(d_s.dtype, d_t.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     anchors = d_s.shape[0]
-    own = torch.arange(anchors) if exclude_self else None
+    own = torch.arange(anchors, device=d_s.device) if exclude_self else None
     keep = None if pair_mask is None else pair_mask.expand(d_s.shape)
-    weighting = anchor_weights(weights, keep, own, reduction, anchors)
+    weighting = anchor_weights(weights, keep, own, reduction, anchors).to(d_s.device)
     rounding = tolerances.rounding(dtype)
     wanted = truth.coherence_rows(
         d_s,
@@ -190,14 +205,14 @@ def check_features(
         backend=backend,
         **options,
     )
-    upstream = torch.randn(loss.shape, generator=rng).to(loss.dtype)
+    upstream = torch.randn(loss.shape, generator=rng).to(loss)
     if only is not None:
         upstream = torch.zeros_like(upstream).index_copy_(0, only, upstream[only])
     loss.backward(upstream)
     references = len(student if refs is None else refs[0])
-    own = torch.arange(len(student)) if refs is None else None
+    own = torch.arange(len(student), device=student.device) if refs is None else None
     keep = None if pair_mask is None else pair_mask.expand(len(student), references)
-    weighting = anchor_weights(weights, keep, own, reduction, len(student))
+    weighting = anchor_weights(weights, keep, own, reduction, len(student)).to(student.device)
     if only is not None:
         loss, upstream, weighting = loss[only], upstream[only], weighting[only]
     double = torch.float64 in (student.dtype, teacher.dtype)
@@ -239,9 +254,10 @@ def anchor_weights(
     """What each anchor's loss is multiplied by, [A]."""
     w = torch.ones(anchors, dtype=torch.float64) if weights is None else weights.double()
     if keep is not None:
+        w = w.to(keep.device)
         counted = keep.clone()
         if own is not None:
-            counted[torch.arange(anchors), own] = False
+            counted[torch.arange(anchors, device=keep.device), own] = False
         w = w * (counted.sum(1) >= 2)
     total = w.sum().item() if reduction == "mean" else 1.0
     return w / (total or 1.0)

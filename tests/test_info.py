@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import torch
 from conftest import ROOT
 
 import pc_kernels
-from pc_kernels.backends import BACKENDS, extension_obstacle, select
+from pc_kernels import info, installation
+from pc_kernels.backends import BACKENDS, extension_obstacle, fastest, select
+from pc_kernels.installation import FallbackWarning
 
 Run = Callable[..., Any]
 
@@ -30,6 +34,7 @@ def test_report(python: Run) -> None:
     assert done.returncode == 0, done.stderr
     report = done.stdout
     assert pc_kernels.__version__ in line_of(report, "pc_kernels")
+    assert line_of(report, "imported").endswith(str(ROOT / "pc_kernels"))
     assert torch.__version__ in line_of(report, "torch")
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in line_of(report, "python")
     cpu = torch.device("cpu")
@@ -50,21 +55,24 @@ def without_extension(tmp_path: Path) -> Path:
     shutil.copytree(
         ROOT / "pc_kernels",
         tmp_path / "pc_kernels",
-        ignore=shutil.ignore_patterns("_C*", "*.so", "*.pyd", "__pycache__", "distill"),
+        ignore=shutil.ignore_patterns(
+            "_C*", "_build.json", "*.so", "*.pyd", "__pycache__", "distill"
+        ),
     )
     return tmp_path
 
 
 # An editable install answers for submodules that the copy has not; not here.
 NO_EDITABLE = (
-    "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in str(f)]"
+    "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in str(f)]\n"
+    "del sys.path[0]  # the checkout"
 )
 
 
 def run_copy(python: Run, copy: Path, code: str) -> Any:
     """Code with the copy first on Python's path, and not in the checkout's folder."""
     path = os.pathsep.join([str(copy), os.environ.get("PYTHONPATH", "")])
-    return python("-P", "-c", f"{NO_EDITABLE}\n{code}", PYTHONPATH=path)
+    return python("-c", f"{NO_EDITABLE}\n{code}", PYTHONPATH=path)
 
 
 WITHOUT = """
@@ -157,9 +165,193 @@ def test_public_names() -> None:
         assert getattr(pc_kernels, name).__doc__, name
 
 
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets this copy have been built with the record that is given."""
+
+    def write(**record: Any) -> None:
+        monkeypatch.setattr(installation, "RECORD", record)
+        monkeypatch.setattr(installation, "hidden_installation", lambda: None)
+
+    return write
+
+
+ABSENT = ImportError("cannot import name '_C' from 'pc_kernels' (somewhere)")
+
+
+@pytest.mark.parametrize(
+    ("built", "said"),
+    [
+        ({}, "was not built: install with a C++ compiler"),
+        ({"missing": {"cpu": "no C++ compiler: 'c++'"}}, "was not built: no C++ compiler: 'c++'"),
+        ({"python": "3.9.1", "torch": "2.13.0"}, "not built for this Python"),
+        ({"python": sys.version.split()[0], "missing": {}}, "was built, but is not there any more"),
+    ],
+    ids=["a plain copy", "a reason", "another Python", "removed"],
+)
+def test_why_an_extension_is_absent(
+    record: Callable[..., None], built: dict[str, Any], said: str
+) -> None:
+    record(**built)
+    reason = installation.why_not_loaded("cpu", ABSENT)
+    assert reason.startswith("the C++ extension was") and said in reason
+
+
+def test_why_an_extension_does_not_load(record: Callable[..., None]) -> None:
+    record(torch="2.13.1", missing={})
+    reason = installation.why_not_loaded("cuda", ImportError("undefined symbol: _ZN3c10"))
+    assert reason == (
+        "the CUDA extension does not load (built for torch 2.13.1): undefined symbol: _ZN3c10"
+    )
+
+
+def test_another_torch() -> None:
+    """Another minor version has another C++ library; a patch, or another build, has not."""
+    other = installation.built_for_another_torch
+    said = other({"torch": "1.4.0", "missing": {"cuda": "no nvcc"}})
+    assert list(said) == ["cpu"]
+    assert f"was built for torch 1.4.0, this is torch {torch.__version__}" in said["cpu"]
+    same = ".".join(torch.__version__.split(".")[:2])
+    for record in ({}, {"torch": None}, {"torch": f"{same}.99+cu999"}):
+        assert other({**record, "missing": {}}) == {}
+
+
+def test_the_record_is_read(python: Run, without_extension: Path) -> None:
+    """An extension for another torch is not even loaded; what else is said is the record's."""
+    package = without_extension / "pc_kernels"
+    (package / "_C.py").write_text("print('loaded')\n")
+    built = {"python": "3.11.0", "torch": "1.4.0", "missing": {"cuda": "nobody asked"}}
+    (package / "_build.json").write_text(json.dumps(built))
+    code = (
+        "import torch, pc_kernels, pc_kernels.info\n"
+        "assert 'nobody asked' in pc_kernels.info.describe_cuda_extension()\n"
+        "try:\n"
+        "    pc_kernels.soft_rank(torch.ones(3), backend='cpu')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = run_copy(python, without_extension, code)
+    assert done.returncode == 0, done.stderr
+    assert "was built for torch 1.4.0" in done.stdout and "loaded" not in done.stdout
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"], ids=["empty", "a list", "cut off"])
+def test_a_broken_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "_build.json").write_text(text)
+    monkeypatch.setattr(installation, "PACKAGE", tmp_path)
+    assert installation.read_record() == {}
+
+
+def install(site: Path, source: Path | None = None) -> Path:
+    """A package as pip leaves it in `site`; or, of `source`, installed in place."""
+    (site / "pc_kernels-0.1.0.dist-info").mkdir(parents=True)
+    dist_info = site / "pc_kernels-0.1.0.dist-info"
+    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: pc_kernels\nVersion: 0.1.0\n")
+    if source is not None:
+        origin = {"url": source.as_uri(), "dir_info": {"editable": True}}
+        (dist_info / "direct_url.json").write_text(json.dumps(origin))
+        return source / "pc_kernels"
+    return clone(site, setup=False)
+
+
+def clone(folder: Path, setup: bool = True) -> Path:
+    """A source folder with a package in it."""
+    (folder / "pc_kernels").mkdir(parents=True)
+    (folder / "pc_kernels" / "__init__.py").write_text("")
+    if setup:
+        (folder / "setup.py").write_text("")
+    return folder / "pc_kernels"
+
+
+def test_a_source_folder_that_hides_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are named; a package installed in place, or without a clone around it, hides none."""
+    source = clone(tmp_path / "a clone")
+    installed = install(tmp_path / "site")
+
+    def hidden(imported: Path, *sites: str) -> Path | None:
+        monkeypatch.setattr(installation, "PACKAGE", imported)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / site) for site in sites])
+        return installation.hidden_installation()
+
+    assert hidden(source, "a clone", "site") == installed
+    assert str(installed) in "".join(info.describe_copies())
+    reason = installation.why_not_loaded("cpu", ABSENT)
+    assert f"the source folder {source}, which hides the installed {installed}" in reason
+    assert hidden(source, "a clone") is None
+    assert hidden(installed, "site") is None
+    install(tmp_path / "in place", source.parent)
+    assert hidden(source, "a clone", "in place") is None
+    elsewhere = clone(tmp_path / "b")
+    assert hidden(elsewhere, "b", "in place") == source
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where nothing was built, in a process that has not warned yet."""
+    for name in ("cpu", "cuda", "triton"):
+        monkeypatch.setattr(BACKENDS[name], "obstacle", lambda device, dtype: "no kernels, said so")
+    monkeypatch.setattr(installation, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield
+
+
+def warned(call: Callable[[], Any]) -> list[warnings.WarningMessage]:
+    """The warnings of a call about the slow way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [w for w in caught if issubclass(w.category, FallbackWarning)]
+
+
+def test_the_fallback_warns_once(no_kernels: None) -> None:
+    """Of what is missing, why, what it costs, what to do; on the line that called the package."""
+    x = torch.randn(6, 3)
+    loss_fn = pc_kernels.PerceptionCoherenceLoss()
+    (first,) = warned(lambda: loss_fn(x, x))
+    said = str(first.message)
+    for part in ("no kernels, said so", "about 10 times slower", "--no-build-isolation", "silence"):
+        assert part in said
+    assert first.filename == __file__
+    assert not warned(lambda: loss_fn(x, x)) and not warned(lambda: pc_kernels.soft_rank(x))
+    (on_a_gpu,) = warned(lambda: select("auto", torch.device("cuda"), torch.float32))
+    assert "cuda tensors" in str(on_a_gpu.message) and "triton" in str(on_a_gpu.message)
+
+
+def test_the_fallback_is_silent_where_it_is_meant(no_kernels: None) -> None:
+    """A backend by name, float64, other devices, the report, and torch.compile, in one piece."""
+    x = torch.randn(6, 3)
+    assert not warned(lambda: pc_kernels.soft_rank(x, backend="torch"))
+    assert not warned(lambda: pc_kernels.soft_rank(x.double()))
+    assert not warned(lambda: select("auto", torch.device("meta"), torch.float32))
+    assert not warned(info.report)
+    loss_fn = pc_kernels.PerceptionCoherenceLoss(backend="torch")
+    step = torch.compile(lambda s: loss_fn(s, x), fullgraph=True, backend="eager")
+    assert not warned(lambda: step(x))
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def choose(s: torch.Tensor) -> torch.Tensor:
+        return s if select("auto", s.device, s.dtype).name == "torch" else -s
+
+    assert not warned(lambda: choose(x))
+    loss_fn = pc_kernels.PerceptionCoherenceLoss()
+    traced = torch.compile(lambda s: loss_fn(s, x), fullgraph=True, backend="eager")
+    assert len(warned(lambda: traced(x))) == 1  # when the operator runs
+
+
+def test_the_fallback_can_be_filtered(no_kernels: None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="pc_kernels")
+        pc_kernels.hard_rank(torch.randn(6))
+
+
 def test_auto_takes_the_first_that_is_usable() -> None:
     cpu = torch.device("cpu")
     assert select("auto", cpu, torch.float64).name == "torch"
+    assert fastest(cpu, torch.float64).name == "torch"
     expected = "cpu" if extension_obstacle() is None else "torch"
     assert select("auto", cpu, torch.float32).name == expected
     assert select("auto", torch.device("meta"), torch.float32).name == "torch"

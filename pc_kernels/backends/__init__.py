@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import compute_dtype
+from ..installation import warn_of_fallback
 from .base import Backend
 from .compiled import (
     CompiledBackend,
@@ -35,6 +36,7 @@ __all__ = [
     "check_usable",
     "cuda_extension_obstacle",
     "extension_obstacle",
+    "fastest",
     "select",
     "triton_obstacle",
 ]
@@ -52,15 +54,27 @@ BACKENDS: dict[str, Backend] = {
 """By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
 
 
+def fastest(device: torch.device, dtype: torch.dtype) -> Backend:
+    """What "auto" takes: the first that is usable."""
+    candidates = (b for b in BACKENDS.values() if b.serves(device))
+    return next(b for b in candidates if b.obstacle(device, dtype) is None)
+
+
 def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend called `name`, or for "auto" the first that is usable.
+
+    "auto" warns, once, where it computes in plain PyTorch for want of compiled kernels.
 
     Raises:
         ValueError: no backend has this name, or the one that has cannot be used, and why.
     """
     if name == "auto":
-        candidates = (b for b in BACKENDS.values() if b.serves(device))
-        return next(b for b in candidates if b.obstacle(device, dtype) is None)
+        chosen = fastest(device, dtype)
+        compiled = BACKENDS.get(device.type)  # those have the names of their devices
+        slow = compiled is not None and chosen.name == "torch" and dtype == torch.float32
+        if slow and not torch.compiler.is_compiling():
+            warn_of_fallback(device.type, str(BACKENDS[device.type].obstacle(device, dtype)))
+        return chosen
     if name not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"backend must be one of {names}; got {name!r}")

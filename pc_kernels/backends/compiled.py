@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dissimilarities.rows import Pairs, Rows
+from ..installation import OTHER_TORCH, why_not_loaded
 from .base import FusedBackend
 
 if TYPE_CHECKING:
@@ -141,30 +142,24 @@ def _scaling(recipe: Recipe) -> tuple[float, str, bool]:
 @cache
 def extension_obstacle() -> str | None:
     """Why the compiled extension is not loaded, or None; loads it on the first call."""
+    if "cpu" in OTHER_TORCH:
+        return OTHER_TORCH["cpu"]
     try:
         from .. import _C  # noqa: F401 - registers the operators
     except ImportError as error:
-        if "_C" in str(error) and "cannot import name" in str(error):
-            return (
-                "the C++ extension was not built: install with a C++ compiler and "
-                "`pip install --no-build-isolation`"
-            )
-        return f"the C++ extension does not load (built for another torch?): {error}"
+        return why_not_loaded("cpu", error)
     return None
 
 
 @cache
 def cuda_extension_obstacle() -> str | None:
     """Why the CUDA extension is not loaded, or None; loads it on the first call."""
+    if "cuda" in OTHER_TORCH:
+        return OTHER_TORCH["cuda"]
     try:
         from .. import _C_cuda  # noqa: F401 - registers the operators
     except ImportError as error:
-        if "_C_cuda" in str(error) and "cannot import name" in str(error):
-            return (
-                "the CUDA extension was not built: install with nvcc and a CUDA build of torch at "
-                "hand, with `pip install --no-build-isolation`"
-            )
-        return f"the CUDA extension does not load (built for another torch?): {error}"
+        return why_not_loaded("cuda", error)
     return None
 
 

@@ -14,29 +14,34 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tolerances
 import torch
-import truth
+from compare import (
+    METRICS,
+    PENALTIES,
+    RELAXATIONS,
+    SCALES,
+    assert_near,
+    check_features,
+    check_matrices,
+    check_soft_rank,
+    own_leaf,
+)
 from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
 from torch import Tensor
 
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.options import PENALTIES, RELAXATIONS, SCALES
 
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 127, 513, 1024, 4097, 20_000]
 BATCHES = [2, 3, 17, 64, 129, 513, 2048, 8192, 16_384]
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock")
 COMPARED = 3
 """Anchors of a large batch that are compared: the truth takes B² float64 numbers for each."""
-
-
-class Wrong(Exception):
-    """A result that is not near enough."""
 
 
 class Bench:
@@ -72,30 +77,19 @@ class Bench:
         return torch.rand(*shape, generator=self.rng).to(self.device)
 
 
-def near(what: str, got: Tensor, wanted: Tensor, allowed: Tensor | float) -> None:
-    """|got − wanted| ≤ allowed everywhere; a NaN is never near."""
-    error = (got.detach().double() - wanted).abs()
-    if not bool((error <= allowed).all()):
-        raise Wrong(f"{what}: off by {error.max():.3e} of {tuple(got.shape)}, allowed {allowed}")
+@contextmanager
+def case(*what: object) -> Iterator[None]:
+    """Says which case it was that went wrong."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{', '.join(map(str, what))}: {error}") from error
 
 
-def check_soft_rank(bench: Bench, backend: str, x: Tensor, **options: Any) -> None:
-    """As tests/compare.py does."""
-    x, upstream = x.to(bench.device), torch.randn(x.shape, generator=bench.rng).to(bench.device)
-    leaf = x.clone().requires_grad_()
-    rank = pc_kernels.soft_rank(leaf, backend=backend, **options)
-    rank.backward(upstream)
-    wanted = truth.soft_rank(
-        x, upstream, *(options[k] for k in ("temperature", "relaxation", "scale"))
-    )
-    where = f"{backend}, {tuple(x.shape)}, {options}"
-    near(f"rank, {where}", rank, wanted.rank, tolerances.RANK)
-    allowed = tolerances.GRAD * wanted.grad.norm(dim=1)
-    allowed += tolerances.ROUNDINGS * tolerances.U * wanted.magnitude.norm(dim=1)
-    allowed += tolerances.subnormal_floor(x.dtype, x.shape[1])
-    assert leaf.grad is not None
-    error = (leaf.grad.double() - wanted.grad).norm(dim=1)
-    near(f"gradient, {where}", error, torch.zeros_like(error), allowed)
+def check_ranks(bench: Bench, backend: str, x: Tensor, **options: Any) -> None:
+    """Soft ranks of rows and their gradient."""
+    with case(backend, tuple(x.shape), options):
+        check_soft_rank(backend, x.to(bench.device), bench.rng, **options)
 
 
 def check_loss(
@@ -104,45 +98,18 @@ def check_loss(
     """Loss and gradient of a few anchors of a batch, or of all of a small one."""
     rows = len(student)
     only = torch.randperm(rows, generator=bench.rng)[: COMPARED if rows > 600 else rows]
-    only = only.sort().values.to(bench.device)
-    upstream = torch.zeros(rows, device=bench.device)
-    upstream[only] = torch.randn(len(only), generator=bench.rng).to(bench.device)
-    leaf = student.clone().requires_grad_()
-    losses = pc_kernels.perception_coherence_loss(
-        leaf,
-        teacher,
-        dissimilarity=metric,
-        teacher_dissimilarity="euclidean",
-        reduction="none",
-        backend=backend,
-        **options,
-    )
-    losses.backward(upstream)
-    rounding = tolerances.ROUNDINGS * tolerances.U
-    strict = options.get("temperature", 0.1) >= tolerances.STRICT_TEMPERATURE
-    wanted = truth.features(
-        student,
-        teacher,
-        None,
-        upstream[only].double(),
-        metric,
-        "euclidean",
-        rounding=rounding,
-        distance_rounding=4 * tolerances.U,
-        strict=strict,
-        only=only,
-        **options,
-    )
-    where = f"{backend}, B={rows}, {metric}, {options}"
-    allowed = tolerances.LOSS * wanted.losses.abs() + wanted.loss_tolerance
-    near(f"loss, {where}", losses[only], wanted.losses, allowed)
-    size = wanted.grads[0].norm()
-    relative = tolerances.GRAD + (0 if strict else 4 * wanted.kappa * tolerances.U)
-    bound = relative * size + wanted.grad_floor
-    bound += tolerances.subnormal_floor(torch.float32, leaf.numel())
-    assert leaf.grad is not None
-    error = (leaf.grad.double() - wanted.grads[0]).norm()
-    near(f"gradient, {where}", error, torch.zeros_like(error), bound)
+    with case(backend, f"B={rows}", metric, options):
+        check_features(
+            backend,
+            student,
+            teacher,
+            bench.rng,
+            dissimilarity=metric,
+            teacher_dissimilarity="euclidean",
+            reduction="none",
+            only=only.sort().values.to(bench.device),
+            **options,
+        )
 
 
 def ranks(bench: Bench) -> Iterator[None]:
@@ -152,14 +119,14 @@ def ranks(bench: Bench) -> Iterator[None]:
             for relaxation in RELAXATIONS:
                 x = make_rows("integers" if m % 2 else "normal", bench.rng, 2, m)
                 options = {"relaxation": relaxation, "scale": SCALES[m % len(SCALES)]}
-                check_soft_rank(bench, backend, x, temperature=0.1, **options)
+                check_ranks(bench, backend, x, temperature=0.1, **options)
                 yield
         for name in list(ROWS)[:: 5 if bench.quick else 1]:
             for temperature in (1e-4, 0.01, 0.1, 100.0):
                 for relaxation in RELAXATIONS:
                     x = make_rows(name, bench.rng, 3, 97)
                     options = {"temperature": temperature, "relaxation": relaxation}
-                    check_soft_rank(bench, backend, x, scale="std", **options)
+                    check_ranks(bench, backend, x, scale="std", **options)
                     yield
 
 
@@ -171,7 +138,9 @@ def hard_ranks(bench: Bench) -> Iterator[None]:
             if m > 1000:
                 x = x[::5]
             rank = pc_kernels.hard_rank(x, backend=backend)
-            near(f"{backend}, m={m}", rank, reference.hard_rank(x.double()), 2 * tolerances.U)
+            assert_near(
+                f"{backend}, m={m}", rank, reference.hard_rank(x.double()), 2 * tolerances.U
+            )
             yield
 
 
@@ -203,23 +172,22 @@ def masks(bench: Bench) -> Iterator[None]:
             keep = bench.uniform(6, m) < 0.5
             keep[0], keep[1] = True, False
             d_s[2, ~keep[2]] = torch.nan
-            options = {"pair_mask": keep, "reduction": "none", "backend": backend}
-            leaf = d_s.clone().requires_grad_()
-            losses = pc_kernels.coherence_loss_from_dissimilarities(leaf, d_t, **options)
-            losses.sum().backward()
-            for i in range(6):
-                alone = d_s[i : i + 1, keep[i]].double(), d_t[i : i + 1, keep[i]].double()
-                wanted = truth.coherence_rows(*alone)
-                allowed = tolerances.LOSS * wanted.losses + 1e-12
-                near(f"{backend}, row {i} of {m}", losses[i : i + 1], wanted.losses, allowed)
-            assert leaf.grad is not None and bool((leaf.grad[~keep] == 0).all())
+            options: dict[str, Any] = {"pair_mask": keep, "reduction": "none"}
+            with case(backend, f"m={m}"):
+                check_matrices(backend, d_s, d_t, bench.rng, **options)
+            leaf = own_leaf(d_s)
+            losses = pc_kernels.coherence_loss_from_dissimilarities(
+                leaf, d_t, backend=backend, **options
+            )
+            (grad,) = torch.autograd.grad(losses.sum(), leaf)
+            assert bool((grad[~keep] == 0).all())
             yield
 
 
 def loss_and_gradient(
     bench: Bench, student: Tensor, teacher: Tensor, **options: Any
 ) -> list[Tensor]:
-    leaf = student.detach().clone().requires_grad_()
+    leaf = own_leaf(student)
     loss = pc_kernels.perception_coherence_loss(leaf, teacher, **options)
     (grad,) = torch.autograd.grad(loss, leaf)
     return [loss.detach(), grad]
@@ -227,7 +195,7 @@ def loss_and_gradient(
 
 def same_bits(what: str, a: list[Tensor], b: list[Tensor]) -> None:
     if not all(torch.equal(x, y) for x, y in zip(a, b, strict=True)):
-        raise Wrong(f"{what}: not the same bits")
+        raise AssertionError(f"{what}: not the same bits")
 
 
 def determinism(bench: Bench) -> Iterator[None]:
@@ -269,12 +237,12 @@ def compiled(bench: Bench) -> Iterator[None]:
         def step(s: Tensor, t: Tensor, fn: Any = loss_fn) -> Tensor:
             return fn(s * 2, t)
 
-        leaf = student.clone().requires_grad_()
+        leaf = own_leaf(student)
         loss = step(leaf, teacher)
         (grad,) = torch.autograd.grad(loss, leaf)
         plain = loss_and_gradient(bench, student * 2, teacher, backend=backend)
-        near(f"{backend}, loss", loss, plain[0].double(), 1e-6)
-        near(f"{backend}, gradient", grad, 2 * plain[1].double(), 1e-6)
+        assert_near(f"{backend}, loss", loss, plain[0].double(), 1e-6)
+        assert_near(f"{backend}, gradient", grad, 2 * plain[1].double(), 1e-6)
         yield
 
 
@@ -313,8 +281,8 @@ def streams(bench: Bench) -> Iterator[None]:
                     got[i] = loss_and_gradient(bench, *batches[i], backend=backend)
         torch.cuda.synchronize()
         for i in range(2):
-            near(f"{backend}, loss", got[i][0], wanted[i][0].double(), 1e-6)
-            near(f"{backend}, gradient", got[i][1], wanted[i][1].double(), 1e-6)
+            assert_near(f"{backend}, loss", got[i][0], wanted[i][0].double(), 1e-6)
+            assert_near(f"{backend}, gradient", got[i][1], wanted[i][1].double(), 1e-6)
         yield
 
 
@@ -330,7 +298,7 @@ def second_device(bench: Bench) -> Iterator[None]:
         )
         assert torch.cuda.current_device() == 0
         for a, b in zip(here, there, strict=True):
-            near(backend, b.to(a.device), a.double(), 1e-6)
+            assert_near(backend, b.to(a.device), a.double(), 1e-6)
         yield
 
 

@@ -1,0 +1,245 @@
+"""The build: what an sdist holds, what a bad compiler leaves, what is recorded. Nothing is compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+import torch
+from conftest import ROOT
+
+from pc_kernels import installation
+
+REJECTS = """#!/bin/sh
+echo "g++: error: unrecognized command-line option '-std=c++20'" >&2
+exit 1
+"""
+FAILS_LATER = """#!/bin/sh
+case "$*" in *-fsyntax-only*|*-dump*) exit 0;; esac
+echo "x.cpp:1:1: fatal error: no" >&2
+exit 1
+"""
+NOT_WINDOWS = pytest.mark.skipif(
+    sys.platform == "win32", reason="a compiler that is a shell script"
+)
+
+
+def test_the_kernels_of_this_checkout_were_built() -> None:
+    """A compiler that fails leaves a package that works, but not a test run that passes."""
+    for kind, reason in installation.RECORD.get("missing", {}).items():
+        assert not reason.startswith("the build failed"), f"{kind}: {reason}"
+
+
+def tracked() -> list[str]:
+    """The files that git tracks, or a skip."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip(f"git ls-files: {listed.stderr.strip()}")
+    return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+
+
+def call_backend(tree: Path, hook: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Calls a hook of the build backend as `python -m build --no-isolation` and pip do."""
+    code = f"from setuptools import build_meta; build_meta.{hook}('out')"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tree,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_sdist_holds_what_git_tracks(tmp_path: Path) -> None:
+    """And nothing that lies around: pip can build it, and its tests can run."""
+    names = tracked()
+    litter = ["csrc/cpu/ops.o.so", "tests/__pycache__/x.cpython-311.pyc", "pc_kernels/_build.json"]
+    for name in names:
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target)
+    for name in litter:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    done = call_backend(tmp_path, "build_sdist", PC_KERNELS_CPU="0", PC_KERNELS_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "out").glob("*.tar.gz")
+    with tarfile.open(archive) as sdist:
+        held = {m.name.partition("/")[2] for m in sdist.getmembers() if m.isfile()}
+    made = {name for name in held if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    assert held - made == set(names)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What setup.py needs, of this checkout."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    package = tmp_path / "pc_kernels"
+    package.mkdir()
+    shutil.copyfile(ROOT / "pc_kernels/__init__.py", package / "__init__.py")
+    return tmp_path
+
+
+def compiler(folder: Path, script: str) -> dict[str, str]:
+    """Environment variables by which a build takes `script` for its compiler, and no GPU kernels."""
+    path = folder / "g++"
+    path.write_text(script)
+    path.chmod(0o755)
+    return {"CXX": str(path), "CC": str(path), "PC_KERNELS_CUDA": "0", "MAX_JOBS": "1"}
+
+
+def without_ninja(folder: Path) -> dict[str, str]:
+    """Environment variables by which a build finds no ninja."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "sh").symlink_to(str(shutil.which("sh")))
+    return {"PATH": str(tools)}
+
+
+def has_ninja() -> bool:
+    return shutil.which("ninja") is not None
+
+
+@NOT_WINDOWS
+@pytest.mark.parametrize(
+    "ninja",
+    [pytest.param(True, marks=pytest.mark.skipif(not has_ninja(), reason="no ninja")), False],
+    ids=["ninja", "no ninja"],
+)
+def test_a_failing_compiler_leaves_a_pure_wheel(tree: Path, ninja: bool) -> None:
+    """Also where ninja compiles, whose errors distutils does not take for its own."""
+    environment = compiler(tree, FAILS_LATER) | ({} if ninja else without_ninja(tree))
+    stale = tree / "build" / f"lib.{build_name()}" / "pc_kernels" / f"_C{suffix()}"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier build")
+    done = call_backend(tree, "build_wheel", **environment)
+    assert done.returncode == 0, done.stderr
+    assert ("ninja" in done.stdout) == ninja
+    (wheel,) = (tree / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as held:
+        record = json.loads(held.read("pc_kernels/_build.json"))
+        assert not [name for name in held.namelist() if name.endswith(suffix())]
+    assert record["missing"]["cpu"].startswith("the build failed (")
+    assert record["missing"]["cuda"] == "PC_KERNELS_CUDA=0 when it was built"
+    assert record["torch"] is None
+
+
+def suffix() -> str:
+    """How extension modules end."""
+    return str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def build_name() -> str:
+    """How distutils calls this platform and this Python."""
+    return f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+
+@NOT_WINDOWS
+def test_a_failing_compiler_in_place(tree: Path) -> None:
+    """The reason lies beside the sources, and the library of an earlier build is gone."""
+    (tree / "pc_kernels" / f"_C{suffix()}").write_text("of an earlier build")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {**os.environ, **compiler(tree, FAILS_LATER)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "without the CPU kernels: the build failed (" in done.stderr
+    record = json.loads((tree / "pc_kernels/_build.json").read_text())
+    assert record["missing"]["cpu"].startswith("the build failed (")
+    assert not list(tree.glob("pc_kernels/_C*"))
+    environment["PC_KERNELS_CPU"] = "1"
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "PC_KERNELS_CPU=1, but the CPU kernels cannot be built: the build fail" in done.stderr
+
+
+Planned = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def planned(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """What setup.py hands to setuptools, and `outcome`."""
+
+    def plan(**environment: str) -> dict[str, Any]:
+        for name in ("CXX", "PC_KERNELS_CPU", "TORCH_CUDA_ARCH_LIST"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"PC_KERNELS_CUDA": "0", **environment}.items():
+            monkeypatch.setenv(name, value)
+        arguments: dict[str, Any] = {}
+        monkeypatch.setattr(setuptools, "setup", lambda **given: arguments.update(given))
+        monkeypatch.chdir(tree)
+        names = runpy.run_path("setup.py")
+        return {**arguments, "outcome": names["outcome"]}
+
+    return plan
+
+
+@NOT_WINDOWS
+def test_a_compiler_that_rejects_the_language(planned: Planned, tree: Path) -> None:
+    """Noticed before anything is built: a wheel for any platform and any torch, and a short reason."""
+    plan = planned(**compiler(tree, REJECTS))
+    assert plan["ext_modules"] == []
+    assert plan["install_requires"] == ["torch>=2.10", "numpy"]
+    reason = plan["outcome"]["cpu"]
+    assert "does not take C++20" in reason and "unrecognized command-line option" in reason
+    with pytest.raises(SystemExit, match=r"PC_KERNELS_CPU=1, but .* does not take C"):
+        planned(**compiler(tree, REJECTS), PC_KERNELS_CPU="1")
+    with pytest.raises(SystemExit, match="PC_KERNELS_CPU must be auto, 0 or 1, got 'on'"):
+        planned(PC_KERNELS_CPU="on")
+    assert "'no-such' is not on PATH" in planned(CXX="no-such -O1")["outcome"]["cpu"]
+
+
+@NOT_WINDOWS
+def test_kernels_need_the_torch_that_they_are_compiled_for(planned: Planned, tree: Path) -> None:
+    """Its minor version; without kernels any."""
+    plan = planned(**compiler(tree, FAILS_LATER))
+    major, minor = torch.__version__.split(".")[:2]
+    assert plan["install_requires"] == [f"torch=={major}.{minor}.*", "numpy"]
+    assert [e.optional for e in plan["ext_modules"]] == [True]
+    assert plan["outcome"] == {"cpu": None, "cuda": "PC_KERNELS_CUDA=0 when it was built"}
+    assert planned(PC_KERNELS_CPU="0")["install_requires"] == ["torch>=2.10", "numpy"]
+
+
+def test_old_setuptools(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, before it complains about the licence in pyproject.toml."""
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"setuptools 77 or later, here is 65\.5\.0"):
+        planned(PC_KERNELS_CPU="0")
+
+
+def test_the_matrix_of_the_gpu_runs_on_the_cpu_without_pytest() -> None:
+    """tests/gpu/matrix.py, a check of it; where it runs there may be no pytest."""
+    code = (
+        "import sys; sys.modules['pytest'] = None\n"
+        "import compare, matrix\n"
+        "bench = matrix.Bench('cpu', quick=True)\n"
+        "bench.backends = ['torch']\n"
+        "outcome = matrix.run(matrix.masks, bench)\n"
+        "assert outcome['cases'] == 2 and not outcome['error'], outcome\n"
+        "compare.tolerances.LOSS = -1.0\n"
+        "assert 'torch, m=5: loss: off by' in matrix.run(matrix.masks, bench)['error']\n"
+    )
+    path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "tests", ROOT / "tests/gpu"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
