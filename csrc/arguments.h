@@ -86,33 +86,26 @@ inline Rows checked_rows(const char* name, const Tensor& values, const std::stri
                          at::TensorList gram, c10::DeviceType device) {
   check_matrix(name, values, device);
   const int64_t anchors = values.size(0), count = values.size(1);
-  Rows rows{};
-  rows.values = values.data_ptr<float>();
-  rows.count = count;
-  rows.dissimilarity = code_of("dissimilarity", dissimilarity, Dissimilarities{});
-  const bool of_gram = is_gram(rows.dissimilarity);
-  TORCH_CHECK_VALUE(gram.size() == (of_gram ? 5 : 0), name, ": dissimilarity '", dissimilarity,
-                    of_gram ? "' needs anchors, references, their squared norms and the offsets"
-                            : "' needs no tensors beside the values",
+  const int code = code_of("dissimilarity", dissimilarity, Dissimilarities{});
+  TORCH_CHECK_VALUE(gram.size() == (is_gram(code) ? 5 : 0), name, ": dissimilarity '", dissimilarity,
+                    is_gram(code) ? "' needs anchors, references, their squared norms and the offsets"
+                                  : "' needs no tensors beside the values",
                     ", got ", gram.size(), " tensors");
-  if (!of_gram) return rows;
+  float* const own = values.data_ptr<float>();
+  if (!is_gram(code)) return {own, nullptr, nullptr, nullptr, nullptr, nullptr, count, 0, code};
   check_matrix(name, gram[0], device);
   check_matrix(name, gram[1], device);
-  rows.width = gram[0].size(1);
+  const int64_t width = gram[0].size(1);
   TORCH_CHECK_VALUE(gram[0].size(0) == anchors && gram[1].size(0) == count &&
-                        gram[1].size(1) == rows.width && gram[0].device() == values.device() &&
+                        gram[1].size(1) == width && gram[0].device() == values.device() &&
                         gram[1].device() == values.device(),
                     name, ": anchors ", gram[0].sizes(), " and references ", gram[1].sizes(),
                     " do not fit values ", values.sizes());
   check_list("anchor_sq", gram[2], values, anchors);
   check_list("reference_sq", gram[3], values, count);
   check_list("offsets", gram[4], values, anchors);
-  rows.anchors = gram[0].const_data_ptr<float>();
-  rows.references = gram[1].const_data_ptr<float>();
-  rows.anchor_sq = gram[2].const_data_ptr<float>();
-  rows.reference_sq = gram[3].const_data_ptr<float>();
-  rows.offsets = gram[4].const_data_ptr<float>();
-  return rows;
+  const auto part = [&](size_t i) { return gram[i].const_data_ptr<float>(); };
+  return {own, part(0), part(1), part(2), part(3), part(4), count, width, code};
 }
 
 }  // namespace pck

@@ -138,6 +138,8 @@ struct Cosine {  // of features of length 1
 
 using Dissimilarities = List<Given, Ranked, Euclidean, SquaredEuclidean, Cosine>;
 
+static_assert(is_numbered(Relaxations{}) && is_numbered(Penalties{}) && is_numbered(Dissimilarities{}));
+
 struct IsGram {  // no lambda: it would not be inlined always, see cpu/row_kernels.h
   template <class D>
   PCK_HD bool operator()(D) const {

@@ -28,20 +28,21 @@ struct Plan {
   double tau;
 
   PCK_HD Size nodes() const { return cells + kNodes - 1; }
-  // Of a sum over the other points, for a rank.
+  // What a sum over the other points is multiplied by to be a rank.
   PCK_HD float rank_unit() const { return static_cast<float>(1.0 / (count - 1.0)); }
-  // Of the slopes, for the gradient of the row's mean penalty.
+  // What the penalty's slopes are multiplied by in the gradient of the weighted mean penalty.
   PCK_HD float loss_factor(float weight) const {
     const double points = static_cast<double>(count);
     return static_cast<float>(weight / (points * (points - 1.0)));
   }
-  // At the smallest temperatures 1/tau leaves fp32's range; what is 0 must stay 0.
+  // Finite even at the smallest temperatures, so that a gradient of 0 stays 0.
   PCK_HD float inverse_tau() const { return static_cast<float>(std::fmin(1.0 / tau, 3.4e38)); }
 };
 
-// A grid of more cells than this a point costs more than the sort that the nearly hard ways begin with
-// (docs/method.md, "Regimes"), and one of more nodes than this a unit of x has no places in fp64.
+// A grid with more cells for each point costs more than the sort that the nearly hard ways begin with
+// (docs/method.md, "Regimes").
 inline constexpr double kMostCellsPerPoint = 8.0;
+// The most nodes per unit of x: above it, coordinates on the grid might overflow.
 inline constexpr double kFinestGrid = 1e30;
 
 // The plan as far as a row's range and moments decide it: `grid`, of no cells yet, means that the row

@@ -1,5 +1,5 @@
-// What a stage is given, in every compiled backend: rows in memory, what of them counts, and how they
-// are ranked. No torch headers.
+// The stages and what they are given, in every compiled backend: rows in memory, which of their values
+// are there, and how they are ranked. No torch headers.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ struct Present {
 };
 
 // One anchor against `count` references. Where the dissimilarity is one of a Gram matrix, `values`
-// holds the inner products of the anchor with the references, and the other fields what makes squared
-// distances of them.
+// holds the inner products of the anchor with the references, and the other fields hold what turns
+// them into squared distances.
 struct Row {
   float* values;              // [count]
   const float* anchor;        // [width]
@@ -86,8 +86,8 @@ struct Points {
   Present present;
 };
 
-// The stages. Absent values have rank, density and gradient 0; where something that is there is not
-// defined, all that is there becomes NaN.
+// The stages. An absent value has rank, density and gradient 0. In a row whose ranks are not defined,
+// the results of all values that are there are NaN.
 
 struct HardRank {
   Points points;

@@ -47,6 +47,13 @@ PCK_HD auto visit(List<First, Rest...>, int code, F f) {
   return f(First{});
 }
 
+// Whether the codes are 0, 1, 2 ... in the table's order.
+template <class... Rows>
+constexpr bool is_numbered(List<Rows...>) {
+  int next = 0;
+  return ((Rows::code == next++) && ...);
+}
+
 // f(row) of every row.
 template <class... Rows, class F>
 void for_each(List<Rows...>, F f) {

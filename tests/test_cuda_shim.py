@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import tolerances
@@ -343,3 +345,27 @@ def test_dissimilarities_alone(backend: str, rng: Generator) -> None:
         rows = make_side(metric, narrow, with_grad=False).rows(0, 20)
         got = BACKENDS[backend].dissimilarity(rows)
         assert_near(metric, got, wanted, 4e-6 * wanted + 1e-6)
+
+
+@pytest.mark.parametrize("table", ["relaxation", "penalty", "dissimilarity"])
+def test_an_unknown_code_ends_the_program(table: str, python: Callable[..., Any]) -> None:
+    """Whoever goes around the operators' checks does not get the formulas of another code."""
+    done = python("-c", UNKNOWN_CODE, table, PYTHONPATH="tests")
+    assert done.returncode == -signal.SIGABRT and "computed" not in done.stdout
+    assert table != "relaxation" or "has no row with code 99" in done.stderr
+
+
+UNKNOWN_CODE = """
+import sys
+import torch
+import shim
+table = sys.argv[1]
+codes = {"relaxation": 0, "penalty": 0, "dissimilarity": 0, table: 99}
+x, weights, losses = torch.rand(2, 5), torch.ones(2), torch.ones(2)
+rows = shim.Rows(shim.address(x), *[None] * 5, 5, 0, codes["dissimilarity"])
+options = shim.RankOptions(codes["relaxation"], codes["penalty"], 0.1, True)
+stage = shim.CoherenceRows(rows, rows, shim.Present(None, -1), shim.address(weights), options)
+stage.losses = shim.address(losses)
+shim.ShimBackend().run("coherence_rows", 2, stage)
+print("computed")
+"""

@@ -36,10 +36,10 @@ class KeptMemory final : public c10::Allocator {
     void* data;
     size_t size;
   };
-  // Nobody waits: in a process forked while another thread held the lock it is never free again.
+  // Only ever tried: in a process forked while another thread held the lock, it is never free again.
   using Lock = std::unique_lock<std::mutex>;
 
-  // The smallest block that does and is not twice as large, or null.
+  // The smallest block that is large enough and at most twice as large, or null.
   Block* take(size_t size) {
     const Lock lock(mutex_, std::try_to_lock);
     if (!lock) return nullptr;
@@ -55,7 +55,7 @@ class KeptMemory final : public c10::Allocator {
     return block;
   }
 
-  // Keeps a block, and lets go of the oldest ones where that makes too many.
+  // Keeps a block, and releases the oldest ones while all together are larger than kMost.
   static void give_back(void* context) {
     auto* const block = static_cast<Block*>(context);
     KeptMemory& memory = only();

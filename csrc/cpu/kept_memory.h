@@ -7,7 +7,7 @@
 
 namespace pck {
 
-// A float32 matrix of anything.
+// A float32 matrix, not initialised.
 at::Tensor empty_rows(int64_t rows, int64_t columns);
 
 }  // namespace pck

@@ -1,5 +1,5 @@
-// The nearly hard side of `soft_rank`: rows whose range is so large against the temperature that a grid
-// over all of it would cost more than a sort. `relaxation` is a code of Relaxations.
+// The nearly hard regime of `soft_rank`: rows whose range is so large against the temperature that a
+// grid over all of it would cost more than a sort. `relaxation` is a code of Relaxations.
 #pragma once
 
 #include "scratch.h"

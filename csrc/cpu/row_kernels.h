@@ -13,6 +13,7 @@ namespace PCK_ISA {
 #include "selection.h"
 #include "dissimilarity.h"
 #include "hard_rank.h"
+#include "grid.h"
 #include "soft_rank.h"
 #include "coherence_rows.h"
 

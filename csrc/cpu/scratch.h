@@ -48,7 +48,7 @@ inline constexpr int kTermPad = 32;
 
 constexpr int64_t hard_rank_buckets(int64_t count) {
   int64_t buckets = 64;
-  while (buckets < count && buckets < (1 << 20)) buckets *= 2;  // exact as a float, and then some
+  while (buckets < count && buckets < (1 << 20)) buckets *= 2;  // exact as a float
   return buckets;
 }
 

@@ -14,7 +14,7 @@ using HalfDouble = double __attribute__((vector_size(PCK_VECTOR_BYTES)));
 constexpr int kWide = PCK_VECTOR_BYTES / 4;
 constexpr int kHalf = PCK_VECTOR_BYTES / 8;
 
-// Any address will do: compilers make one unaligned instruction of these copies.
+// From and to any address: compilers make one unaligned instruction of these copies.
 template <class V = Wide>
 inline V load(const float* p) {
   V v;

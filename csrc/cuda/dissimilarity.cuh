@@ -19,7 +19,7 @@ PCK_DEVICE float squared_distance(const float* a, const float* b, int64_t width,
   return static_cast<float>(reduce_warp(sum, Sum{}));
 }
 
-// Of what Row::squared gives.
+// The dissimilarity of what Row::squared gives.
 PCK_DEVICE float dissimilarity_of(const Row& row, float squared) {
   return visit(Dissimilarities{}, row.dissimilarity, [&](auto kind) {
     return row.is_far() ? kind.of_far(squared, row.anchor_sq, row.offset) : kind.of(squared);

@@ -17,7 +17,7 @@
 
 namespace pck::cuda {
 
-inline constexpr int kFewestCells = 64;  // makes room in `high` for the mass and its bands:
+inline constexpr int kFewestCells = 64;  // room in `high` for the mass and its bands
 static_assert(3 * kFewestCells >=
               largest(Relaxations{}, [](auto row) { return kTaps<decltype(row)>; }) + kNodes + 7);
 

@@ -2,7 +2,7 @@
 //
 // A monotone map drops the values into as many buckets as there are points; a counting sort groups
 // them by bucket. A rank is then the number of points in the buckets below plus a comparison with the
-// few in the same bucket. Where a bucket is not small (outliers, ties galore), the keys are sorted and
+// few in the same bucket. Where a bucket is not small (outliers, many ties), the keys are sorted and
 // every point searches its place. Atomics decide the order inside a bucket, but no result depends on
 // it.
 #pragma once
@@ -16,7 +16,7 @@
 namespace pck::cuda {
 
 inline constexpr int kWidestBucket = 32;
-inline constexpr int kMostBuckets = 1 << 20;  // exact as a float, and then some
+inline constexpr int kMostBuckets = 1 << 20;  // exact as a float
 
 // A monotone map to buckets 0 ... last, in halves since a range may exceed the largest number.
 // Infinities go to the ends, and so does the NaN of 0 times infinity: fmax takes the number.

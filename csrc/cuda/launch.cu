@@ -31,7 +31,7 @@ Room grid_room(int64_t count, const RankOptions& options) {
   const double points = static_cast<double>(count);
   const int inverse_step =
       visit(Relaxations{}, options.relaxation, [](auto row) { return decltype(row)::inverse_step; });
-  // More than this costs more than pairs, or more memory than it is worth.
+  // A larger grid costs more than summing pairs, or more memory than it is worth.
   const double limit = std::min({kMostCellsPerPoint * points, points * points / 8.0, kMostCells});
   if (!options.scale_std) return {kFewestCells, whole(std::min(2.0 * points, limit))};
   const double deviation = inverse_step / options.temperature;
@@ -40,8 +40,8 @@ Room grid_room(int64_t count, const RankOptions& options) {
   return {whole(kUsualDeviations * deviation), whole(std::min(kRoomyDeviations * deviation, limit))};
 }
 
-// Four points a thread, to have loads in flight, and a warp for the shortest rows; more where a row
-// takes so much shared memory that few blocks run side by side.
+// A thread for every four points, so that it has several loads in flight, but at least a warp. More
+// threads where a row takes so much shared memory that few blocks run side by side.
 int block_threads(int64_t count, int64_t shared_bytes, int shared_most, int most) {
   const int64_t side_by_side = std::max<int64_t>(shared_most / shared_bytes, 1);
   int threads = kWarp;
@@ -72,7 +72,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options,
     if (fitting >= room.least) layout.cells = static_cast<int>(std::min<int64_t>(fitting, room.most));
   }
   const bool in_shared = header + layout.bytes() <= shared_most;
-  // Working memory that is not shared is kept to what runs at a time.
+  // Working memory in global memory is only for as many blocks as run at a time.
   const int64_t blocks = std::min<int64_t>(rows, in_shared ? 0x7fffffff : processors);
   const int64_t shared_bytes = header + (in_shared ? layout.bytes() : 0);
   *launch = {rows,

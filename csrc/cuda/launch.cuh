@@ -7,13 +7,14 @@
 
 namespace pck::cuda {
 
-// The most threads of a block. Addresses in global memory take registers, of which 1024 threads have
-// too few.
+// The most threads of a block. Working memory in global memory needs 64-bit addresses, for which 1024
+// threads have too few registers.
 template <bool kShared>
 inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
 
-inline constexpr int kMostTapsBytes =
-    largest(Relaxations{}, [](auto row) { return static_cast<int>(sizeof(Taps<decltype(row)>)); });
+inline constexpr int kMostTapsBytes = largest(Relaxations{}, [](auto row) {
+  return static_cast<int>(sizeof(Taps<decltype(row)>) + 15) / 16 * 16;
+});
 
 // What a block keeps in shared memory in any case, before a row's working memory.
 struct Header {
@@ -22,7 +23,7 @@ struct Header {
   int near_count;
   int unused[3];
 };
-static_assert(sizeof(Header) % 16 == 0 && kMostTapsBytes % 16 == 0);
+static_assert(sizeof(Header) % 16 == 0);
 
 // A chunk of rows and the working memory of each.
 struct Chunk {

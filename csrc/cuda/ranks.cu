@@ -6,7 +6,7 @@
 
 namespace pck::cuda {
 
-// packed <- what is there of row i of `values`, side by side.
+// packed <- the values of row i that are there, side by side.
 PCK_DEVICE void pack(Block& block, const Points& points, int64_t i, const KeptOrAll& kept,
                      float* packed) {
   const int count = static_cast<int>(points.count);
@@ -16,12 +16,12 @@ PCK_DEVICE void pack(Block& block, const Points& points, int64_t i, const KeptOr
   block.sync();
 }
 
-// Row i of `values` <- the same value everywhere, 0 where nothing is.
+// row <- `value` where a value is there, 0 elsewhere.
 PCK_DEVICE void store_same(Block& block, float* row, int count, const KeptOrAll& kept, float value) {
   block.store_values(row, count, [&](int j) { return kept.has(j) ? value : 0.0f; });
 }
 
-// The inverse of `pack`.
+// row <- the packed results at their places, 0 elsewhere.
 PCK_DEVICE void unpack(Block& block, const float* packed, const KeptOrAll& kept, float* row,
                        int count) {
   block.store_values(row, count, [&](int j) { return kept.has(j) ? packed[kept.place(j)] : 0.0f; });
@@ -52,7 +52,7 @@ PCK_DEVICE void run_row(Block& block, const SoftRank& stage, int64_t i, const Ta
     if (density != nullptr) store_same(block, density, count, kept, 0.0f);
     return;
   }
-  // Nothing has to be unpacked where everything is there.
+  // Where everything is there, results go straight to their places.
   float* const packed_rank = kept.all ? rank : scratch.target;
   float* const packed_density = kept.all ? density : scratch.product;
   const float unit = plan.rank_unit();

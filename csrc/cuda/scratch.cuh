@@ -23,7 +23,7 @@ struct Layout {
 
 // In bytes(): the cells come first, since they are read 16 bytes at a time.
 struct Scratch {
-  // [4 cells] each, see soft_rank.cuh.
+  // [4 cells] each, see grid.cuh.
   int cells;
   unsigned* low;
   int* high;

@@ -23,8 +23,8 @@ PCK_DEVICE Moments moments_of(Block& block, const float* x, int count, double lo
   return {mean, std::sqrt(block.reduce(squares, Sum{}) / n)};
 }
 
-// Bins of a band's width that are empty part points which do not see each other, however many bins they
-// are: of every run of empty bins one stays. shift[b] <- how many bins before b stay; returns how many
+// Points with an empty bin of a band's width between them do not see each other, so a run of empty bins
+// may shrink to one. shift[b] <- how many bins before b stay; returns how many
 // do, or 0 if there are too many bins to look at.
 template <class BinOf>
 PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scratch, BinOf bin_of) {
@@ -43,7 +43,7 @@ PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scra
 
 // Puts the points on a grid: returns its cells, or 0 if there is no room for it or pairs are cheaper.
 // Places are found in double: a small value beside a large one has digits that their difference in fp32
-// has not.
+// would lose.
 template <class R>
 PCK_DEVICE int place_points(Block& block, const float* x, int count, const Range& range, double tau,
                             const Scratch& scratch) {

@@ -1,0 +1,208 @@
+// The uniform grid of the stage `soft_rank`: spread each point to it, convolve with phi, integrate,
+// gather at the points. docs/method.md tells the maths. Included inside the namespace of one
+// instruction set.
+
+using Plan = pck::Plan<int64_t>;  // its points lie at Scratch::cell and Scratch::place
+
+// Spread: moments[cell][a] = sum of w u^a over the cell's points. `weight` is null for w = 1. Sums are
+// in double: where many points fall together, fp32 would round all their terms the same way.
+inline void spread(const Plan& plan, const float* weight, Scratch& scratch) {
+  double* const moments = scratch.moments;
+  const int32_t* const cell = scratch.cell;
+  const float* const place = scratch.place;
+  for (int64_t i = 0; i < (plan.cells + 3) * kTerms; ++i) moments[i] = 0.0;
+  int64_t j = 0;
+  for (; j + 4 <= plan.count; j += 4) {
+    const Quad u = load<Quad>(place + j);
+    Quad a = weight ? load<Quad>(weight + j) : Quad{1.0f, 1.0f, 1.0f, 1.0f};
+    Quad b = a * u, c = b * u, d = c * u;
+    transpose(a, b, c, d);
+    const auto add = [&](int64_t k, Quad powers) {
+      add_quad(moments + static_cast<int64_t>(cell[k]) * kTerms, powers);
+    };
+    add(j, a);
+    add(j + 1, b);
+    add(j + 2, c);
+    add(j + 3, d);
+  }
+  for (; j < plan.count; ++j) {
+    double power = weight ? weight[j] : 1.0;
+    for (int a = 0; a < kTerms; ++a, power *= place[j])
+      moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
+  }
+}
+
+// Cell moments to weights on the nodes, between two bands of zeros: node n collects from the cells
+// n - kNodes + 1 ... n. Moments lie by cell; transposed to lie by term, whole vectors of nodes are
+// summed at a time.
+inline void nodes_from_moments(const Plan& plan, int64_t band, Scratch& scratch) {
+  const int64_t padded = (plan.cells + 3) / 4 * 4;
+  const int64_t row = padded + 2 * kTermPad;
+  float* term[kTerms];
+  for (int a = 0; a < kTerms; ++a) {
+    term[a] = scratch.terms + a * row + kTermPad;
+    for (int64_t p = 1; p <= kTermPad; ++p) term[a][-p] = term[a][padded - 1 + p] = 0.0f;
+  }
+  for (int64_t c = 0; c < padded; c += 4) {
+    Quad m[kTerms];
+    for (int k = 0; k < 4; ++k) m[k] = load_quad(scratch.moments + (c + k) * kTerms);
+    transpose(m[0], m[1], m[2], m[3]);
+    for (int a = 0; a < kTerms; ++a) store(term[a] + c, m[a]);
+  }
+  float* const mass = scratch.mass;
+  for (int64_t i = 0; i < band; ++i) mass[i] = 0.0f;
+  int64_t n = 0;
+  for (; n < plan.nodes(); n += kWide) {
+    Wide sum = {};
+    for (int a = 0; a < kTerms; ++a)
+      for (int k = 0; k < kNodes; ++k) sum += load(term[a] + n - k) * kStencil.weight[a][k];
+    store(mass + band + n, sum);
+  }
+  for (int64_t i = band + n; i < plan.nodes() + 2 * band + 4 * kWide; ++i) mass[i] = 0.0f;
+}
+
+template <class R>
+inline const Taps<R>& taps() {
+  static const Taps<R> table;
+  return table;
+}
+
+// The taps of a whole vector of nodes: what the mass `d` nodes after its first node's band begins adds
+// to each of them.
+template <class R>
+struct WideTaps {
+  static constexpr int count = 2 * kBand<R> + kWide;
+  Wide pdf[count] = {};
+  WideTaps() {
+    for (int d = 0; d < count; ++d)
+      for (int l = 0; l < kWide; ++l)
+        if (d >= l && d - l <= 2 * kBand<R>) pdf[d][l] = taps<R>().pdf[d - l];
+  }
+};
+
+template <class R>
+inline const WideTaps<R>& wide_taps() {
+  static const WideTaps<R> table;
+  return table;
+}
+
+// `tile` vectors of nodes side by side: each multiplication waits for the one before in its vector.
+// One mass meets a vector of taps, not one tap a vector of masses: those would lie across cache lines,
+// which halves the loads that a cycle can do, and loads are what bounds this loop.
+template <class R, int tile>
+inline void convolve_tile(const float* mass, float* density_nodes) {
+  const WideTaps<R>& taps = wide_taps<R>();
+  Wide density[tile] = {};
+  for (int d = 0; d < taps.count; ++d)
+    for (int t = 0; t < tile; ++t) density[t] += mass[d + t * kWide] * taps.pdf[d];
+  for (int t = 0; t < tile; ++t) store(density_nodes + t * kWide, density[t]);
+}
+
+// Convolve: density <- mass * phi at the nodes.
+template <class R>
+inline void convolve(const Plan& plan, Scratch& scratch) {
+  int64_t n = 0;
+  const auto go = [&]<int tile>() {
+    convolve_tile<R, tile>(scratch.mass + n, scratch.density_nodes + n);
+    n += tile * kWide;
+  };
+  while (n < plan.nodes()) {
+    const int64_t left = plan.nodes() - n;
+    if (left > 8 * kWide)
+      go.template operator()<12>();  // as many as 16 registers hold beside the rest
+    else if (left > 4 * kWide)
+      go.template operator()<8>();
+    else
+      go.template operator()<4>();
+  }
+}
+
+// Node densities to the cubic of every cell.
+inline void cell_polynomials(const Plan& plan, Scratch& scratch) {
+  for (int64_t c = 0; c < plan.cells; c += kWide) {
+    float coefficient[kTerms][kWide];
+    Wide sum[kTerms] = {};
+    for (int n = 0; n < kNodes; ++n) {
+      const Wide value = load(scratch.density_nodes + c + n);
+      for (int a = 0; a < kTerms; ++a) sum[a] += value * kStencil.weight[a][n];
+    }
+    for (int a = 0; a < kTerms; ++a) store(coefficient[a], sum[a]);
+    for (int l = 0; l < kWide; l += 4) {
+      Quad q[kTerms];
+      for (int a = 0; a < kTerms; ++a) q[a] = load<Quad>(coefficient[a] + l);
+      transpose(q[0], q[1], q[2], q[3]);
+      for (int k = 0; k < 4; ++k) store(scratch.polynomials + (c + l + k) * kTerms, q[k]);
+    }
+  }
+}
+
+// Integrate: F = Phi * mass is the integral of the density, so no second convolution is needed.
+// level[c] <- the constant that makes level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function
+// in cell c. F starts from its value at the first cell's left edge, where only the first band has a
+// say.
+template <class R>
+inline void integrate(const Plan& plan, Scratch& scratch) {
+  constexpr float h = 1.0f / R::inverse_step;
+  const float* const nodes = scratch.density_nodes;
+  float* const level = scratch.level;
+  float* const gain = scratch.gain;
+  for (int64_t c = 0; c < plan.cells; c += kWide) {
+    Wide whole = {}, half = {};
+    for (int n = 0; n < kNodes; ++n) {
+      const Wide value = load(nodes + c + n);
+      whole += value * (h * kStencil.integral[n]);
+      half += value * (h * kStencil.half[n]);
+    }
+    store(gain + c, whole);
+    store(level + c, half);  // of the cubic, from the left edge to u = 0
+  }
+  const float* const mass = scratch.mass + kBand<R>;
+  const float* const cdf = taps<R>().cdf;
+  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
+  const double start = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
+  // A running sum waits for each of its additions: four parts of the row run side by side.
+  constexpr int parts = 4;
+  const int64_t length = plan.cells / parts;
+  double rank[parts] = {start};
+  for (int p = 1; p < parts; ++p)
+    rank[p] = rank[p - 1] + sum_over(gain + (p - 1) * length, length, [](auto v) { return v; });
+  for (int64_t c = 0; c < length; ++c)
+    for (int p = 0; p < parts; ++p) {
+      const int64_t here = p * length + c;
+      level[here] = static_cast<float>(rank[p] + level[here]);
+      rank[p] += gain[here];
+    }
+  for (int64_t c = parts * length; c < plan.cells; ++c) {
+    level[c] = static_cast<float>(rank[parts - 1] + level[c]);
+    rank[parts - 1] += gain[c];
+  }
+}
+
+// Gather: the cubics of a vector of points, one load a point, transposed.
+struct Cubics {
+  Wide a, b, c, d;
+  Wide at(Wide u) const { return ((d * u + c) * u + b) * u + a; }
+  Wide integral_at(Wide u) const {
+    return (((d * 0.25f * u + c * (1.0f / 3.0f)) * u + b * 0.5f) * u + a) * u;
+  }
+};
+
+inline Cubics gather(const Scratch& scratch, int64_t j) {
+  const auto every_fourth = [&](int64_t first) {
+    return join([&](int q) {
+      return load<Quad>(scratch.polynomials +
+                        static_cast<int64_t>(scratch.cell[first + 4 * q]) * kTerms);
+    });
+  };
+  Cubics cubics{every_fourth(j), every_fourth(j + 1), every_fourth(j + 2), every_fourth(j + 3)};
+  transpose(cubics.a, cubics.b, cubics.c, cubics.d);
+  return cubics;
+}
+
+inline Wide gather_levels(const Scratch& scratch, int64_t j) {
+  const auto level = [&](int64_t k) { return scratch.level[scratch.cell[k]]; };
+  return join([&](int q) {
+    const int64_t k = j + 4 * q;
+    return Quad{level(k), level(k + 1), level(k + 2), level(k + 3)};
+  });
+}
