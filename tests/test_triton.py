@@ -67,15 +67,15 @@ POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
 ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
 """Integers that the backend makes multiples of 16."""
 
-RANKS: dict[str, Any] = {"RELAXATION": 0, "SCALE_STD": True, "WITH_GRAD": True, "GRID": True}
-COHERENCE = {**RANKS, "METRIC": 1, "READY": False, "PENALTY": 0, "HAS_KEEP": False}
-TEACHER: dict[str, Any] = {"METRIC": 1, "FINITE": True, "HAS_KEEP": False, "SHORT": False}
+RANKS: dict[str, Any] = {"HAS_KEEP": False, "RELAXATION": 0, "SCALE_STD": True, "WITH_GRAD": True, "GRID": True}
+COHERENCE = {**RANKS, "DISSIMILARITY": 1, "READY": False, "PENALTY": 0}
+TEACHER: dict[str, Any] = {"DISSIMILARITY": 1, "FINITE": True, "HAS_KEEP": False, "SHORT": False}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dissimilarity": ("dissimilarity", {"METRIC": 1}),
-    "straight": ("straight_dissimilarity", {"METRIC": 1, "WIDTH": 64}),
-    "straight, narrow": ("straight_dissimilarity", {"METRIC": 2, "WIDTH": 16}),
-    "hard_rank": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False}),
-    "hard_rank, short": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False, "SHORT": True}),
+    "dissimilarity": ("dissimilarity", {"DISSIMILARITY": 1}),
+    "straight": ("straight_dissimilarity", {"DISSIMILARITY": 1, "WIDTH": 64}),
+    "straight, narrow": ("straight_dissimilarity", {"DISSIMILARITY": 2, "WIDTH": 16}),
+    "hard_rank": ("hard_rank", {**TEACHER, "DISSIMILARITY": 0, "FINITE": False}),
+    "hard_rank, short": ("hard_rank", {**TEACHER, "DISSIMILARITY": 0, "FINITE": False, "SHORT": True}),
     "teacher": ("hard_rank", TEACHER),
     "teacher, masked and short": ("hard_rank", {**TEACHER, "HAS_KEEP": True, "SHORT": True}),
     "soft_rank": ("soft_rank", RANKS),
@@ -88,12 +88,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coherence_rows, short": ("coherence_rows", {**COHERENCE, "GRID": False}),
     "coherence_rows, masked, normal, given": (
         "coherence_rows",
-        {**COHERENCE, "HAS_KEEP": True, "RELAXATION": 1, "METRIC": 0, "PENALTY": 2},
+        {**COHERENCE, "HAS_KEEP": True, "RELAXATION": 1, "DISSIMILARITY": 0, "PENALTY": 2},
     ),
     "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
     "coherence_rows, no gradient": (
         "coherence_rows",
-        {**COHERENCE, "WITH_GRAD": False, "METRIC": 2, "PENALTY": 1, "SCALE_STD": False},
+        {**COHERENCE, "WITH_GRAD": False, "DISSIMILARITY": 2, "PENALTY": 1, "SCALE_STD": False},
     ),
 }
 

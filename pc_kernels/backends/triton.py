@@ -46,20 +46,27 @@ class TritonBackend(Backend):
         """See `RowMaker`: one kernel for narrow features, products and all."""
         return bool(_launch().straight_dissimilarity(rows))
 
-    def hard_rank(self, x: Tensor) -> Tensor:
-        """See `Backend`."""
-        return _launch().hard_rank(x.contiguous())
+    def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See `Backend`; where `keep` [N, m] is False the value is absent, and its rank 0."""
+        return _launch().hard_rank(x.contiguous(), keep)
 
-    def soft_rank(self, x: Tensor, options: RankOptions, with_grad: bool) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        return _launch().soft_rank(x.contiguous(), options, with_grad)
+    def soft_rank(
+        self, x: Tensor, options: RankOptions, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend`; where `keep` [N, m] is False the value is absent, its rank and density 0."""
+        return _launch().soft_rank(x.contiguous(), options, with_grad, keep)
 
     def soft_rank_backward(
-        self, grad_rank: Tensor, x: Tensor, density: Tensor, options: RankOptions
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        options: RankOptions,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """See `Backend`."""
+        """See `Backend`; the gradient is 0 where `keep` [N, m] is False."""
         return _launch().soft_rank_backward(
-            grad_rank.contiguous(), x.contiguous(), density, options
+            grad_rank.contiguous(), x.contiguous(), density, options, keep
         )
 
     def hard_rank_rows(self, teacher: Rows, self_start: int | None, keep: Tensor | None) -> Rows:
