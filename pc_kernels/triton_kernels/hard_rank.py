@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .dissimilarity import GIVEN, Gram, dissimilarity_row
-from .row import Row, counted, finite
+from .row import Row, counted, finite, present
 
 
 class Buckets(NamedTuple):
@@ -22,8 +22,8 @@ class Buckets(NamedTuple):
     starts: tl.tensor
     places: tl.tensor
     """The values' places in their buckets."""
-    values: tl.tensor
-    """Sorted by buckets."""
+    ordered: tl.tensor
+    """The values, bucket by bucket."""
     number: tl.tensor
 
 
@@ -88,7 +88,7 @@ def rank_all_pairs(row, rank_ptr, number, BLOCK: tl.constexpr, PAIRS: tl.constex
         below += tl.sum((other < x[:, None]).to(tl.int32), axis=1)  # a NaN compares false
         equal += tl.sum((other == x[:, None]).to(tl.int32), axis=1)
     tl.debug_barrier()  # ranks may take the values' place
-    rank = tl.where(valid, mid_rank(below, equal, number), 0.0)
+    rank = present(mid_rank(below, equal, number), valid, row)
     tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
@@ -123,7 +123,7 @@ def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.conste
         bucket = bucket_of(x, low, scale, buckets.number)
         start = tl.load(buckets.starts + bucket, mask=valid, other=0)
         place = tl.load(buckets.places + j, mask=valid, other=0)
-        tl.store(buckets.values + start + place, x, mask=valid)
+        tl.store(buckets.ordered + start + place, x, mask=valid)
     tl.debug_barrier()
     for first in range(0, row.count, BLOCK):
         j = first + lane
@@ -136,10 +136,10 @@ def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.conste
         equal = tl.zeros([BLOCK], tl.int32)
         for i in range(tl.max(size, axis=0)):
             inside = valid & (i < size)
-            other = tl.load(buckets.values + start + i, mask=inside, other=float("nan"))
+            other = tl.load(buckets.ordered + start + i, mask=inside, other=float("nan"))
             below += (other < x).to(tl.int32)
             equal += (other == x).to(tl.int32)
-        rank = tl.where(valid, mid_rank(below, equal, number), 0.0)
+        rank = present(mid_rank(below, equal, number), valid, row)
         tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
@@ -158,10 +158,10 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
         value = tl.where(undefined, float("nan"), 0.5)
         for first in range(0, row.count, BLOCK):
             j = first + tl.arange(0, BLOCK)
-            written = counted(j, row)
-            if options.FINITE:  # `coherence_row` knows an undefined row by any of its ranks
-                written = written | undefined
-            tl.store(rank_ptr + j, tl.where(written, value, 0.0), mask=j < row.count)
+            # `coherence_row` knows a teacher's undefined row by any of its ranks.
+            written = counted(j, row) | (undefined & options.FINITE)
+            rank = present(tl.zeros([BLOCK], tl.float32) + value, written, row)
+            tl.store(rank_ptr + j, rank, mask=j < row.count)
     elif options.SHORT:
         rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
     else:

@@ -46,6 +46,12 @@ def counted(j, row):
 
 
 @triton.jit
+def present(value, valid, row):
+    """The value where one counts, else 0; without a mask all of them, as they are."""
+    return tl.where(valid, value, 0.0) if row.HAS_KEEP else value
+
+
+@triton.jit
 def finite(x):
     """Neither NaN nor infinite."""
     return tl.abs(x) <= LARGEST

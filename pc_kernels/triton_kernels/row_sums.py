@@ -61,7 +61,7 @@ class Scale(NamedTuple):
 class Slopes(NamedTuple):
     """∂L/∂rank of a row in memory, to be multiplied by a unit."""
 
-    values: tl.tensor
+    ptr: tl.tensor
     unit: tl.tensor
 
 
@@ -155,7 +155,7 @@ def pair_slopes(row, slopes, x, slope, scale, options):
         k = first + tl.arange(0, options.PAIRS)
         valid = counted(k, row)
         other = tl.load(row.x + k, mask=valid, other=float("inf")) * scale.half
-        other_slope = tl.load(slopes.values + k, mask=valid, other=0.0) * slopes.unit
+        other_slope = tl.load(slopes.ptr + k, mask=valid, other=0.0) * slopes.unit
         z = (scaled - other[None, :]) * scale.first * scale.second
         _step, density = step_and_density(z, options.RELAXATION)
         push = (slope[:, None] - other_slope[None, :]) * density
@@ -173,7 +173,7 @@ def spread_to_density(row, slopes, scale, grid, options):
         x = tl.load(row.x + j, mask=valid, other=0.0)
         weight = tl.full([options.BLOCK], 1.0, tl.float32)
         if slopes is not None:
-            weight = tl.load(slopes.values + j, mask=valid, other=0.0) * slopes.unit
+            weight = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
         cell, u = place(x, valid, scale)
         spread(grid, cell, u, weight, valid)
     density_function(grid, scale.cells, options.RELAXATION, slopes is None)
@@ -202,7 +202,7 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        slope = tl.load(slopes.values + j, mask=valid, other=0.0) * slopes.unit
+        slope = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
         density = tl.load(out.density + j, mask=valid, other=0.0)
         if scale.on_grid:
             cell, u = place(x, valid, scale)

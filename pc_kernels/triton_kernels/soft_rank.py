@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .dissimilarity import GIVEN
 from .grid import scratch
-from .row import Row, counted, finite, row_range, store_undefined
+from .row import Row, counted, finite, present, row_range, store_undefined
 from .row_sums import (
     Gradient,
     Options,
@@ -32,9 +32,9 @@ def soft_rank_row(row, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.const
             x = tl.load(row.x + j, mask=valid, other=0.0)
             sums, density = sums_at(row, x, valid, scale, grid, options)
             rank = tl.where(scale.number > 1, (sums - 0.5) / others, 0.5)
-            tl.store(rank_ptr + j, tl.where(valid, rank, 0.0), mask=j < row.count)
+            tl.store(rank_ptr + j, present(rank, valid, row), mask=j < row.count)
             if WITH_GRAD:
-                tl.store(density_ptr + j, tl.where(valid, density, 0.0), mask=j < row.count)
+                tl.store(density_ptr + j, present(density, valid, row), mask=j < row.count)
     else:
         store_undefined(rank_ptr, row, options.BLOCK)
         if WITH_GRAD:
