@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, anchor_at, dissimilarity_row
+from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
 from .formulas import value_and_slope
 from .grid import clear, density_function, place, scratch, spread
 from .row import Row, counted, row_range, store_undefined
@@ -39,8 +39,9 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
     """The loss of anchor i; WITH_GRAD, its row becomes V."""
     push_ptr = grid.spare
     slope_ptr = push_ptr + (row.count + 15) // 16 * 16
+    offset = offset_of(gram, i)
     if gram.DISSIMILARITY != GIVEN and not READY:
-        dissimilarity_row(row, gram, i, options.BLOCK)
+        dissimilarity_row(row, gram, i, offset, options.BLOCK)
     extent = row_range(row, options.BLOCK)
     any_target = tl.load(loss.target)  # undefined ranks are so throughout
     if extent.fit & (any_target == any_target):
@@ -76,7 +77,6 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
             factor = (tl.load(loss.weight).to(tl.float64) / pairs).to(tl.float32)
             slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
-            offset = anchor_at(gram, i).offset
             rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)
     else:
         tl.store(loss.loss, float("nan"))

@@ -38,33 +38,25 @@ class Gram(NamedTuple):
     DISSIMILARITY: tl.constexpr
 
 
-class Anchor(NamedTuple):
-    """One anchor of a `Gram`: pointer to its features, squared norm and offset."""
-
-    features: tl.tensor
-    squared: tl.tensor
-    offset: tl.tensor
-
-
 @triton.jit
-def anchor_at(gram, i):
-    """Anchor i; of given dissimilarities, a stand-in."""
+def offset_of(gram, i):
+    """The offset of anchor i's row; given dissimilarities have none."""
     if gram.DISSIMILARITY == GIVEN:
-        return Anchor(gram.anchors, 0.0, 0.0)
+        return 0.0
     else:
-        features = gram.anchors + tl.cast(i, tl.int64) * gram.width
-        return Anchor(features, tl.load(gram.anchor_sq + i), tl.load(gram.offsets + i))
+        return tl.load(gram.offsets + i)
 
 
 @triton.jit
-def squared_distances(gram, anchor, j, wanted, BLOCK: tl.constexpr):
-    """|a − b_j|² from the differences, where wanted; elsewhere nothing is read."""
+def squared_distances(gram, i, j, wanted, BLOCK: tl.constexpr):
+    """|a_i − b_j|² from the differences, where wanted; elsewhere nothing is read."""
     lane = tl.arange(0, FEATURES)
+    anchor = gram.anchors + tl.cast(i, tl.int64) * gram.width
     reference = gram.references + tl.cast(j, tl.int64)[:, None] * gram.width
     total = tl.zeros([BLOCK, FEATURES], tl.float32)
     for first in range(0, gram.width, FEATURES):
         k = first + lane
-        a = tl.load(anchor.features + k, mask=k < gram.width, other=0.0)[None, :]
+        a = tl.load(anchor + k, mask=k < gram.width, other=0.0)[None, :]
         inside = wanted[:, None] & (k < gram.width)[None, :]
         b = tl.load(reference + k[None, :], mask=inside, other=0.0)
         total += tl.where(inside, (a - b) * (a - b), 0.0)
@@ -101,28 +93,27 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
 
 
 @triton.jit
-def dissimilarity_block(row, gram, i, first, BLOCK: tl.constexpr):
+def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
     """A block of a Gram row in place: δ less the row's offset. The anchor's own place gets garbage."""
-    anchor = anchor_at(gram, i)
+    anchor_sq = tl.load(gram.anchor_sq + i)
     j = first + tl.arange(0, BLOCK)
     inside = j < row.count
     products = tl.load(row.x + j, mask=inside, other=0.0)
     reference_sq = tl.load(gram.reference_sq + j, mask=inside, other=0.0)
-    squared, near = squares_of(products, anchor.squared, reference_sq, anchor.offset)
+    squared, near = squares_of(products, anchor_sq, reference_sq, offset)
     near = near & inside & (j != row.own)
     if tl.max(near.to(tl.int32), axis=0) > 0:
-        short = squared_distances(gram, anchor, j, near, BLOCK)
-        excess = tl.where(anchor.offset > 0.0, short - anchor.squared, short)
-        squared = tl.where(near, excess, squared)
-    value = dissimilarity_of(squared, anchor.squared, anchor.offset, gram.DISSIMILARITY)
+        short = squared_distances(gram, i, j, near, BLOCK)
+        squared = tl.where(near, tl.where(offset > 0.0, short - anchor_sq, short), squared)
+    value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
     tl.store(row.x + j, value, mask=inside)
 
 
 @triton.jit
-def dissimilarity_row(row, gram, i, BLOCK: tl.constexpr):
+def dissimilarity_row(row, gram, i, offset, BLOCK: tl.constexpr):
     """The Gram row of anchor i in place; ends with a barrier."""
     for first in range(0, row.count, BLOCK):
-        dissimilarity_block(row, gram, i, first, BLOCK)
+        dissimilarity_block(row, gram, i, offset, first, BLOCK)
     tl.debug_barrier()
 
 
@@ -165,6 +156,7 @@ def dissimilarity_kernel(
             DISSIMILARITY,
         ),
         i,
+        tl.load(offsets_ptr + i),
         tl.program_id(1) * BLOCK,
         BLOCK,
     )

@@ -57,11 +57,11 @@ class Grid(NamedTuple):
 def scratch(tables_ptr, moments_ptr, floats_ptr, stride, capacity):
     """This program's part of the scratch memory of all."""
     program = tl.cast(tl.program_id(0), tl.int64)
+    moments = moments_ptr + program * capacity * TERMS
     mass = floats_ptr + program * stride
     density = mass + capacity + MASS_PAD
     cubic = density + capacity + DENSITY_PAD
     level = cubic + capacity * TERMS
-    moments = moments_ptr + program * capacity * TERMS
     return Grid(tables_ptr, moments, mass, density, cubic, level, level + capacity, capacity)
 
 

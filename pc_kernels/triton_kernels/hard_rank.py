@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, dissimilarity_row
+from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
 from .row import Row, counted, finite, present
 
 
@@ -148,7 +148,7 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
     """Ranks of the row of anchor i; 0 where nothing counts."""
     BLOCK: tl.constexpr = options.BLOCK
     if gram.DISSIMILARITY != GIVEN:
-        dissimilarity_row(row, gram, i, BLOCK)
+        dissimilarity_row(row, gram, i, offset_of(gram, i), BLOCK)
     number, nans, infinities, low, high = value_range(row, BLOCK)
     undefined = nans > 0
     if options.FINITE:
