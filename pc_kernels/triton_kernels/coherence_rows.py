@@ -24,12 +24,11 @@ from .row_sums import (
 
 
 class Loss(NamedTuple):
-    """What an anchor's ranks are compared with, and where its loss goes: pointers, and the penalty."""
+    """Pointers to the teacher's ranks of a row, and to the weights and losses of all; the penalty."""
 
     target: tl.tensor
-    """The teacher's ranks."""
-    weight: tl.tensor
-    loss: tl.tensor
+    weights: tl.tensor
+    losses: tl.tensor
     PENALTY: tl.constexpr
     WITH_GRAD: tl.constexpr
 
@@ -68,18 +67,18 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
                     cell, u = place(d, valid, scale)
                     spread(grid, cell, u, slope, valid)
         size = tl.maximum(scale.number, 1).to(tl.float64)
-        tl.store(loss.loss, tl.where(scale.number > 1, total / size, 0.0).to(tl.float32))
+        tl.store(loss.losses + i, tl.where(scale.number > 1, total / size, 0.0).to(tl.float32))
         if loss.WITH_GRAD:
             tl.debug_barrier()
             if scale.on_grid:
                 density_function(grid, scale.cells, options.RELAXATION, False)
             pairs = tl.maximum(size * (size - 1.0), 1.0)
-            factor = (tl.load(loss.weight).to(tl.float64) / pairs).to(tl.float32)
+            factor = (tl.load(loss.weights + i).to(tl.float64) / pairs).to(tl.float32)
             slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
             rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)
     else:
-        tl.store(loss.loss, float("nan"))
+        tl.store(loss.losses + i, float("nan"))
         if loss.WITH_GRAD:
             store_undefined(row.x, row, options.BLOCK)
 
@@ -135,7 +134,7 @@ def coherence_rows_kernel(
                 DISSIMILARITY,
             ),
             grid,
-            Loss(target_ptr + start, weights_ptr + i, losses_ptr + i, PENALTY, WITH_GRAD),
+            Loss(target_ptr + start, weights_ptr, losses_ptr, PENALTY, WITH_GRAD),
             Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
             READY,
         )
