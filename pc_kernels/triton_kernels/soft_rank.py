@@ -18,8 +18,8 @@ from .row_sums import (
 
 
 @triton.jit
-def soft_rank_row(row, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.constexpr):
-    """Ranks and, WITH_GRAD, densities of a row; 0 where nothing counts."""
+def soft_rank_row(row, start, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.constexpr):
+    """Ranks and, WITH_GRAD, densities of the row that starts there; 0 where nothing counts."""
     extent = row_range(row, options.BLOCK)
     if extent.fit:
         scale = row_scale(row, extent, grid, options)
@@ -32,13 +32,13 @@ def soft_rank_row(row, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.const
             x = tl.load(row.x + j, mask=valid, other=0.0)
             sums, density = sums_at(row, x, valid, scale, grid, options)
             rank = tl.where(scale.number > 1, (sums - 0.5) / others, 0.5)
-            tl.store(rank_ptr + j, present(rank, valid, row), mask=j < row.count)
+            tl.store(rank_ptr + start + j, present(rank, valid, row), mask=j < row.count)
             if WITH_GRAD:
-                tl.store(density_ptr + j, present(density, valid, row), mask=j < row.count)
+                tl.store(density_ptr + start + j, present(density, valid, row), mask=j < row.count)
     else:
-        store_undefined(rank_ptr, row, options.BLOCK)
+        store_undefined(rank_ptr + start, row, options.BLOCK)
         if WITH_GRAD:
-            store_undefined(density_ptr, row, options.BLOCK)
+            store_undefined(density_ptr + start, row, options.BLOCK)
 
 
 @triton.jit
@@ -69,8 +69,9 @@ def soft_rank_kernel(
         start = tl.cast(i, tl.int64) * count
         soft_rank_row(
             Row(x_ptr + start, count, -1, keep_ptr + start, HAS_KEEP),
-            rank_ptr + start,
-            density_ptr + start,
+            start,
+            rank_ptr,
+            density_ptr,
             grid,
             Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
             WITH_GRAD,
@@ -91,9 +92,10 @@ def largest_slope(row, slope_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def soft_rank_row_backward(row, slope_ptr, density_ptr, grad_ptr, grid, options):
-    """The gradient of a row, from ∂L/∂rank and the density of the forward."""
+def soft_rank_row_backward(row, start, slope_ptr, density_ptr, grad_ptr, grid, options):
+    """The gradient of the row that starts there, from ∂L/∂rank and the density of the forward."""
     extent = row_range(row, options.BLOCK)
+    slope_ptr += start
     largest = largest_slope(row, slope_ptr, options.BLOCK)
     if extent.fit & finite(largest):
         scale = row_scale(row, extent, grid, options)
@@ -103,10 +105,11 @@ def soft_rank_row_backward(row, slope_ptr, density_ptr, grad_ptr, grid, options)
         if scale.on_grid:
             spread_to_density(row, slopes, scale, grid, options)
         factor = largest / tl.maximum(scale.number - 1, 1).to(tl.float32)
-        out = Gradient(density_ptr, grad_ptr, grad_ptr, factor)
+        grad_row = grad_ptr + start
+        out = Gradient(density_ptr + start, grad_row, grad_row, factor)
         rank_gradient(row, slopes, scale, grid, out, 0.0, GIVEN, options)
     else:
-        store_undefined(grad_ptr, row, options.BLOCK)
+        store_undefined(grad_ptr + start, row, options.BLOCK)
 
 
 @triton.jit
@@ -137,9 +140,10 @@ def soft_rank_backward_kernel(
         start = tl.cast(i, tl.int64) * count
         soft_rank_row_backward(
             Row(x_ptr + start, count, -1, keep_ptr + start, HAS_KEEP),
-            grad_rank_ptr + start,
-            density_ptr + start,
-            grad_ptr + start,
+            start,
+            grad_rank_ptr,
+            density_ptr,
+            grad_ptr,
             grid,
             Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
         )
