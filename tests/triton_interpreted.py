@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import tolerances
 import torch
+import truth
 from compare import (
     METRICS,
     PENALTIES,
     RELAXATIONS,
     SCALES,
     assert_near,
+    assert_norm_near,
     check_features,
     check_matrices,
     check_soft_rank,
@@ -187,6 +189,86 @@ def test_hard_rank(way: str, m: int, rng: Generator) -> None:
     if m > 1:
         ends = pc_kernels.hard_rank(torch.randperm(m, generator=rng).float(), backend=BACKEND)
         assert ends.min() == 0 and ends.max() == 1
+
+
+def check_ranks_under_a_mask(x: Tensor, keep: Tensor, options: RankOptions, rng: Generator) -> None:
+    """Against the reference; what is absent is NaN or infinite, and written to nevertheless."""
+    engine = BACKENDS[BACKEND]
+    absent = torch.tensor([math.nan, math.inf, -math.inf])
+    absent = absent[torch.randint(3, x.shape, generator=rng)]
+    upstream = torch.randn(x.shape, generator=rng)
+    poisoned, poisoned_upstream = (torch.where(keep, values, absent) for values in (x, upstream))
+    hard = engine.hard_rank(poisoned, keep)
+    rank, density = engine.soft_rank(poisoned, options, True, keep)
+    density = torch.where(keep, density, absent)
+    grad = engine.soft_rank_backward(poisoned_upstream, poisoned, density, options, keep)
+    assert torch.equal(rank, engine.soft_rank(poisoned, options, False, keep)[0])
+    assert_near("hard rank", hard, reference.hard_rank(x.double(), keep=keep), 2 * tolerances.U)
+    leaf = own_leaf(x.double())
+    how = (options.temperature, options.relaxation, options.scale)
+    wanted = reference.soft_rank(leaf, *how, keep=keep)
+    wanted.backward(torch.where(keep, upstream, 0).double())
+    assert_near("rank", rank, wanted.detach(), tolerances.RANK)
+    assert leaf.grad is not None
+    allowed = tolerances.GRAD * leaf.grad.norm(dim=1)
+    for i, (row, kept) in enumerate(zip(x.double(), keep, strict=True)):
+        if kept.sum() > 1:
+            terms = truth.sum_of_pairs(row[None, kept], upstream[i][None, kept].abs(), *how)
+            allowed[i] += tolerances.rounding(x.dtype) * terms.norm() / (kept.sum() - 1)
+    assert_norm_near("gradient", grad, leaf.grad, allowed)
+    for result in (hard, rank, grad):
+        assert (result[~keep] == 0).all()
+
+
+@pytest.mark.parametrize(("relaxation", "scale"), [("logistic", "std"), ("normal", None)])
+def test_ranks_under_a_mask(way: str, relaxation: str, scale: str | None, rng: Generator) -> None:
+    """Rows of which none, one, two, many and all values are kept."""
+    names = (
+        "normal",
+        "normal",
+        "integers",
+        "far from zero",
+        "outlier of 1e3",
+        "all equal",
+        "normal",
+    )
+    x = torch.cat([make_rows(name, rng, 1, 40) for name in names])
+    keep = mask(rng, len(x), 40)
+    keep[2] = False
+    keep[2, :2] = True
+    keep[-1] = True
+    check_ranks_under_a_mask(x, keep, RankOptions(relaxation, 0.3, scale), rng)
+
+
+def test_a_mask_that_keeps_all(way: str, rng: Generator) -> None:
+    """The same bits as without; and a mask need not be contiguous."""
+    x, upstream = torch.randn(2, 3, 40, generator=rng)
+    engine, options = BACKENDS[BACKEND], RankOptions("logistic", 0.3, "std")
+    results = []
+    for keep in (None, torch.ones(40, 3, dtype=torch.bool).T):
+        rank, density = engine.soft_rank(x, options, True, keep)
+        grad = engine.soft_rank_backward(upstream, x, density, options, keep)
+        results.append((engine.hard_rank(x, keep), rank, density, grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_undefined_rows_under_a_mask(way: str, bad: float, rng: Generator) -> None:
+    """NaN at what is kept, 0 at what is absent; the other rows are none the wiser."""
+    x, keep = torch.randn(4, 20, generator=rng), mask(rng, 4, 20)
+    keep[2, 3], x[2, 3] = True, bad
+    keep[3, 4], upstream = True, torch.ones(4, 20)
+    engine, options = BACKENDS[BACKEND], RankOptions("logistic", 0.3, "std")
+    undefined = keep & (torch.arange(4) == 2)[:, None]
+    rank, density = engine.soft_rank(x, options, True, keep)
+    results = [rank, density, engine.soft_rank_backward(upstream, x, density, options, keep)]
+    results += [engine.hard_rank(x, keep)] if math.isnan(bad) else []
+    for result in results:
+        assert torch.equal(result.isnan(), undefined) and (result[~keep] == 0).all()
+    upstream[3, 4] = bad
+    finite = engine.soft_rank_backward(upstream[3:], x[3:], density[3:], options, keep[3:])
+    assert torch.equal(finite.isnan(), keep[3:])
 
 
 def test_hard_rank_of_infinities(way: str) -> None:
