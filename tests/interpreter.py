@@ -39,7 +39,7 @@ def skip_without_interpreter() -> None:
         pytest.skip("the interpreter of Triton before 3.7 does not know numpy 2.4")
 
 
-def tests_in(file: str) -> list[str]:
+def names_in(file: str) -> list[str]:
     """The test functions of a file beside this one, which is not imported."""
     body = ast.parse((HERE / file).read_text(encoding="utf-8")).body
     names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
@@ -56,7 +56,7 @@ class Child:
             for item in request.session.items
             if item.path == request.path and hasattr(item, "callspec")
         ]
-        wanted = [p["name"] for p in parameters if p.get("name") in tests_in(file)]
+        wanted = [p["name"] for p in parameters if p.get("name") in names_in(file)]
         results = folder / "results.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o"]
         command += ["junit_logging=all", f"--junitxml={results}"]

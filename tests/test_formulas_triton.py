@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from interpreter import Child, needs_compiler, needs_triton, tests_in
+from interpreter import Child, names_in, needs_compiler, needs_triton
 
 from pc_kernels import formulas
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
@@ -25,7 +25,7 @@ def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @needs_triton
-@pytest.mark.parametrize("name", tests_in(FILE))
+@pytest.mark.parametrize("name", names_in(FILE))
 def test_in_the_interpreter(name: str, child: Child) -> None:
     child.check(name)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import Child, needs_compiler, needs_triton, skip_without_interpreter, tests_in
+from interpreter import Child, names_in, needs_compiler, needs_triton, skip_without_interpreter
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS, select, triton_obstacle
@@ -30,7 +30,7 @@ def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @needs_triton
-@pytest.mark.parametrize("name", tests_in(FILE))
+@pytest.mark.parametrize("name", names_in(FILE))
 def test_in_the_interpreter(name: str, child: Child) -> None:
     child.check(name)
 
