@@ -59,9 +59,7 @@ def soft_rank(
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
     _check_values(x, dim, backend)
-    recipe = Recipe(
-        relaxation=relaxation, temperature=temperature, scale=scale, backend=backend
-    )
+    recipe = Recipe(relaxation=relaxation, temperature=temperature, scale=scale, backend=backend)
     rows = x.movedim(dim, -1)
     rank, _ = torch.ops.pc_kernels.soft_rank(
         _matrix(rows),

@@ -29,9 +29,7 @@ class RowRule:
     code: int | None = None
     """What fused kernels call it; None: only the chain of stages computes it."""
 
-    def value_and_slope(
-        self, rank: Tensor, target: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def value_and_slope(self, rank: Tensor, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """The losses [C] of C anchors, and what they change by with each soft rank, [C, M].
 
         Args:
@@ -51,9 +49,7 @@ class MeanPenalty(RowRule):
         self.penalty = penalty
         self.code = penalty.code
 
-    def value_and_slope(
-        self, rank: Tensor, target: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def value_and_slope(self, rank: Tensor, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """See `RowRule`."""
         residual = rank - target
         count = keep.sum(1, keepdim=True).clamp(min=1).to(rank.dtype)

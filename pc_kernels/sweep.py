@@ -99,9 +99,7 @@ class Batch:
         of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype)
         return (
             [
-                make_side(
-                    recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine
-                )
+                make_side(recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine)
                 for p in points
             ],
             make_side(name, of_teacher, with_grad=False, masked=masked, maker=engine),

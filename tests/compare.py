@@ -14,8 +14,8 @@ import truth
 from torch import Generator, Tensor
 
 import pc_kernels
-from pc_kernels.backends import BACKENDS
 from pc_kernels import formulas
+from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarities import DISSIMILARITIES
 from pc_kernels.recipe import REDUCTIONS, SCALES
 

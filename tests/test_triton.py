@@ -1,6 +1,6 @@
 """The `triton` backend without a GPU: its kernels in the interpreter, compiled ahead of time, and chosen.
 
-The interpreter's tests are in triton_interpreted.py.
+The interpreter's tests are in triton_interpreted.py; each shows here as an item of its own.
 """
 
 from __future__ import annotations
@@ -9,47 +9,30 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import Child, names_in, needs_compiler, needs_triton, skip_without_interpreter
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS, select, triton_obstacle
+from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
-needs_triton = pytest.mark.skipif(
-    triton_obstacle() is not None, reason=f"Triton: {triton_obstacle()}"
-)
-needs_compiler = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is loaded as an interpreter"
-)
 CPU = torch.device("cpu")
+FILE = "triton_interpreted.py"
 
 
-def major_minor(package: str) -> tuple[int, int]:
-    major, minor, *_ = version(package).split(".")
-    return int(major), int(minor)
-
-
-def skip_without_interpreter() -> None:
-    if major_minor("triton") < (3, 7) and major_minor("numpy") >= (2, 4):
-        pytest.skip("the interpreter of Triton before 3.7 does not know numpy 2.4")
+@pytest.fixture(scope="module")
+def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Child:
+    return Child(FILE, request, tmp_path_factory.mktemp("interpreter"))
 
 
 @needs_triton
-def test_kernels_in_the_interpreter(python: Callable[..., Any], request: Any) -> None:
-    skip_without_interpreter()
-    seed = request.config.getoption("--seed")
-    done = python(
-        *("-m", "pytest", "-p", "no:cacheprovider", "-x", f"--seed={seed}"),
-        "tests/triton_interpreted.py",
-        timeout=600,
-        TRITON_INTERPRET="1",
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", names_in(FILE))
+def test_in_the_interpreter(name: str, child: Child) -> None:
+    child.check(name)
 
 
 @needs_triton
@@ -67,33 +50,47 @@ POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
 ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
 """Integers that the backend makes multiples of 16."""
 
-RANKS: dict[str, Any] = {"RELAXATION": 0, "SCALE_STD": True, "WITH_GRAD": True, "GRID": True}
-COHERENCE = {**RANKS, "METRIC": 1, "READY": False, "PENALTY": 0, "HAS_KEEP": False}
-TEACHER: dict[str, Any] = {"METRIC": 1, "FINITE": True, "HAS_KEEP": False, "SHORT": False}
+LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))
+SQUARED, ABSOLUTE, HUBER = (PENALTIES[name].code for name in ("squared", "absolute", "huber"))
+GIVEN, EUCLIDEAN, SQEUCLIDEAN = 0, 1, 2
+
+RANKS: dict[str, Any] = {"RELAXATION": LOGISTIC, "SCALE_STD": True, "WITH_GRAD": True}
+RANKS |= {"HAS_KEEP": False, "GRID": True}
+COHERENCE = {**RANKS, "DISSIMILARITY": EUCLIDEAN, "READY": False, "PENALTY": SQUARED}
+GIVEN_ROWS = {**COHERENCE, "DISSIMILARITY": GIVEN}
+SQUARED_ROWS = {**COHERENCE, "DISSIMILARITY": SQEUCLIDEAN}
+TEACHER: dict[str, Any] = {"DISSIMILARITY": EUCLIDEAN, "FINITE": True, "HAS_KEEP": False}
+TEACHER |= {"SHORT": False}
+MATRIX = {**TEACHER, "DISSIMILARITY": GIVEN, "FINITE": False}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dissimilarity": ("dissimilarity", {"METRIC": 1}),
-    "straight": ("straight_dissimilarity", {"METRIC": 1, "WIDTH": 64}),
-    "straight, narrow": ("straight_dissimilarity", {"METRIC": 2, "WIDTH": 16}),
-    "hard_rank": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False}),
-    "hard_rank, short": ("hard_rank", {**TEACHER, "METRIC": 0, "FINITE": False, "SHORT": True}),
+    "dissimilarity": ("dissimilarity", {"DISSIMILARITY": EUCLIDEAN}),
+    "straight": ("straight_dissimilarity", {"DISSIMILARITY": EUCLIDEAN, "WIDTH": 64}),
+    "straight, narrow": ("straight_dissimilarity", {"DISSIMILARITY": SQEUCLIDEAN, "WIDTH": 16}),
+    "hard_rank": ("hard_rank", MATRIX),
+    "hard_rank, short": ("hard_rank", {**MATRIX, "SHORT": True}),
     "teacher": ("hard_rank", TEACHER),
     "teacher, masked and short": ("hard_rank", {**TEACHER, "HAS_KEEP": True, "SHORT": True}),
     "soft_rank": ("soft_rank", RANKS),
     "soft_rank, short": ("soft_rank", {**RANKS, "GRID": False, "SCALE_STD": False}),
-    "soft_rank, normal, no gradient": ("soft_rank", {**RANKS, "RELAXATION": 1, "WITH_GRAD": False}),
+    "soft_rank, normal, no gradient": (
+        "soft_rank",
+        {**RANKS, "RELAXATION": NORMAL, "WITH_GRAD": False},
+    ),
+    "soft_rank, masked": ("soft_rank", {**RANKS, "HAS_KEEP": True}),
     "backward": ("soft_rank_backward", RANKS),
-    "backward, normal": ("soft_rank_backward", {**RANKS, "RELAXATION": 1, "SCALE_STD": False}),
+    "backward, masked": ("soft_rank_backward", {**RANKS, "HAS_KEEP": True}),
+    "backward, normal": ("soft_rank_backward", {**RANKS, "RELAXATION": NORMAL, "SCALE_STD": False}),
     "backward, short": ("soft_rank_backward", {**RANKS, "GRID": False}),
     "coherence_rows": ("coherence_rows", COHERENCE),
     "coherence_rows, short": ("coherence_rows", {**COHERENCE, "GRID": False}),
     "coherence_rows, masked, normal, given": (
         "coherence_rows",
-        {**COHERENCE, "HAS_KEEP": True, "RELAXATION": 1, "METRIC": 0, "PENALTY": 2},
+        {**GIVEN_ROWS, "HAS_KEEP": True, "RELAXATION": NORMAL, "PENALTY": HUBER},
     ),
     "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
     "coherence_rows, no gradient": (
         "coherence_rows",
-        {**COHERENCE, "WITH_GRAD": False, "METRIC": 2, "PENALTY": 1, "SCALE_STD": False},
+        {**SQUARED_ROWS, "WITH_GRAD": False, "PENALTY": ABSOLUTE, "SCALE_STD": False},
     ),
 }
 
@@ -230,7 +227,7 @@ def test_tuning_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_triton
 def test_grid_capacity() -> None:
     """Room for the widest row that a temperature allows, and never for more than 8 cells a point."""
-    from pc_kernels.options import RankOptions
+    from pc_kernels.recipe import Recipe
     from pc_kernels.triton_kernels.launch import grid_capacity
 
     for count in (2, 300, 5000):
@@ -239,10 +236,10 @@ def test_grid_capacity() -> None:
         sigma = x.std(correction=0).item()
         for temperature in (1.0, 10.0):
             cells = 2 / (temperature * sigma) * 4 + 2
-            room = grid_capacity(count, RankOptions("logistic", temperature, "std"))
+            room = grid_capacity(count, Recipe(temperature=temperature))
             assert min(cells, 8 * count) <= room <= 8 * count + 16
-    assert grid_capacity(100, RankOptions("normal", 1e-300, "std")) == 800
-    assert grid_capacity(100, RankOptions("normal", 1e300, None)) == 800
+    assert grid_capacity(100, Recipe(relaxation="normal", temperature=1e-300)) == 800
+    assert grid_capacity(100, Recipe(relaxation="normal", temperature=1e300, scale=None)) == 800
 
 
 def test_never_chosen_on_the_cpu() -> None:

@@ -278,9 +278,7 @@ def _lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _taps(
-    relaxation: Relaxation, kind: str, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _taps(relaxation: Relaxation, kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The constant matrix [3 band, band] from a window of nodes to the block in its middle."""
     spec = relaxation.grid(dtype)
     source = torch.arange(3 * spec.band, dtype=torch.float64) - spec.band

@@ -135,7 +135,9 @@ class RankingLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        shown = (name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes"))
+        shown = (
+            name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes")
+        )
         return ", ".join(f"{name}={getattr(self.recipe, name)!r}" for name in shown)
 
 

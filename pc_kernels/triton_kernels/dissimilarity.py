@@ -1,15 +1,22 @@
-"""Stage `dissimilarity`: a Gram row becomes squared distances, then the metric's dissimilarities.
+"""Stage `dissimilarity`: a Gram row becomes squared distances, then dissimilarities of a kind.
 
 The same formulas as csrc/cpu/dissimilarity.h; docs/method.md, "Distances".
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-GIVEN = tl.constexpr(0)
-EUCLIDEAN = tl.constexpr(1)
-SQEUCLIDEAN = tl.constexpr(2)
-COSINE = tl.constexpr(3)
+from .row import Row
+
+CODES = {"given": 0, "euclidean": 1, "sqeuclidean": 2, "cosine": 3}
+"""What the kernels call a dissimilarity."""
+
+GIVEN = tl.constexpr(CODES["given"])
+EUCLIDEAN = tl.constexpr(CODES["euclidean"])
+SQEUCLIDEAN = tl.constexpr(CODES["sqeuclidean"])
+COSINE = tl.constexpr(CODES["cosine"])
 
 NEAR = tl.constexpr(1 / 64)
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
@@ -18,16 +25,39 @@ FEATURES = tl.constexpr(4)
 """Features of a pair summed side by side there; more would cost registers everywhere else."""
 
 
+class Gram(NamedTuple):
+    """What makes dissimilarities of inner products: pointers to features, squared norms and offsets."""
+
+    anchors: tl.tensor
+    references: tl.tensor
+    anchor_sq: tl.tensor
+    reference_sq: tl.tensor
+    offsets: tl.tensor
+    width: tl.tensor
+    """Features."""
+    DISSIMILARITY: tl.constexpr
+
+
 @triton.jit
-def squared_distances(anchor_ptr, references_ptr, width, j, wanted, BLOCK: tl.constexpr):
-    """|a − b_j|² from the differences, where wanted; elsewhere nothing is read."""
+def offset_of(gram, i):
+    """The offset of anchor i's row; given dissimilarities have none."""
+    if gram.DISSIMILARITY == GIVEN:
+        return 0.0
+    else:
+        return tl.load(gram.offsets + i)
+
+
+@triton.jit
+def squared_distances(gram, i, j, wanted, BLOCK: tl.constexpr):
+    """|a_i − b_j|² from the differences, where wanted; elsewhere nothing is read."""
     lane = tl.arange(0, FEATURES)
-    reference = references_ptr + tl.cast(j, tl.int64)[:, None] * width
+    anchor = gram.anchors + tl.cast(i, tl.int64) * gram.width
+    reference = gram.references + tl.cast(j, tl.int64)[:, None] * gram.width
     total = tl.zeros([BLOCK, FEATURES], tl.float32)
-    for first in range(0, width, FEATURES):
+    for first in range(0, gram.width, FEATURES):
         k = first + lane
-        a = tl.load(anchor_ptr + k, mask=k < width, other=0.0)[None, :]
-        inside = wanted[:, None] & (k < width)[None, :]
+        a = tl.load(anchor + k, mask=k < gram.width, other=0.0)[None, :]
+        inside = wanted[:, None] & (k < gram.width)[None, :]
         b = tl.load(reference + k[None, :], mask=inside, other=0.0)
         total += tl.where(inside, (a - b) * (a - b), 0.0)
     return tl.sum(total, axis=1)
@@ -46,55 +76,54 @@ def squares_of(gram, anchor_sq, reference_sq, offset):
 
 
 @triton.jit
-def metric_of(squared, anchor_sq, offset, METRIC: tl.constexpr):
+def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
     """δ, less the row's offset: √(x+y) − √x = y/(√(x+y) + √x)."""
-    value = squared
-    if METRIC == EUCLIDEAN:
+    if DISSIMILARITY == EUCLIDEAN:
         far = offset > 0.0
         distance = tl.sqrt_rn(tl.maximum(tl.where(far, anchor_sq + squared, squared), 0.0))
         distance = tl.where(squared == squared, distance, squared)
         value = tl.where(far, squared / (distance + offset), distance)
-    if METRIC == COSINE:
+    elif DISSIMILARITY == SQEUCLIDEAN:
+        value = squared
+    elif DISSIMILARITY == COSINE:
         value = squared * 0.5
+    else:
+        tl.static_assert(False, "an unknown dissimilarity")
     return value
 
 
 @triton.jit
-def dissimilarity_row(
-    values_ptr,
-    anchor_ptr,
-    references_ptr,
-    width,
-    anchor_sq,
-    reference_sq_ptr,
-    offset,
-    first,
-    count,
-    own,
-    METRIC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One block of a Gram row in place: δ less the row's offset. The anchor's own place gets garbage."""
+def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
+    """A block of a Gram row in place: δ less the row's offset. The anchor's own place gets garbage."""
+    anchor_sq = tl.load(gram.anchor_sq + i)
     j = first + tl.arange(0, BLOCK)
-    inside = j < count
-    gram = tl.load(values_ptr + j, mask=inside, other=0.0)
-    reference_sq = tl.load(reference_sq_ptr + j, mask=inside, other=0.0)
-    squared, near = squares_of(gram, anchor_sq, reference_sq, offset)
-    near = near & inside & (j != own)
+    inside = j < row.count
+    products = tl.load(row.x + j, mask=inside, other=0.0)
+    reference_sq = tl.load(gram.reference_sq + j, mask=inside, other=0.0)
+    squared, near = squares_of(products, anchor_sq, reference_sq, offset)
+    near = near & inside & (j != row.own)
     if tl.max(near.to(tl.int32), axis=0) > 0:
-        short = squared_distances(anchor_ptr, references_ptr, width, j, near, BLOCK)
+        short = squared_distances(gram, i, j, near, BLOCK)
         squared = tl.where(near, tl.where(offset > 0.0, short - anchor_sq, short), squared)
-    value = metric_of(squared, anchor_sq, offset, METRIC)
-    tl.store(values_ptr + j, value, mask=inside)
+    value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
+    tl.store(row.x + j, value, mask=inside)
 
 
 @triton.jit
-def dissimilarity_backward(d, grad, offset, METRIC: tl.constexpr):
+def dissimilarity_row(row, gram, i, offset, BLOCK: tl.constexpr):
+    """The Gram row of anchor i in place; ends with a barrier."""
+    for first in range(0, row.count, BLOCK):
+        dissimilarity_block(row, gram, i, offset, first, BLOCK)
+    tl.debug_barrier()
+
+
+@triton.jit
+def dissimilarity_backward(d, grad, offset, DISSIMILARITY: tl.constexpr):
     """∂L/∂δ to V, with ∂L/∂anchor = Σ_j V_j (anchor − reference_j); a distance of 0 has gradient 0."""
-    if METRIC == EUCLIDEAN:
+    if DISSIMILARITY == EUCLIDEAN:
         distance = d + offset
         grad = tl.where(distance == 0.0, 0.0, grad / tl.where(distance == 0.0, 1.0, distance))
-    if METRIC == SQEUCLIDEAN:
+    if DISSIMILARITY == SQEUCLIDEAN:
         grad = 2.0 * grad
     return grad
 
@@ -109,23 +138,26 @@ def dissimilarity_kernel(
     offsets_ptr,
     width,
     count,
-    METRIC: tl.constexpr,
+    DISSIMILARITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The stage standing alone: a program is a block of a row."""
-    row = tl.cast(tl.program_id(0), tl.int64)
-    dissimilarity_row(
-        values_ptr + row * count,
-        anchors_ptr + row * width,
-        references_ptr,
-        width,
-        tl.load(anchor_sq_ptr + row),
-        reference_sq_ptr,
-        tl.load(offsets_ptr + row),
+    i = tl.program_id(0)
+    values = values_ptr + tl.cast(i, tl.int64) * count
+    dissimilarity_block(
+        Row(values, count, -1, values, False),
+        Gram(
+            anchors_ptr,
+            references_ptr,
+            anchor_sq_ptr,
+            reference_sq_ptr,
+            offsets_ptr,
+            width,
+            DISSIMILARITY,
+        ),
+        i,
+        tl.load(offsets_ptr + i),
         tl.program_id(1) * BLOCK,
-        count,
-        -1,
-        METRIC,
         BLOCK,
     )
 
@@ -138,10 +170,10 @@ def straight_dissimilarity_kernel(
     anchor_sq_ptr,
     reference_sq_ptr,
     offsets_ptr,
+    width,
     rows,
     count,
-    width,
-    METRIC: tl.constexpr,
+    DISSIMILARITY: tl.constexpr,
     WIDTH: tl.constexpr,
     ANCHORS: tl.constexpr,
     REFERENCES: tl.constexpr,
@@ -173,4 +205,4 @@ def straight_dissimilarity_kernel(
             short += (a_k - b_k) * (a_k - b_k)
         squared = tl.where(near, tl.where(offset > 0.0, short - anchor_sq, short), squared)
     place = values_ptr + tl.cast(i, tl.int64)[:, None] * count + j[None, :]
-    tl.store(place, metric_of(squared, anchor_sq, offset, METRIC), mask=inside)
+    tl.store(place, dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY), mask=inside)

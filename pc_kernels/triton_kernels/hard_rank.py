@@ -6,11 +6,36 @@ Atomics hand out the places in a bucket in any order, but ranks do not depend on
 all pairs instead. Memory between threads as in grid.py.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, dissimilarity_row
-from .formulas import counted, finite
+from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
+from .row import Row, counted, finite, present
+
+
+class Buckets(NamedTuple):
+    """A program's scratch memory for the counting sort: pointers, and the number of buckets."""
+
+    sizes: tl.tensor
+    starts: tl.tensor
+    places: tl.tensor
+    """The values' places in their buckets."""
+    ordered: tl.tensor
+    """The values, bucket by bucket."""
+    number: tl.tensor
+
+
+class Options(NamedTuple):
+    """What undefined rows are, the way of all rows, and the sizes of blocks."""
+
+    FINITE: tl.constexpr
+    """A row with an infinity is undefined, as a teacher's."""
+    SHORT: tl.constexpr
+    """All pairs are compared: a row is one block."""
+    BLOCK: tl.constexpr
+    PAIRS: tl.constexpr
 
 
 @triton.jit
@@ -22,17 +47,17 @@ def mid_rank(below, equal, number):
 
 
 @triton.jit
-def value_range(x_ptr, count, own, keep_ptr, HAS_KEEP: tl.constexpr, BLOCK: tl.constexpr):
+def value_range(row, BLOCK: tl.constexpr):
     """Of the values that count: how many, how many NaN and infinite, and the finite ones' range."""
     number = tl.full((), 0, tl.int32)
     nans = tl.full((), 0, tl.int32)
     infinities = tl.full((), 0, tl.int32)
     low = tl.full((), float("inf"), tl.float32)
     high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, count, BLOCK):
+    for first in range(0, row.count, BLOCK):
         j = first + tl.arange(0, BLOCK)
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
         fit = valid & finite(x)
         number += tl.sum(valid.to(tl.int32), axis=0)
         nans += tl.sum((x != x).to(tl.int32), axis=0)
@@ -50,101 +75,106 @@ def bucket_of(x, low, scale, buckets):
 
 
 @triton.jit
-def rank_all_pairs(
-    x_ptr,
-    rank_ptr,
-    count,
-    own,
-    keep_ptr,
-    number,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
+def rank_all_pairs(row, rank_ptr, number, BLOCK: tl.constexpr, PAIRS: tl.constexpr):
     """Ranks of a row that is one block long."""
     j = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + j, mask=j < count, other=0.0)
+    valid = counted(j, row)
+    x = tl.load(row.x + j, mask=valid, other=0.0)
     below = tl.zeros([BLOCK], tl.int32)
     equal = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, count, PAIRS):
+    for first in range(0, row.count, PAIRS):
         k = first + tl.arange(0, PAIRS)
-        valid = counted(k, count, own, keep_ptr, HAS_KEEP)
-        other = tl.load(x_ptr + k, mask=valid, other=float("nan"))[None, :]  # compares false
-        below += tl.sum((other < x[:, None]).to(tl.int32), axis=1)
+        other = tl.load(row.x + k, mask=counted(k, row), other=float("nan"))[None, :]
+        below += tl.sum((other < x[:, None]).to(tl.int32), axis=1)  # a NaN compares false
         equal += tl.sum((other == x[:, None]).to(tl.int32), axis=1)
     tl.debug_barrier()  # ranks may take the values' place
-    tl.store(rank_ptr + j, mid_rank(below, equal, number), mask=j < count)
+    rank = present(mid_rank(below, equal, number), valid, row)
+    tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
 @triton.jit
-def rank_by_buckets(
-    x_ptr,
-    rank_ptr,
-    counts_ptr,
-    starts_ptr,
-    places_ptr,
-    sorted_ptr,
-    count,
-    own,
-    keep_ptr,
-    number,
-    low,
-    scale,
-    buckets,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.constexpr):
     """Ranks of a row of any length, without NaN."""
     lane = tl.arange(0, BLOCK)
-    for first in range(0, buckets, BLOCK):
-        tl.store(
-            counts_ptr + first + lane, tl.zeros([BLOCK], tl.int32), mask=first + lane < buckets
-        )
+    for first in range(0, buckets.number, BLOCK):
+        b = first + lane
+        tl.store(buckets.sizes + b, tl.zeros([BLOCK], tl.int32), mask=b < buckets.number)
     tl.debug_barrier()
-    for first in range(0, count, BLOCK):
+    for first in range(0, row.count, BLOCK):
         j = first + lane
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets)
-        place = tl.atomic_add(counts_ptr + bucket, 1, mask=valid, sem="relaxed")
-        tl.store(places_ptr + j, place, mask=valid)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        bucket = bucket_of(x, low, scale, buckets.number)
+        place = tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
+        tl.store(buckets.places + j, place, mask=valid)
     tl.debug_barrier()
     before = tl.full((), 0, tl.int32)
-    for first in range(0, buckets, BLOCK):
+    for first in range(0, buckets.number, BLOCK):
         b = first + lane
-        size = tl.load(counts_ptr + b, mask=b < buckets, other=0, cache_modifier=".cg")
-        tl.store(starts_ptr + b, before + tl.cumsum(size, axis=0) - size, mask=b < buckets)
+        inside = b < buckets.number
+        size = tl.load(buckets.sizes + b, mask=inside, other=0, cache_modifier=".cg")
+        tl.store(buckets.starts + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
         before += tl.sum(size, axis=0)
     tl.debug_barrier()
-    for first in range(0, count, BLOCK):
+    for first in range(0, row.count, BLOCK):
         j = first + lane
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        start = tl.load(starts_ptr + bucket_of(x, low, scale, buckets), mask=valid, other=0)
-        place = tl.load(places_ptr + j, mask=valid, other=0)
-        tl.store(sorted_ptr + start + place, x, mask=valid)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        bucket = bucket_of(x, low, scale, buckets.number)
+        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
+        place = tl.load(buckets.places + j, mask=valid, other=0)
+        tl.store(buckets.ordered + start + place, x, mask=valid)
     tl.debug_barrier()
-    for first in range(0, count, BLOCK):
+    for first in range(0, row.count, BLOCK):
         j = first + lane
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets)
-        start = tl.load(starts_ptr + bucket, mask=valid, other=0)
-        size = tl.load(counts_ptr + bucket, mask=valid, other=0, cache_modifier=".cg")
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        bucket = bucket_of(x, low, scale, buckets.number)
+        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
+        size = tl.load(buckets.sizes + bucket, mask=valid, other=0, cache_modifier=".cg")
         below = start
         equal = tl.zeros([BLOCK], tl.int32)
         for i in range(tl.max(size, axis=0)):
             inside = valid & (i < size)
-            other = tl.load(sorted_ptr + start + i, mask=inside, other=float("nan"))
+            other = tl.load(buckets.ordered + start + i, mask=inside, other=float("nan"))
             below += (other < x).to(tl.int32)
             equal += (other == x).to(tl.int32)
-        tl.store(rank_ptr + j, mid_rank(below, equal, number), mask=j < count)
+        rank = present(mid_rank(below, equal, number), valid, row)
+        tl.store(rank_ptr + j, rank, mask=j < row.count)
+
+
+@triton.jit
+def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
+    """Ranks of the row of anchor i; 0 where nothing counts."""
+    BLOCK: tl.constexpr = options.BLOCK
+    if gram.DISSIMILARITY != GIVEN:
+        dissimilarity_row(row, gram, i, offset_of(gram, i), BLOCK)
+    number, nans, infinities, low, high = value_range(row, BLOCK)
+    undefined = nans > 0
+    if options.FINITE:
+        undefined = (nans + infinities) > 0
+    alike = (infinities == 0) & (high <= low)
+    if undefined | alike | (number < 2):
+        value = tl.where(undefined, float("nan"), 0.5)
+        for first in range(0, row.count, BLOCK):
+            j = first + tl.arange(0, BLOCK)
+            # `coherence_row` knows a teacher's undefined row by any of its ranks.
+            written = counted(j, row) | (undefined & options.FINITE)
+            rank = present(tl.zeros([BLOCK], tl.float32) + value, written, row)
+            tl.store(rank_ptr + j, rank, mask=j < row.count)
+    elif options.SHORT:
+        rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
+    else:
+        apart = high > low  # or there are infinities, and at most one finite value
+        extent = tl.where(apart, high.to(tl.float64) - low, 1.0)
+        scale = tl.where(apart, tl.cast(buckets.number - 1, tl.float64) / extent, 1.0)
+        low = tl.where(low <= high, low, 0.0)
+        rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK)
 
 
 @triton.jit(do_not_specialize=["self_start"])
 def hard_rank_kernel(
     values_ptr,
-    rank_ptr,
     anchors_ptr,
     references_ptr,
     anchor_sq_ptr,
@@ -152,6 +182,8 @@ def hard_rank_kernel(
     offsets_ptr,
     width,
     keep_ptr,
+    self_start,
+    rank_ptr,
     ints_ptr,
     floats_ptr,
     rows,
@@ -159,77 +191,41 @@ def hard_rank_kernel(
     buckets,
     ints_stride,
     floats_stride,
-    self_start,
-    METRIC: tl.constexpr,
+    DISSIMILARITY: tl.constexpr,
     FINITE: tl.constexpr,
     HAS_KEEP: tl.constexpr,
     SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """Ranks [rows, count], perhaps in the values' place; a row with a NaN is NaN throughout.
+    """Ranks [rows, count], perhaps in the values' place; a row with a NaN is NaN where a value counts.
 
-    FINITE: so is one with an infinity. A Gram row becomes squared distances first, in place.
+    FINITE: so is one with an infinity, and throughout. A Gram row becomes squared distances first, in
+    place.
     """
     program = tl.cast(tl.program_id(0), tl.int64)
-    counts_ptr = ints_ptr + program * ints_stride
-    starts_ptr = counts_ptr + buckets
-    sorted_ptr = floats_ptr + program * floats_stride
-    lane = tl.arange(0, BLOCK)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        start = tl.cast(row, tl.int64) * count
-        x_row, rank_row, keep_row = values_ptr + start, rank_ptr + start, keep_ptr + start
-        own = tl.where(self_start >= 0, self_start + row, -1)
-        if METRIC != GIVEN:
-            for first in range(0, count, BLOCK):
-                dissimilarity_row(
-                    x_row,
-                    anchors_ptr + tl.cast(row, tl.int64) * width,
-                    references_ptr,
-                    width,
-                    tl.load(anchor_sq_ptr + row),
-                    reference_sq_ptr,
-                    tl.load(offsets_ptr + row),
-                    first,
-                    count,
-                    own,
-                    METRIC,
-                    BLOCK,
-                )
-            tl.debug_barrier()
-        number, nans, infinities, low, high = value_range(
-            x_row, count, own, keep_row, HAS_KEEP, BLOCK
+    sizes_ptr = ints_ptr + program * ints_stride
+    starts_ptr = sizes_ptr + buckets
+    memory = Buckets(
+        sizes_ptr, starts_ptr, starts_ptr + buckets, floats_ptr + program * floats_stride, buckets
+    )
+    for i in range(tl.program_id(0), rows, tl.num_programs(0)):
+        start = tl.cast(i, tl.int64) * count
+        own = tl.where(self_start >= 0, self_start + i, -1)
+        hard_rank_row(
+            i,
+            Row(values_ptr + start, count, own, keep_ptr + start, HAS_KEEP),
+            Gram(
+                anchors_ptr,
+                references_ptr,
+                anchor_sq_ptr,
+                reference_sq_ptr,
+                offsets_ptr,
+                width,
+                DISSIMILARITY,
+            ),
+            rank_ptr + start,
+            memory,
+            Options(FINITE, SHORT, BLOCK, PAIRS),
         )
-        unranked = nans > 0
-        if FINITE:
-            unranked = (nans + infinities) > 0
-        alike = (infinities == 0) & (high <= low)
-        if unranked | alike | (number < 2):
-            value = tl.where(unranked, float("nan"), 0.5)
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                tl.store(rank_row + j, tl.zeros([BLOCK], tl.float32) + value, mask=j < count)
-        elif SHORT:
-            rank_all_pairs(x_row, rank_row, count, own, keep_row, number, HAS_KEEP, BLOCK, PAIRS)
-        else:
-            apart = high > low  # or there are infinities, and at most one finite value
-            extent = tl.where(apart, high.to(tl.float64) - low, 1.0)
-            scale = tl.where(apart, tl.cast(buckets - 1, tl.float64) / extent, 1.0)
-            rank_by_buckets(
-                x_row,
-                rank_row,
-                counts_ptr,
-                starts_ptr,
-                starts_ptr + buckets,
-                sorted_ptr,
-                count,
-                own,
-                keep_row,
-                number,
-                tl.where(low <= high, low, 0.0),
-                scale,
-                buckets,
-                HAS_KEEP,
-                BLOCK,
-            )
         tl.debug_barrier()

@@ -5,81 +5,115 @@ else all pairs, as they stand. The second serves short rows, for which kernels a
 and nearly hard ones.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from . import tables
 from .dissimilarity import dissimilarity_backward
-from .formulas import LOGISTIC, counted, finite, step_and_density
-from .grid import clear, density_function, gather, gather_rank, place, spread
+from .formulas import step_and_density
+from .grid import (
+    INVERSE_STEPS,
+    clear,
+    density_function,
+    gather,
+    gather_rank,
+    of_relaxation,
+    place,
+    spread,
+)
+from .row import counted
 
-LOGISTIC_STEP = tl.constexpr(tables.INVERSE_STEP["logistic"])
-NORMAL_STEP = tl.constexpr(tables.INVERSE_STEP["normal"])
+
+class Options(NamedTuple):
+    """How rows are ranked, and the sizes of blocks."""
+
+    temperature: tl.tensor
+    RELAXATION: tl.constexpr
+    SCALE_STD: tl.constexpr
+    GRID: tl.constexpr
+    BLOCK: tl.constexpr
+    PAIRS: tl.constexpr
+
+
+class Scale(NamedTuple):
+    """What turns a row's values into places on the grid, and differences into units of τ."""
+
+    number: tl.tensor
+    """Values that count."""
+    mean: tl.tensor
+    unit: tl.tensor
+    """1/σ under scale="std"; 0 for equal values."""
+    inverse_tau: tl.tensor
+    low: tl.tensor
+    """The lowest value: where the grid starts."""
+    steps: tl.tensor
+    """Grid nodes per unit of x."""
+    cells: tl.tensor
+    on_grid: tl.tensor
+    """Whether the row goes the grid's way: there is room for its cells."""
+    half: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
+    """`half`, `first` and `second`: float32 factors whose product is 1/τ (`pair_scale`)."""
+
+
+class Slopes(NamedTuple):
+    """∂L/∂rank of a row in memory, to be multiplied by a unit."""
+
+    ptr: tl.tensor
+    unit: tl.tensor
+
+
+class Gradient(NamedTuple):
+    """Where a row's gradient is made of its density: pointers, and the factor of the whole.
+
+    `push` holds what pushes each point in between; it may be `density`, and `grad` the row or `push`.
+    """
+
+    density: tl.tensor
+    push: tl.tensor
+    grad: tl.tensor
+    factor: tl.tensor
 
 
 @triton.jit
-def inverse_step(RELAXATION: tl.constexpr):
-    """Grid nodes per unit of temperature."""
-    return LOGISTIC_STEP if RELAXATION == LOGISTIC else NORMAL_STEP
-
-
-@triton.jit
-def row_range(x_ptr, count, own, keep_ptr, HAS_KEEP: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the references that count: how many, their sum, the lowest, the highest; are all finite?"""
-    number = tl.full((), 0, tl.int32)
-    unfit = tl.full((), 0, tl.int32)
-    total = tl.full((), 0.0, tl.float64)
-    low = tl.full((), float("inf"), tl.float32)
-    high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        fit = valid & finite(x)
-        number += tl.sum(valid.to(tl.int32), axis=0)
-        unfit += tl.sum((valid & (fit == 0)).to(tl.int32), axis=0)
-        total += tl.sum(tl.where(fit, x, 0.0).to(tl.float64), axis=0)
-        low = tl.minimum(low, tl.min(tl.where(fit, x, float("inf")), axis=0))
-        high = tl.maximum(high, tl.max(tl.where(fit, x, float("-inf")), axis=0))
-    return number, total, low, high, unfit == 0
-
-
-@triton.jit
-def row_scale(
-    x_ptr,
-    count,
-    own,
-    keep_ptr,
-    number,
-    mean,
-    low,
-    high,
-    temperature,
-    SCALE_STD: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """1/τ, and 1/σ for scale="std": 0 for equal values, whose ranks are ½ at any τ."""
+def row_scale(row, extent, grid, options):
+    """The `Scale` of a row; equal values have τ = 0 under scale="std" and ranks ½."""
     unit = tl.full((), 0.0, tl.float64)
-    tau = unit + temperature
-    if SCALE_STD:
+    tau = unit + options.temperature
+    size = tl.maximum(extent.number, 1).to(tl.float64)
+    mean = extent.total / size
+    low = tl.where(extent.number > 0, extent.low, 0.0)
+    high = tl.where(extent.number > 0, extent.high, 0.0)
+    if options.SCALE_STD:
         squares = tl.full((), 0.0, tl.float64)
-        for first in range(0, count, BLOCK):
-            j = first + tl.arange(0, BLOCK)
-            valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-            x = tl.load(x_ptr + j, mask=valid, other=0.0).to(tl.float64)
+        for first in range(0, row.count, options.BLOCK):
+            j = first + tl.arange(0, options.BLOCK)
+            valid = counted(j, row)
+            x = tl.load(row.x + j, mask=valid, other=0.0).to(tl.float64)
             squares += tl.sum(tl.where(valid, (x - mean) * (x - mean), 0.0), axis=0)
         if high > low:
-            sigma = tl.sqrt(squares / tl.maximum(number, 1).to(tl.float64))
+            sigma = tl.sqrt(squares / size)
             unit = 1.0 / sigma
             tau = tau * sigma
-    return 1.0 / tl.maximum(tau, 1e-300), unit
+    inverse_tau = 1.0 / tl.maximum(tau, 1e-300)
+    steps = inverse_tau * of_relaxation(INVERSE_STEPS, options.RELAXATION)
+    span = (high.to(tl.float64) - low) * steps
+    on_grid = span <= tl.cast(grid.capacity - 2, tl.float64)
+    if not options.GRID:
+        on_grid = tl.full((), False, tl.int1)
+    cells = tl.where(on_grid, span, 0.0).to(tl.int32) + 2
+    half, first, second = pair_scale(inverse_tau, low, high)
+    return Scale(
+        extent.number, mean, unit, inverse_tau, low, steps, cells, on_grid, half, first, second
+    )
 
 
 @triton.jit
-def standard_score(x, mean, unit):
+def standard_score(x, scale):
     """(x − mean)/σ."""
-    return ((x.to(tl.float64) - mean) * unit).to(tl.float32)
+    return ((x.to(tl.float64) - scale.mean) * scale.unit).to(tl.float32)
 
 
 @triton.jit
@@ -96,304 +130,104 @@ def pair_scale(inverse_tau, low, high):
 
 
 @triton.jit
-def pair_sums(
-    x_ptr,
-    x,
-    count,
-    own,
-    keep_ptr,
-    half,
-    first_factor,
-    second_factor,
-    RELAXATION: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
+def pair_sums(row, x, scale, options):
     """Σ_k Φ and Σ_k φ at the points x, over all references that count. O(count) a point."""
-    ranks = tl.zeros([BLOCK], tl.float64)
-    densities = tl.zeros([BLOCK], tl.float64)
-    scaled = (x * half)[:, None]
-    for first in range(0, count, PAIRS):
-        k = first + tl.arange(0, PAIRS)
-        valid = counted(k, count, own, keep_ptr, HAS_KEEP)
+    ranks = tl.zeros([options.BLOCK], tl.float64)
+    densities = tl.zeros([options.BLOCK], tl.float64)
+    scaled = (x * scale.half)[:, None]
+    for first in range(0, row.count, options.PAIRS):
+        k = first + tl.arange(0, options.PAIRS)
         # What does not count lies infinitely far above.
-        other = tl.load(x_ptr + k, mask=valid, other=float("inf")) * half
-        z = (scaled - other[None, :]) * first_factor * second_factor
-        step, density = step_and_density(z, RELAXATION)
+        other = tl.load(row.x + k, mask=counted(k, row), other=float("inf")) * scale.half
+        z = (scaled - other[None, :]) * scale.first * scale.second
+        step, density = step_and_density(z, options.RELAXATION)
         ranks += tl.sum(step, axis=1).to(tl.float64)
         densities += tl.sum(density, axis=1).to(tl.float64)
     return ranks.to(tl.float32), densities.to(tl.float32)
 
 
 @triton.jit
-def pair_slopes(
-    x_ptr,
-    slope_ptr,
-    slope_unit,
-    x,
-    slope,
-    count,
-    own,
-    keep_ptr,
-    half,
-    first_factor,
-    second_factor,
-    RELAXATION: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Σ_k (slope_j − slope_k) φ at the points x; slopes in memory are to be multiplied by the unit."""
-    total = tl.zeros([BLOCK], tl.float64)
-    scaled = (x * half)[:, None]
-    for first in range(0, count, PAIRS):
-        k = first + tl.arange(0, PAIRS)
-        valid = counted(k, count, own, keep_ptr, HAS_KEEP)
-        other = tl.load(x_ptr + k, mask=valid, other=float("inf")) * half
-        other_slope = tl.load(slope_ptr + k, mask=valid, other=0.0) * slope_unit
-        z = (scaled - other[None, :]) * first_factor * second_factor
-        _step, density = step_and_density(z, RELAXATION)
+def pair_slopes(row, slopes, x, slope, scale, options):
+    """Σ_k (slope_j − slope_k) φ at the points x, over all references that count."""
+    total = tl.zeros([options.BLOCK], tl.float64)
+    scaled = (x * scale.half)[:, None]
+    for first in range(0, row.count, options.PAIRS):
+        k = first + tl.arange(0, options.PAIRS)
+        valid = counted(k, row)
+        other = tl.load(row.x + k, mask=valid, other=float("inf")) * scale.half
+        other_slope = tl.load(slopes.ptr + k, mask=valid, other=0.0) * slopes.unit
+        z = (scaled - other[None, :]) * scale.first * scale.second
+        _step, density = step_and_density(z, options.RELAXATION)
         push = (slope[:, None] - other_slope[None, :]) * density
         total += tl.sum(push, axis=1).to(tl.float64)
     return total.to(tl.float32)
 
 
 @triton.jit
-def grid_cells(low, high, steps, capacity, GRID: tl.constexpr):
-    """Cells that a row needs, and whether the scratch memory has them."""
-    span = (high.to(tl.float64) - low) * steps
-    fits = span <= tl.cast(capacity - 2, tl.float64)
-    if not GRID:
-        fits = tl.full((), False, tl.int1)
-    return tl.where(fits, span, 0.0).to(tl.int32) + 2, fits
+def spread_to_density(row, slopes, scale, grid, options):
+    """From the row's points to cubics: of weight 1, with levels; or of their slopes, if not None."""
+    clear(grid, scale.cells, options.BLOCK)
+    for first in range(0, row.count, options.BLOCK):
+        j = first + tl.arange(0, options.BLOCK)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        weight = tl.full([options.BLOCK], 1.0, tl.float32)
+        if slopes is not None:
+            weight = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
+        cell, u = place(x, valid, scale)
+        spread(grid, cell, u, weight, valid)
+    density_function(grid, scale.cells, options.RELAXATION, slopes is None)
 
 
 @triton.jit
-def spread_to_density(
-    x_ptr,
-    weight_ptr,
-    weight_unit,
-    moments_ptr,
-    mass_ptr,
-    nodes_ptr,
-    cubic_ptr,
-    level_ptr,
-    tables_ptr,
-    count,
-    own,
-    keep_ptr,
-    cells,
-    low,
-    steps,
-    RELAXATION: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """From the row's points to cubics: of weight 1, and to levels; or WEIGHTED, of weight · unit."""
-    clear(moments_ptr, cells, BLOCK)
-    tl.debug_barrier()
-    for first in range(0, count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        weight = tl.full([BLOCK], 1.0, tl.float32)
-        if WEIGHTED:
-            weight = tl.load(weight_ptr + j, mask=valid, other=0.0) * weight_unit
-        cell, u = place(tl.where(valid, x, low), low, steps)
-        spread(moments_ptr, cell, u, weight, valid)
-    density_function(
-        moments_ptr,
-        mass_ptr,
-        nodes_ptr,
-        cubic_ptr,
-        level_ptr,
-        tables_ptr,
-        cells,
-        RELAXATION,
-        not WEIGHTED,
-    )
-
-
-@triton.jit
-def sums_at(
-    x_ptr,
-    x,
-    valid,
-    count,
-    own,
-    keep_ptr,
-    cubic_ptr,
-    level_ptr,
-    on_grid,
-    low,
-    steps,
-    half,
-    first_factor,
-    second_factor,
-    RELAXATION: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
+def sums_at(row, x, valid, scale, grid, options):
     """Σ_k Φ and Σ_k φ at a block of points, k = j included."""
-    if on_grid:
-        cell, u = place(tl.where(valid, x, low), low, steps)
-        ranks, densities = gather_rank(
-            cubic_ptr, level_ptr, cell, u, valid, inverse_step(RELAXATION)
-        )
+    if scale.on_grid:
+        cell, u = place(x, valid, scale)
+        ranks, densities = gather_rank(grid, cell, u, valid, options.RELAXATION)
     else:
-        ranks, densities = pair_sums(
-            x_ptr,
-            x,
-            count,
-            own,
-            keep_ptr,
-            half,
-            first_factor,
-            second_factor,
-            RELAXATION,
-            HAS_KEEP,
-            BLOCK,
-            PAIRS,
-        )
+        ranks, densities = pair_sums(row, x, scale, options)
     return ranks, densities
 
 
 @triton.jit
-def slopes_at(
-    x_ptr,
-    slope_ptr,
-    slope_unit,
-    x,
-    slope,
-    density,
-    valid,
-    count,
-    own,
-    keep_ptr,
-    cubic_ptr,
-    on_grid,
-    low,
-    steps,
-    half,
-    first_factor,
-    second_factor,
-    RELAXATION: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Σ_k (slope_j − slope_k) φ at a block of points; `density` is `sums_at`'s, for the grid."""
-    if on_grid:
-        cell, u = place(tl.where(valid, x, low), low, steps)
-        push = slope * density - gather(cubic_ptr, cell, u, valid)
-    else:
-        push = pair_slopes(
-            x_ptr,
-            slope_ptr,
-            slope_unit,
-            x,
-            slope,
-            count,
-            own,
-            keep_ptr,
-            half,
-            first_factor,
-            second_factor,
-            RELAXATION,
-            HAS_KEEP,
-            BLOCK,
-            PAIRS,
-        )
-    return push
+def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.constexpr, options):
+    """Σ_k (slope_j − slope_k) φ/τ times the factor, through σ and δ too; 0 where nothing counts.
 
-
-@triton.jit
-def rank_gradient(
-    x_ptr,
-    slope_ptr,
-    slope_unit,
-    density_ptr,
-    push_ptr,
-    grad_ptr,
-    factor,
-    offset,
-    count,
-    own,
-    keep_ptr,
-    number,
-    mean,
-    unit,
-    inverse_tau,
-    cubic_ptr,
-    on_grid,
-    low,
-    steps,
-    half,
-    first_factor,
-    second_factor,
-    METRIC: tl.constexpr,
-    RELAXATION: tl.constexpr,
-    SCALE_STD: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Grad <- factor · Σ_k (slope_j − slope_k) φ/τ, through σ and the metric too; 0 where nothing counts.
-
-    `push` keeps what pushes each point in between; it may be `density`, and `grad` x or `push`.
+    `out` is a `Gradient`, whose density is `sums_at`'s; the grid's cubics are those of the slopes.
     """
-    lane = tl.arange(0, BLOCK)
+    lane = tl.arange(0, options.BLOCK)
     pull = tl.full((), 0.0, tl.float64)
-    for first in range(0, count, BLOCK):
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        slope = tl.load(slope_ptr + j, mask=valid, other=0.0) * slope_unit
-        density = tl.load(density_ptr + j, mask=valid, other=0.0)
-        push = slopes_at(
-            x_ptr,
-            slope_ptr,
-            slope_unit,
-            x,
-            slope,
-            density,
-            valid,
-            count,
-            own,
-            keep_ptr,
-            cubic_ptr,
-            on_grid,
-            low,
-            steps,
-            half,
-            first_factor,
-            second_factor,
-            RELAXATION,
-            HAS_KEEP,
-            BLOCK,
-            PAIRS,
-        )
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        slope = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
+        density = tl.load(out.density + j, mask=valid, other=0.0)
+        if scale.on_grid:
+            cell, u = place(x, valid, scale)
+            push = slope * density - gather(grid, cell, u, valid)
+        else:
+            push = pair_slopes(row, slopes, x, slope, scale, options)
         push = tl.where(valid, push, 0.0)
-        if SCALE_STD:
-            score = tl.where(valid, standard_score(x, mean, unit), 0.0)
+        if options.SCALE_STD:
+            score = tl.where(valid, standard_score(x, scale), 0.0)
             pull += tl.sum((push * score).to(tl.float64), axis=0)
-        tl.store(push_ptr + j, push, mask=j < count)
+        tl.store(out.push + j, push, mask=j < row.count)
     tl.debug_barrier()
     # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
-    share = (pull / tl.maximum(number, 1).to(tl.float64)).to(tl.float32)
-    if SCALE_STD:  # equal values have no gradient
-        factor = tl.where(unit > 0.0, factor, 0.0)
+    share = (pull / tl.maximum(scale.number, 1).to(tl.float64)).to(tl.float32)
+    factor = tl.where(scale.number > 1, out.factor, 0.0)
+    if options.SCALE_STD:  # equal values have no gradient
+        factor = tl.where(scale.unit > 0.0, factor, 0.0)
     # In two steps: either product may leave float32's normal numbers.
-    inverse_scale = tl.minimum(inverse_tau, 3.4e38).to(tl.float32)
-    for first in range(0, count, BLOCK):
+    inverse_scale = tl.minimum(scale.inverse_tau, 3.4e38).to(tl.float32)
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
-        valid = counted(j, count, own, keep_ptr, HAS_KEEP)
-        x = tl.load(x_ptr + j, mask=valid, other=0.0)
-        push = tl.load(push_ptr + j, mask=valid, other=0.0)
-        if SCALE_STD:
-            push -= share * standard_score(x, mean, unit)
-        grad = dissimilarity_backward(x, push, offset, METRIC) * factor * inverse_scale
-        tl.store(grad_ptr + j, tl.where(valid, grad, 0.0), mask=j < count)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        push = tl.load(out.push + j, mask=valid, other=0.0)
+        if options.SCALE_STD:
+            push -= share * standard_score(x, scale)
+        grad = dissimilarity_backward(x, push, offset, DISSIMILARITY) * factor * inverse_scale
+        tl.store(out.grad + j, tl.where(valid, grad, 0.0), mask=j < row.count)

@@ -4,14 +4,13 @@ import triton
 import triton.language as tl
 
 from .dissimilarity import GIVEN
-from .formulas import finite
-from .grid import TERMS, scratch
+from .grid import scratch
+from .row import Row, counted, finite, present, row_range, store_undefined
 from .row_sums import (
-    grid_cells,
-    inverse_step,
-    pair_scale,
+    Gradient,
+    Options,
+    Slopes,
     rank_gradient,
-    row_range,
     row_scale,
     spread_to_density,
     sums_at,
@@ -19,8 +18,33 @@ from .row_sums import (
 
 
 @triton.jit
+def soft_rank_row(row, start, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.constexpr):
+    """Ranks and, WITH_GRAD, densities of the row that starts there; 0 where nothing counts."""
+    extent = row_range(row, options.BLOCK)
+    if extent.fit:
+        scale = row_scale(row, extent, grid, options)
+        if scale.on_grid:
+            spread_to_density(row, None, scale, grid, options)
+        others = tl.maximum(scale.number - 1, 1).to(tl.float32)
+        for first in range(0, row.count, options.BLOCK):
+            j = first + tl.arange(0, options.BLOCK)
+            valid = counted(j, row)
+            x = tl.load(row.x + j, mask=valid, other=0.0)
+            sums, density = sums_at(row, x, valid, scale, grid, options)
+            rank = tl.where(scale.number > 1, (sums - 0.5) / others, 0.5)
+            tl.store(rank_ptr + start + j, present(rank, valid, row), mask=j < row.count)
+            if WITH_GRAD:
+                tl.store(density_ptr + start + j, present(density, valid, row), mask=j < row.count)
+    else:
+        store_undefined(rank_ptr + start, row, options.BLOCK)
+        if WITH_GRAD:
+            store_undefined(density_ptr + start, row, options.BLOCK)
+
+
+@triton.jit
 def soft_rank_kernel(
     x_ptr,
+    keep_ptr,
     rank_ptr,
     density_ptr,
     tables_ptr,
@@ -31,105 +55,68 @@ def soft_rank_kernel(
     capacity,
     floats_stride,
     temperature: tl.float64,
+    HAS_KEEP: tl.constexpr,
+    WITH_GRAD: tl.constexpr,
     RELAXATION: tl.constexpr,
     SCALE_STD: tl.constexpr,
-    WITH_GRAD: tl.constexpr,
     GRID: tl.constexpr,
     BLOCK: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
     """Ranks [rows, count] and, WITH_GRAD, the density that the backward needs."""
-    moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
-    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _spare = scratch(floats_ptr, floats_stride, capacity)
-    lane = tl.arange(0, BLOCK)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        start = tl.cast(row, tl.int64) * count
-        x_row = x_ptr + start
-        number, total, low, high, fit = row_range(x_row, count, -1, x_row, False, BLOCK)
-        if fit:
-            mean = total / number.to(tl.float64)
-            inverse_tau, _unit = row_scale(
-                x_row,
-                count,
-                -1,
-                x_row,
-                number,
-                mean,
-                low,
-                high,
-                temperature,
-                SCALE_STD,
-                False,
-                BLOCK,
-            )
-            steps = inverse_tau * inverse_step(RELAXATION)
-            cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
-            half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
-            if on_grid:
-                spread_to_density(
-                    x_row,
-                    x_row,
-                    1.0,
-                    moments_ptr,
-                    mass_ptr,
-                    nodes_ptr,
-                    cubic_ptr,
-                    level_ptr,
-                    tables_ptr,
-                    count,
-                    -1,
-                    x_row,
-                    cells,
-                    low,
-                    steps,
-                    RELAXATION,
-                    False,
-                    False,
-                    BLOCK,
-                )
-            others = tl.maximum(number - 1, 1).to(tl.float32)
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                valid = j < count
-                x = tl.load(x_row + j, mask=valid, other=0.0)
-                sums, density = sums_at(
-                    x_row,
-                    x,
-                    valid,
-                    count,
-                    -1,
-                    x_row,
-                    cubic_ptr,
-                    level_ptr,
-                    on_grid,
-                    low,
-                    steps,
-                    half,
-                    first_factor,
-                    second_factor,
-                    RELAXATION,
-                    False,
-                    BLOCK,
-                    PAIRS,
-                )
-                rank = tl.where(number > 1, (sums - 0.5) / others, 0.5)
-                tl.store(rank_ptr + start + j, rank, mask=valid)
-                if WITH_GRAD:
-                    tl.store(density_ptr + start + j, density, mask=valid)
-        else:
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                undefined = tl.full([BLOCK], float("nan"), tl.float32)
-                tl.store(rank_ptr + start + j, undefined, mask=j < count)
-                if WITH_GRAD:
-                    tl.store(density_ptr + start + j, undefined, mask=j < count)
+    grid = scratch(tables_ptr, moments_ptr, floats_ptr, floats_stride, capacity)
+    for i in range(tl.program_id(0), rows, tl.num_programs(0)):
+        start = tl.cast(i, tl.int64) * count
+        soft_rank_row(
+            Row(x_ptr + start, count, -1, keep_ptr + start, HAS_KEEP),
+            start,
+            rank_ptr,
+            density_ptr,
+            grid,
+            Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
+            WITH_GRAD,
+        )
         tl.debug_barrier()
 
 
 @triton.jit
+def largest_slope(row, slope_ptr, BLOCK: tl.constexpr):
+    """The largest |slope| where a value counts; infinity if one is not finite."""
+    largest = tl.full((), 0.0, tl.float32)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        slope = tl.load(slope_ptr + j, mask=counted(j, row), other=0.0)
+        slope = tl.where(finite(slope), tl.abs(slope), float("inf"))
+        largest = tl.maximum(largest, tl.max(slope, axis=0))
+    return largest
+
+
+@triton.jit
+def soft_rank_row_backward(row, start, slope_ptr, density_ptr, grad_ptr, grid, options):
+    """The gradient of the row that starts there, from ∂L/∂rank and the density of the forward."""
+    extent = row_range(row, options.BLOCK)
+    slope_ptr += start
+    largest = largest_slope(row, slope_ptr, options.BLOCK)
+    if extent.fit & finite(largest):
+        scale = row_scale(row, extent, grid, options)
+        # Moments are fixed-point numbers: slopes enter them as parts of the row's largest.
+        largest = tl.maximum(largest, 1e-37)
+        slopes = Slopes(slope_ptr, 1.0 / largest)
+        if scale.on_grid:
+            spread_to_density(row, slopes, scale, grid, options)
+        factor = largest / tl.maximum(scale.number - 1, 1).to(tl.float32)
+        grad_row = grad_ptr + start
+        out = Gradient(density_ptr + start, grad_row, grad_row, factor)
+        rank_gradient(row, slopes, scale, grid, out, 0.0, GIVEN, options)
+    else:
+        store_undefined(grad_ptr + start, row, options.BLOCK)
+
+
+@triton.jit
 def soft_rank_backward_kernel(
-    grad_rank_ptr,
     x_ptr,
+    keep_ptr,
+    grad_rank_ptr,
     density_ptr,
     grad_ptr,
     tables_ptr,
@@ -140,6 +127,7 @@ def soft_rank_backward_kernel(
     capacity,
     floats_stride,
     temperature: tl.float64,
+    HAS_KEEP: tl.constexpr,
     RELAXATION: tl.constexpr,
     SCALE_STD: tl.constexpr,
     GRID: tl.constexpr,
@@ -147,96 +135,16 @@ def soft_rank_backward_kernel(
     PAIRS: tl.constexpr,
 ):
     """Σ_j grad_rank_j ∂r_j/∂x [rows, count]."""
-    moments_ptr += tl.cast(tl.program_id(0), tl.int64) * capacity * TERMS
-    mass_ptr, nodes_ptr, cubic_ptr, level_ptr, _spare = scratch(floats_ptr, floats_stride, capacity)
-    lane = tl.arange(0, BLOCK)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        start = tl.cast(row, tl.int64) * count
-        x_row = x_ptr + start
-        slope_row = grad_rank_ptr + start
-        number, total, low, high, fit = row_range(x_row, count, -1, x_row, False, BLOCK)
-        largest = tl.full((), 0.0, tl.float32)
-        for first in range(0, count, BLOCK):
-            slope = tl.load(slope_row + first + lane, mask=first + lane < count, other=0.0)
-            slope = tl.where(finite(slope), tl.abs(slope), float("inf"))
-            largest = tl.maximum(largest, tl.max(slope, axis=0))
-        if fit & finite(largest):
-            mean = total / number.to(tl.float64)
-            inverse_tau, unit = row_scale(
-                x_row,
-                count,
-                -1,
-                x_row,
-                number,
-                mean,
-                low,
-                high,
-                temperature,
-                SCALE_STD,
-                False,
-                BLOCK,
-            )
-            steps = inverse_tau * inverse_step(RELAXATION)
-            cells, on_grid = grid_cells(low, high, steps, capacity, GRID)
-            half, first_factor, second_factor = pair_scale(inverse_tau, low, high)
-            # Moments are fixed-point numbers: slopes enter them as parts of the row's largest.
-            largest = tl.maximum(largest, 1e-37)
-            slope_unit = 1.0 / largest
-            if on_grid:
-                spread_to_density(
-                    x_row,
-                    slope_row,
-                    slope_unit,
-                    moments_ptr,
-                    mass_ptr,
-                    nodes_ptr,
-                    cubic_ptr,
-                    level_ptr,
-                    tables_ptr,
-                    count,
-                    -1,
-                    x_row,
-                    cells,
-                    low,
-                    steps,
-                    RELAXATION,
-                    True,
-                    False,
-                    BLOCK,
-                )
-            rank_gradient(
-                x_row,
-                slope_row,
-                slope_unit,
-                density_ptr + start,
-                grad_ptr + start,
-                grad_ptr + start,
-                largest / tl.maximum(number - 1, 1).to(tl.float32),
-                0.0,
-                count,
-                -1,
-                x_row,
-                number,
-                mean,
-                unit,
-                inverse_tau,
-                cubic_ptr,
-                on_grid,
-                low,
-                steps,
-                half,
-                first_factor,
-                second_factor,
-                GIVEN,
-                RELAXATION,
-                SCALE_STD,
-                False,
-                BLOCK,
-                PAIRS,
-            )
-        else:
-            for first in range(0, count, BLOCK):
-                j = first + lane
-                undefined = tl.full([BLOCK], float("nan"), tl.float32)
-                tl.store(grad_ptr + start + j, undefined, mask=j < count)
+    grid = scratch(tables_ptr, moments_ptr, floats_ptr, floats_stride, capacity)
+    for i in range(tl.program_id(0), rows, tl.num_programs(0)):
+        start = tl.cast(i, tl.int64) * count
+        soft_rank_row_backward(
+            Row(x_ptr + start, count, -1, keep_ptr + start, HAS_KEEP),
+            start,
+            grad_rank_ptr,
+            density_ptr,
+            grad_ptr,
+            grid,
+            Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
+        )
         tl.debug_barrier()

@@ -5,7 +5,6 @@ The maths is csrc/formulas.h and docs/method.md, "The stencil"; computed here in
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -13,26 +12,32 @@ import torch
 from numpy.polynomial import chebyshev, polynomial
 from torch import Tensor
 
+from ..formulas import RELAXATIONS
+
 NODES = 8
 TERMS = 4
 LEFT_NODE = NODES // 2 - 1
 """The node at a cell's left edge is this many after the cell's first node."""
 
-INVERSE_STEP = {"logistic": 4, "normal": 6}
-SUPPORT = {"logistic": 17, "normal": 6}
+GRIDS = {row.code: row.single for row in RELAXATIONS.values()}
+INVERSE_STEPS = {code: grid.inverse_step for code, grid in GRIDS.items()}
+BANDS = {code: grid.band for code, grid in GRIDS.items()}
+assert all(grid.stencil == NODES for grid in GRIDS.values()), "the kernels' stencil has 8 nodes"
 
-# Where each table starts in the tensor.
-SPREAD, GATHER, INTEGRAL, HALF, EDGE, TAPS = 0, 32, 64, 72, 80, 208
-EDGE_TAPS = 128
+
+def padded(count: int) -> int:
+    """The next multiple of 16."""
+    return -(-count // 16) * 16
+
+
+EDGE_TAPS = 1 << (max(BANDS.values()) + NODES - 1).bit_length()
 """Φ seen from the row's lower end, from a band below it to the stencil's end above it, padded with 0."""
 
-# Room beyond the cells, in multiples of 16: a stencil and two bands, and a stencil.
-MASS_PAD, DENSITY_PAD = 144, 16
+# Where each table starts in the tensor.
+SPREAD, GATHER, INTEGRAL, HALF, EDGE, TAPS = 0, 32, 64, 72, 80, 80 + EDGE_TAPS
 
-
-def band(relaxation: str) -> int:
-    """Nodes on either side that a node's convolution needs."""
-    return INVERSE_STEP[relaxation] * SUPPORT[relaxation]
+# Room beyond the cells: a stencil and two bands, and a stencil.
+MASS_PAD, DENSITY_PAD = padded(NODES - 1 + 2 * max(BANDS.values())), padded(NODES - 1)
 
 
 def stencil() -> tuple[np.ndarray, np.ndarray]:
@@ -50,30 +55,21 @@ def stencil() -> tuple[np.ndarray, np.ndarray]:
     return weights, integrals
 
 
-def _cdf(x: float, relaxation: str) -> float:
-    return 1 / (1 + math.exp(-x)) if relaxation == "logistic" else math.erfc(-x / 2**0.5) / 2
-
-
-def _pdf(x: float, relaxation: str) -> float:
-    if relaxation == "logistic":
-        return _cdf(x, relaxation) * _cdf(-x, relaxation)
-    return math.exp(-x * x / 2) / (2 * math.pi) ** 0.5
-
-
 @lru_cache(maxsize=16)
 def tables(relaxation: str, device: torch.device) -> Tensor:
     """All of them, float32, kept for the device."""
+    row = RELAXATIONS[relaxation]
+    band, step = row.single.band, 1 / row.single.inverse_step
     weights, integrals = stencil()
-    step, width = 1 / INVERSE_STEP[relaxation], band(relaxation)
-    values = np.zeros(TAPS + 2 * width + 1)
+    values = np.zeros(TAPS + 2 * band + 1)
     # A node collects from the moments of the cells n - NODES + 1 ... n, as they lie in memory.
     values[SPREAD:GATHER] = weights.T[::-1].ravel()
     values[GATHER:INTEGRAL] = weights.ravel()
     values[INTEGRAL:HALF] = step * integrals
     # Of the cubic, from the cell's left edge to its middle.
     values[HALF:EDGE] = step * np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ weights
-    for n in range(width + NODES):
-        values[EDGE + n] = _cdf((LEFT_NODE - n) * step, relaxation)
-    for n in range(2 * width + 1):
-        values[TAPS + n] = _pdf((n - width) * step, relaxation)
+    nodes = torch.arange(-band, band + 1, dtype=torch.float64) * step
+    edge = torch.arange(LEFT_NODE, LEFT_NODE - band - NODES, -1, dtype=torch.float64) * step
+    values[EDGE : EDGE + len(edge)] = row.cdf(edge)
+    values[TAPS:] = row.pdf(nodes)
     return torch.tensor(values, dtype=torch.float32, device=device)
