@@ -200,7 +200,8 @@ def perception_coherence_loss(
     """The loss of features student [A, Ds] and teacher [A, Dt].
 
     References are the rest of the batch, or student_refs [M, Ds] with teacher_refs [M, Dt].
-    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`. Options: see `Recipe`.
+    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`; options: see
+    `Recipe`.
     """
     recipe = make_recipe("perception_coherence_loss", options, FEATURE_OPTIONS)
     d_s = pairwise_dissimilarity(student, student_refs, recipe.dissimilarity)

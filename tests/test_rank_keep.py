@@ -1,4 +1,4 @@
-"""The compiled rank stages with `keep`: what is absent changes nothing and has no result, whatever it holds."""
+"""The compiled rank stages with `keep`: what is absent changes nothing, and has no result."""
 
 from __future__ import annotations
 

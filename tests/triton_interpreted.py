@@ -394,17 +394,20 @@ def test_wide_features_go_through_a_product(rng: Generator) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)
 def test_hostile_features(way: str, name: str, rng: Generator) -> None:
-    """The gradient is no worse than the PyTorch backend's on the same chain."""
+    """The gradient is no worse than PyTorch's on the same chain, by the grid or directly.
+
+    Where the true gradient is 0, all three are nothing but rounding, and the smallest says little.
+    """
     student, teacher = HOSTILE_FEATURES[name](rng, 10, 11), quantised(rng, 10, 4)
     wide = student.double().requires_grad_()
     reference.perception_coherence_loss(wide, teacher.double()).backward()
     errors = []
-    for backend in (BACKEND, "torch"):
+    for backend in (BACKEND, "torch", "reference"):
         leaf = own_leaf(student)
         pc_kernels.perception_coherence_loss(leaf, teacher, backend=backend).backward()
         assert leaf.grad is not None and wide.grad is not None
         errors.append(((leaf.grad - wide.grad).norm() / wide.grad.norm()).item())
-    assert errors[0] <= max(2 * errors[1], tolerances.GRAD)
+    assert errors[0] <= max(2 * errors[1], 2 * errors[2], tolerances.GRAD)
 
 
 def test_duplicates_and_constant_rows(way: str, rng: Generator) -> None:
@@ -438,7 +441,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(way: str, rng: Generator) -
 
     def results(rows: Tensor) -> list[Tensor]:
         rank, density = engine.soft_rank(rows, recipe, True)
-        grad = engine.soft_rank_backward(rows.flip(1), rows, density, options)
+        grad = engine.soft_rank_backward(rows.flip(1), rows, density, recipe)
         return [rank, density, grad, engine.hard_rank(rows)]
 
     together = results(x)

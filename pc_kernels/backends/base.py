@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Backend(RowMaker):
     """A way to compute the stages.
 
-    The rank stages take `keep`, bool [N, m], contiguous, or None: where it is False the value is absent. It
-    does not count in the ranks of the others, and its own rank and gradient are 0.
+    The rank stages take `keep`, bool [N, m], contiguous, or None: where it is False the value is absent.
+    It does not count in the ranks of the others, and its own rank and gradient are 0.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Backend(RowMaker):
     ) -> tuple[Tensor, Tensor]:
         """Soft ranks of the rows of x [N, m]; with_grad, what their backward needs, else empty.
 
-        That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without. A row with a
-        NaN or an infinity is NaN where it is kept.
+        That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without. A row with
+        a NaN or an infinity is NaN where it is kept.
         """
         raise NotImplementedError
 

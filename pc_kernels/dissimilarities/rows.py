@@ -52,10 +52,8 @@ class Pairs(NamedTuple):
 
     def present(self, rows: Tensor) -> Tensor:
         """Bool [C, M]: whether anchor i has reference j; `rows` is of that shape and device."""
-        if self.keep is None:
-            keep = torch.ones_like(rows, dtype=torch.bool)
-        else:
-            keep = self.keep.clone()
+        everything = torch.ones_like(rows, dtype=torch.bool)
+        keep = everything if self.keep is None else everything & self.keep
         if self.self_start is not None:
             keep.diagonal(self.self_start)[: len(keep)].fill_(False)
         return keep
@@ -71,7 +69,7 @@ class RowMaker:
     def straight(self, rows: Rows) -> bool:
         """Fills the values with δ straight from the features, if that beats a product of matrices.
 
-        Returns whether it did: the rows are then `ready`, and the rank stages of this backend take them as δ.
+        Returns whether it did: the rows are then `ready`, and this backend's stages take them as δ.
         """
         return False
 

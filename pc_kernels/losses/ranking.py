@@ -1,4 +1,4 @@
-"""What every ranking loss of features shares: the way from what a user passes to the autograd function."""
+"""What ranking losses of features share: from what a user passes to the autograd function."""
 
 from __future__ import annotations
 

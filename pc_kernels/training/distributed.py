@@ -52,7 +52,8 @@ def gather_batch(
 
     Raises:
         TypeError, ValueError: from `check`; or the ranks' widths or dtypes differ, a mask's width is not
-            that of the joint batch, or another rank's check failed (it is raised on every rank, so that none waits for the others).
+            that of the joint batch, or another rank's check failed. Every rank raises, so that none waits
+            for the others.
     """
     own_error = None
     try:
@@ -135,7 +136,7 @@ def _all_gather(x: Tensor, sizes: list[int], group: Group) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """Gathers the rows of all ranks; the backward gives each rank the sum of all ranks' gradients in its rows."""
+    """Gathers the rows of all ranks; the backward adds up all ranks' gradients in each row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: Group) -> Tensor:
