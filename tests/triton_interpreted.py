@@ -255,7 +255,7 @@ def test_a_mask_that_keeps_all(way: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_undefined_rows_under_a_mask(way: str, bad: float, rng: Generator) -> None:
-    """NaN at what is kept, 0 at what is absent; the other rows are none the wiser."""
+    """NaN at what is kept, 0 at what is absent; other rows are not affected."""
     x, keep = torch.randn(4, 20, generator=rng), mask(rng, 4, 20)
     keep[2, 3], x[2, 3] = True, bad
     keep[3, 4], upstream = True, torch.ones(4, 20)
@@ -327,7 +327,7 @@ def test_masked_nan_is_absent(way: str, rng: Generator) -> None:
 
 
 def test_features_of_nan_stay_with_the_pairs_that_count(way: str, rng: Generator) -> None:
-    """Anchors that do not see the reference are none the wiser; those that do have a loss of NaN."""
+    """Anchors without the reference are not affected; those with it have a loss of NaN."""
     (student, teacher), refs = batch(rng, 4), batch(rng, 9)
     keep = mask(rng, 4, 9)
     keep[:, 5] = torch.arange(4) == 2
