@@ -79,9 +79,7 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(("way", "metric", "relaxation", "penalty"), COMBINATIONS, indirect=["way"])
-def test_combinations(
-    way: str, metric: str, relaxation: str, penalty: str, rng: Generator
-) -> None:
+def test_combinations(way: str, metric: str, relaxation: str, penalty: str, rng: Generator) -> None:
     options: dict[str, Any] = {"relaxation": relaxation, "penalty": penalty, "temperature": 0.3}
     options |= {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
     refs = batch(rng, 9)
