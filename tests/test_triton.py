@@ -225,6 +225,18 @@ def test_tuning_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_triton
+def test_tuning_leaves_the_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it restores is what the kernel writes: the ranks, not the caller's values."""
+    from pc_kernels.triton_kernels import launch
+
+    restored: list[torch.Tensor] = []
+    monkeypatch.setattr(launch, "tuned", lambda key, settings, call, both: restored.extend(both))
+    x = torch.ones(2, launch.ALL_COMPARED + 1)
+    rank = launch.hard_rank(x)
+    assert [part.data_ptr() for part in restored] == [rank.data_ptr()] != [x.data_ptr()]
+
+
+@needs_triton
 def test_grid_capacity() -> None:
     """Room for the widest row that a temperature allows, and never for more than 8 cells a point."""
     from pc_kernels.recipe import Recipe

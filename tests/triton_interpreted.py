@@ -327,7 +327,7 @@ def test_masked_nan_is_absent(way: str, rng: Generator) -> None:
 
 
 def test_features_of_nan_stay_with_the_pairs_that_count(way: str, rng: Generator) -> None:
-    """Anchors that do not see the reference are none the wiser; those that do have a loss of NaN."""
+    """Anchors without the reference are not affected; those with it have a loss of NaN."""
     (student, teacher), refs = batch(rng, 4), batch(rng, 9)
     keep = mask(rng, 4, 9)
     keep[:, 5] = torch.arange(4) == 2

@@ -100,7 +100,7 @@ def _interpreted() -> bool:
 
 @cache
 def triton_obstacle() -> str | None:
-    """Why Triton is not to be had, or None; loads it on the first call."""
+    """Why Triton cannot be imported, or None; loads it on the first call."""
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -67,7 +67,7 @@ def squared_distances(gram, i, j, wanted, BLOCK: tl.constexpr):
 def squares_of(gram, anchor_sq, reference_sq, offset):
     """Of inner products: |a − b|², of a far anchor less |a|², and whether it is near.
 
-    Far is so far out that |a|² would cost the digits in which the references differ.
+    An anchor is far if |a|² would cost the digits in which its references differ.
     """
     scale = anchor_sq + reference_sq
     squared = scale - 2.0 * gram

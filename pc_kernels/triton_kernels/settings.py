@@ -1,8 +1,8 @@
-"""Launch settings: block sizes, how many programs, and tuning over a short list.
+"""Launch settings: block sizes, numbers of programs, and tuning over a short list.
 
-A kernel's first launch at a size times the candidates and keeps the best. Where that cannot be (during
-the capture of a CUDA graph, in the interpreter) or must not be (sums of another block size round
-differently, so deterministic algorithms take no timings), the first candidate serves.
+A kernel's first launch at a size times the candidates and keeps the fastest. The first candidate serves
+untimed where timing is impossible (during the capture of a CUDA graph, in the interpreter) and under
+deterministic algorithms: sums in blocks of another size round differently.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from torch import Tensor
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 SCRATCH_BYTES = 256 << 20
-"""Of all programs together."""
+"""The most scratch memory that all programs together may take."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """References of a block, references it meets at a time where it meets all, and warps."""
+    """The sizes of a kernel's blocks, and its warps."""
 
     block: int
+    """References in a block."""
     pairs: int
+    """References compared with a block at a time, where all pairs are compared."""
     warps: int
 
 
@@ -37,7 +39,7 @@ SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
 
 @dataclass(frozen=True)
 class Tile:
-    """Anchors and references of a tile of pairs, and warps."""
+    """The sizes of a tile of pairs, and the warps that compute it."""
 
     anchors: int
     references: int
@@ -70,7 +72,7 @@ def _processors(device: torch.device) -> int:
 
 
 def programs(device: torch.device, rows: int, per_processor: int, scratch_bytes: int) -> int:
-    """Programs that share the rows: enough to fill the device, few enough for their scratch memory.
+    """How many programs share the rows: enough to fill the device, and few enough for the scratch memory.
 
     Args:
         device: where they run.
