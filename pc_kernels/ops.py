@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .backends import select
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
@@ -47,8 +48,11 @@ def autograd(name: str, backward: Callable[..., Any], setup: Callable[..., None]
 
 
 def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Tensor]]:
-    """`sweep`: through the dispatcher if the recipe has names only, straight if it has callables."""
-    if not recipe.has_names:
+    """`sweep`, through the dispatcher where something looks on: a compiler, a mode, a tensor subclass.
+
+    A recipe with callables goes straight in any case: no schema can say what they do.
+    """
+    if not recipe.has_names or not _is_watched(batch):
         return sweep(batch, recipe, with_grad)
     losses, gradients = torch.ops.pc_kernels.ranking_loss(
         list(batch.students),
@@ -70,6 +74,13 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
         with_grad,
     )
     return losses, gradients
+
+
+def _is_watched(batch: Batch) -> bool:
+    """Whether anything but plain eager PyTorch has to see the operator; passing it by saves time."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(type(x) not in (Tensor, Parameter) for x in (*batch.students, batch.teacher))
 
 
 @operator

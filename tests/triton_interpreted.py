@@ -33,7 +33,7 @@ import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarities import Pairs, Points, Rows, make_side
-from pc_kernels.dissimilarities.rows import PLAIN
+from pc_kernels.dissimilarities.row_maker import PLAIN
 from pc_kernels.recipe import Recipe
 from pc_kernels.triton_kernels import launch, settings
 

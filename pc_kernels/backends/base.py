@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..dissimilarities.gram_rows import dissimilarities
-from ..dissimilarities.rows import Pairs, RowMaker, Rows
+from ..dissimilarities.row_maker import RowMaker
+from ..dissimilarities.rows import Pairs, Rows
 from . import chain
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..dissimilarities.row_maker import FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Pairs, Rows
 from ..installation import OTHER_TORCH, why_not_loaded
 from .base import FusedBackend
@@ -100,6 +101,16 @@ class CpuBackend(CompiledBackend):
         """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""
         made: Tensor = torch.ops.pc_kernels.cpu_empty_rows(like, rows, columns)
         return made
+
+    def near_origin(self, points: list[Tensor]) -> NearOrigin:
+        """See `RowMaker`; a few passes over the features, by threads."""
+        moved, squares, offsets, unit = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
+        return NearOrigin(moved or points, squares, offsets, unit)
+
+    def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
+        """See `RowMaker`."""
+        grad: Tensor = torch.ops.pc_kernels.cpu_self_gradient(v, points, FEW_PAIRS)
+        return grad
 
 
 class CudaBackend(CompiledBackend):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .gram_side import CosineSide, GramSide
 from .others import CallableSide, CityblockSide, GivenSide, MaskedSide
-from .rows import PLAIN, Gram, Pairs, RowMaker, Rows
+from .row_maker import PLAIN, RowMaker
+from .rows import Gram, Pairs, Rows
 from .side import Points, Side
 
 __all__ = [

@@ -57,21 +57,3 @@ class Pairs(NamedTuple):
         if self.self_start is not None:
             keep.diagonal(self.self_start)[: len(keep)].fill_(False)
         return keep
-
-
-class RowMaker:
-    """How Gram rows come about; backends may know better."""
-
-    def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A matrix of anything, of the dtype and on the device of `like`."""
-        return like.new_empty(rows, columns)
-
-    def straight(self, rows: Rows) -> bool:
-        """Fills the values with δ straight from the features, if that beats a product of matrices.
-
-        Returns whether it did: the rows are then `ready`, and this backend's stages take them as δ.
-        """
-        return False
-
-
-PLAIN = RowMaker()

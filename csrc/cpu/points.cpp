@@ -1,0 +1,275 @@
+// The CPU's own passes over features, which PyTorch's operators would make a dozen of: what comes
+// before the products of a Gram side, and what follows its last row
+// (pc_kernels/dissimilarities/gram_side.py).
+#include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "../arguments.h"
+
+namespace pck {
+namespace {
+
+// Rows that are summed together. Their sums are added up in the order of the blocks, so that results do
+// not depend on the number of threads.
+constexpr int64_t kBlockRows = 64;
+// What is worth waking another thread for.
+constexpr int64_t kGrainElements = 1 << 15;
+
+// body(block, first row, past the last row)
+template <class Body>
+void for_blocks(int64_t rows, int64_t width, Body body) {
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, kBlockRows * width));
+  at::parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      body(b, b * kBlockRows, std::min(rows, (b + 1) * kBlockRows));
+  });
+}
+
+// For every column the sum over rows of term(x, column), in double.
+template <class Term>
+std::vector<double> column_sums(const Tensor& x, Term term) {
+  const int64_t rows = x.size(0), width = x.size(1);
+  const float* const values = x.const_data_ptr<float>();
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  std::vector<double> partial(static_cast<size_t>(blocks * width), 0.0), sums(width, 0.0);
+  for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
+    double* const own = partial.data() + b * width;
+    for (int64_t i = first; i < past; ++i)
+      for (int64_t c = 0; c < width; ++c) own[c] += term(values[i * width + c], c);
+  });
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t c = 0; c < width; ++c) sums[c] += partial[b * width + c];
+  return sums;
+}
+
+// The largest |x|, or NaN if there is one.
+float largest_of(const Tensor& x) {
+  const int64_t rows = x.size(0), width = x.size(1);
+  const float* const values = x.const_data_ptr<float>();
+  std::vector<float> partial((rows + kBlockRows - 1) / kBlockRows, 0.0f);
+  for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
+    float largest = 0.0f, poison = 0.0f;
+    for (int64_t i = first * width; i < past * width; ++i) {
+      const float size = std::fabs(values[i]);
+      largest = size > largest ? size : largest;
+      poison += values[i] * 0.0f;
+    }
+    partial[b] = largest + poison;
+  });
+  float largest = 0.0f;
+  for (const float part : partial) largest = largest < part || part != part ? part : largest;
+  return largest;
+}
+
+// A unit 2^k in which squares neither over- nor underflow, mostly 1.
+double unit_of(const std::vector<Tensor>& points) {
+  float largest = 0.0f;
+  for (const Tensor& x : points) largest = std::fmax(largest, largest_of(x));
+  if (largest == 0.0f || !std::isfinite(largest)) return 1.0;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::abs(exponent) < 126 / 4 ? 1.0 : std::ldexp(1.0, exponent);
+}
+
+// How far each feature is shifted: its mean, to a multiple of a power of two about as large as its
+// spread. Empty where the points are centred already.
+std::vector<float> shift_of(const Tensor& references) {
+  const int64_t width = references.size(1);
+  const double count = static_cast<double>(references.size(0));
+  std::vector<double> mean = column_sums(references, [](float v, int64_t) { return double{v}; });
+  std::vector<double> power = column_sums(references, [](float v, int64_t) { return double{v} * v; });
+  bool off_centre = false;
+  for (int64_t c = 0; c < width; ++c) {
+    mean[c] /= count;
+    off_centre |= mean[c] * mean[c] * 2.0 >= power[c] / count;
+  }
+  if (!off_centre) return {};
+  const std::vector<double> squares = column_sums(references, [&](float v, int64_t c) {
+    const double deviation = v - mean[c];
+    return deviation * deviation;
+  });
+  std::vector<float> shift(width);
+  for (int64_t c = 0; c < width; ++c) {
+    int exponent = 0;
+    const double deviation = std::sqrt(squares[c] / count);
+    const bool power_of_two = std::frexp(deviation, &exponent) == 0.5;
+    const double quantum = std::ldexp(1.0, exponent + (power_of_two ? 0 : 1));
+    const double rounded = deviation > 0.0 ? std::nearbyint(mean[c] / quantum) * quantum : mean[c];
+    const float chosen = static_cast<float>(rounded);
+    shift[c] = std::isfinite(chosen) ? chosen : 0.0f;
+  }
+  return shift;
+}
+
+// Takes back the shifts that would cost a digit of some point.
+void keep_exact(const std::vector<Tensor>& points, std::vector<float>& shift) {
+  for (const Tensor& x : points) {
+    const std::vector<double> inexact = column_sums(x, [&](float v, int64_t c) {
+      const float moved = v - shift[c];
+      return moved + shift[c] == v ? 0.0 : 1.0;
+    });
+    for (size_t c = 0; c < shift.size(); ++c)
+      if (inexact[c] > 0.0) shift[c] = 0.0f;
+  }
+}
+
+Tensor shifted(const Tensor& x, const std::vector<float>& shift) {
+  Tensor moved = at::empty_like(x);
+  const int64_t width = x.size(1);
+  const float* const from = x.const_data_ptr<float>();
+  float* const to = moved.mutable_data_ptr<float>();
+  for_blocks(x.size(0), width, [&](int64_t, int64_t first, int64_t past) {
+    for (int64_t i = first; i < past; ++i)
+      for (int64_t c = 0; c < width; ++c) to[i * width + c] = from[i * width + c] - shift[c];
+  });
+  return moved;
+}
+
+// |x_i|^2: strips of float sums, which vectors are made of, added up in double.
+Tensor squared_norms(const Tensor& x) {
+  Tensor norms = at::empty({x.size(0)}, x.options());
+  const int64_t width = x.size(1);
+  const float* const values = x.const_data_ptr<float>();
+  float* const target = norms.mutable_data_ptr<float>();
+  for_blocks(x.size(0), width, [&](int64_t, int64_t first, int64_t past) {
+    constexpr int64_t lanes = 16, strip = 16 * lanes;
+    for (int64_t i = first; i < past; ++i) {
+      const float* const row = values + i * width;
+      double total = 0.0;
+      for (int64_t from = 0; from < width; from += strip) {
+        const int64_t to = std::min(width, from + strip), whole = from + (to - from) / lanes * lanes;
+        float partial[lanes] = {};
+        for (int64_t c = from; c < whole; c += lanes)
+          for (int64_t l = 0; l < lanes; ++l) partial[l] += row[c + l] * row[c + l];
+        for (int64_t c = whole; c < to; ++c) partial[c - whole] += row[c] * row[c];
+        for (const float part : partial) total += part;
+      }
+      target[i] = static_cast<float>(total);
+    }
+  });
+  return norms;
+}
+
+// |a| of the anchors whose |a|^2 is more than `far` times the median of the references', else 0.
+Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double far) {
+  Tensor offsets = at::empty_like(anchor_sq);
+  const float* const squares = reference_sq.const_data_ptr<float>();
+  std::vector<float> sorted(squares, squares + reference_sq.numel());
+  const bool defined = std::none_of(sorted.begin(), sorted.end(), [](float v) { return v != v; });
+  float threshold = INFINITY;
+  if (!sorted.empty() && defined) {
+    const auto middle = sorted.begin() + static_cast<int64_t>(sorted.size() - 1) / 2;
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    threshold = static_cast<float>(far) * *middle;
+  }
+  const float* const own = anchor_sq.const_data_ptr<float>();
+  float* const target = offsets.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < anchor_sq.numel(); ++i)
+    target[i] = own[i] > threshold ? std::sqrt(own[i]) : 0.0f;
+  return offsets;
+}
+
+// Of points [anchors], or [anchors, references]: the points near the origin (empty if they are where
+// they were), their squared norms, the offsets of far anchors, and the unit that the points were
+// divided by.
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, double> near_origin(at::TensorList given,
+                                                                                 double far) {
+  TORCH_CHECK_VALUE(given.size() == 1 || given.size() == 2, "points must be 1 or 2 matrices, got ",
+                    given.size());
+  std::vector<Tensor> points = given.vec();
+  for (const Tensor& x : points) check_matrix("points", x, at::kCPU);
+  TORCH_CHECK_VALUE(points.front().size(1) == points.back().size(1), "points must have one width, got ",
+                    points.front().sizes(), " and ", points.back().sizes());
+  const double unit = points.back().numel() == 0 ? 1.0 : unit_of(points);
+  bool moved = unit != 1.0;
+  if (moved)
+    for (Tensor& x : points) x = at::div(x, unit);
+  if (points.back().size(0) > 0) {
+    std::vector<float> shift = shift_of(points.back());
+    if (!shift.empty()) keep_exact(points, shift);
+    if (std::any_of(shift.begin(), shift.end(), [](float v) { return v != 0.0f; })) {
+      moved = true;
+      for (Tensor& x : points) x = shifted(x, shift);
+    }
+  }
+  std::vector<Tensor> squares;
+  for (const Tensor& x : points) squares.push_back(squared_norms(x));
+  Tensor offsets = far_offsets(squares.front(), squares.back(), far);
+  if (!moved) points.clear();
+  return {points, squares, offsets, unit};
+}
+
+// V <- V + V^T, in tiles that stay in the nearest cache; and the sums of its rows.
+void symmetrise(float* v, int64_t n, double* row_sums) {
+  constexpr int64_t tile = 32;
+  const int64_t tiles = (n + tile - 1) / tile;
+  at::parallel_for(0, tiles, std::max<int64_t>(1, kGrainElements / (tile * n)),
+                   [&](int64_t a, int64_t z) {
+                     for (int64_t t = a; t < z; ++t)
+                       for (int64_t u = t; u < tiles; ++u)
+                         for (int64_t i = t * tile; i < std::min(n, (t + 1) * tile); ++i)
+                           for (int64_t j = std::max(u * tile, i); j < std::min(n, (u + 1) * tile); ++j)
+                             v[i * n + j] = v[j * n + i] = v[i * n + j] + v[j * n + i];
+                   });
+  at::parallel_for(0, n, std::max<int64_t>(1, kGrainElements / n), [&](int64_t a, int64_t z) {
+    for (int64_t i = a; i < z; ++i) {
+      double total = 0.0;
+      for (int64_t j = 0; j < n; ++j) total += v[i * n + j];
+      row_sums[i] = total;
+    }
+  });
+}
+
+// The gradient of a batch that is its own reference: sum_j (V_ij + V_ji) (x_i - x_j). Half the products
+// that V x and V^T x would take. Few pairs are summed from the differences, where nothing cancels.
+Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs) {
+  check_matrix("values", values, at::kCPU);
+  check_matrix("points", x, at::kCPU);
+  const int64_t n = x.size(0), width = x.size(1);
+  TORCH_CHECK_VALUE(values.size(0) == n && values.size(1) == n, "values must be [", n, ", ", n,
+                    "], got ", values.sizes());
+  Tensor grad = at::empty_like(x);
+  std::vector<double> row_sums(n);
+  float* const v = values.mutable_data_ptr<float>();
+  if (n == 0) return grad;
+  symmetrise(v, n, row_sums.data());
+  const float* const points = x.const_data_ptr<float>();
+  float* const target = grad.mutable_data_ptr<float>();
+  if (n * n <= few_pairs) {
+    for (int64_t i = 0; i < n; ++i) {
+      float* const own = target + i * width;
+      std::fill_n(own, width, 0.0f);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t c = 0; c < width; ++c)
+          own[c] += v[i * n + j] * (points[i * width + c] - points[j * width + c]);
+    }
+    return grad;
+  }
+  for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
+    for (int64_t i = first; i < past; ++i)
+      for (int64_t c = 0; c < width; ++c)
+        target[i * width + c] = static_cast<float>(row_sums[i]) * points[i * width + c];
+  });
+  return at::addmm_out(grad, grad, values, x, 1, -1);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
+  library.def("cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, float)",
+              torch::dispatch(at::kCPU, &near_origin));
+  library.def("cpu_self_gradient(Tensor(a!) values, Tensor points, int few_pairs) -> Tensor",
+              torch::dispatch(at::kCPU, &self_gradient));
+}
+
+}  // namespace pck

@@ -1,0 +1,138 @@
+"""What Gram sides need beside products, in plain PyTorch; backends may do it better.
+
+Features are brought near the origin before their products are taken, since |a|² + |b|² − 2ab loses what
+|a|² has more digits than |a − b|²: docs/method.md, "Distances".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+
+FAR = 64
+"""An anchor is far out if its |a|² is this many times the median of the references'."""
+
+FEW_PAIRS = 1024
+"""Pairs of a chunk up to which a gradient is summed from differences, as torch.cdist does for few."""
+
+MIRROR_WIDTH = 256
+"""Features as wide as this make an inner product dearer than a copy from the mirrored place."""
+
+SMALLEST_BLOCK = 256
+"""Rows of a block below which a GEMM is too small to be efficient."""
+
+
+def centre(points: list[Tensor]) -> list[Tensor]:
+    """The points [·, D] shifted near the origin, where that costs no digit.
+
+    Distances do not change under a shift, but |a|² + |b|² − 2ab loses what |a|² has more digits than
+    |a − b|². The mean of each feature is rounded to a multiple of a power of two about as large as
+    the feature's spread, and a feature is shifted only if the subtraction is exact for every point.
+    Features that are centred already stay as they are, bit for bit.
+    """
+    references = points[-1]
+    if references.shape[0] == 0:
+        return points
+    mean = references.mean(dim=0)
+    if points[0].device.type == "cpu":  # where looking is free: is any mean as large as the spread?
+        power = references.square().mean(dim=0)
+        if not (mean.square() * 2 >= power).any():
+            return points
+    deviation = (references - mean).square_().mean(dim=0).sqrt_()
+    quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
+    shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
+    shift = torch.where(shift.isfinite(), shift, 0)
+    exact = torch.stack([((x - shift) + shift == x).all(dim=0) for x in points]).all(dim=0)
+    shift = torch.where(exact, shift, 0)
+    return [x - shift for x in points]
+
+
+def power_of_two(points: list[Tensor]) -> float:
+    """A unit 2^k in which the squares of features [·, D] neither over- nor underflow; mostly 1.
+
+    Looks only where looking is free, on the CPU; elsewhere extreme features over- and underflow.
+    """
+    if points[0].device.type != "cpu" or points[-1].numel() == 0:
+        return 1.0
+    extremes = [bound for x in points if x.numel() for bound in x.aminmax()]
+    largest = max(abs(float(bound)) for bound in extremes)
+    if largest == 0.0 or not math.isfinite(largest):
+        return 1.0
+    # Squares then have half the range left.
+    safe = -math.log2(torch.finfo(points[0].dtype).tiny) / 4
+    exponent = math.frexp(largest)[1]
+    return 1.0 if abs(exponent) < safe else math.ldexp(1.0, exponent)
+
+
+def far_offsets(anchor_sq: Tensor, reference_sq: Tensor) -> Tensor:
+    """|a| of the anchors that are far out, 0 for the others (see `Rows`)."""
+    if reference_sq.numel() == 0:
+        return torch.zeros_like(anchor_sq)
+    far = anchor_sq > FAR * reference_sq.median()
+    return torch.where(far, anchor_sq.sqrt(), 0)
+
+
+def symmetric_product(x: Tensor, out: Tensor) -> None:
+    """Writes x xᵀ [n, n] for x [n, D], computing half of it and mirroring the other."""
+    n = x.shape[0]
+    if n < 2 * SMALLEST_BLOCK:
+        torch.mm(x, x.T, out=out)
+        return
+    half = n // 2
+    symmetric_product(x[:half], out[:half, :half])
+    symmetric_product(x[half:], out[half:, half:])
+    torch.mm(x[:half], x[half:].T, out=out[:half, half:])
+    out[half:, :half] = out[:half, half:].T
+
+
+class NearOrigin(NamedTuple):
+    """Points [anchors], or [anchors, references], as their products are taken."""
+
+    points: list[Tensor]
+    """Shifted, and divided by the unit."""
+    squares: list[Tensor]
+    """Their squared norms."""
+    offsets: Tensor
+    """|a| [A] of the anchors that are far out, 0 for the others (see `Rows`)."""
+    unit: float
+    """What features were divided by, lest squares over- or underflow: mostly 1."""
+
+
+class RowMaker:
+    """How Gram rows come about, and how V goes back to the points."""
+
+    def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """A matrix of anything, of the dtype and on the device of `like`."""
+        return like.new_empty(rows, columns)
+
+    def straight(self, rows: Rows) -> bool:
+        """Fills the values with δ straight from the features, if that beats a product of matrices.
+
+        Returns whether it did: the rows are then `ready`, and this backend's stages take them as δ.
+        """
+        return False
+
+    def near_origin(self, points: list[Tensor]) -> NearOrigin:
+        """Points [·, D], the references last, made ready for products."""
+        unit = power_of_two(points)
+        moved = centre(points if unit == 1.0 else [x / unit for x in points])
+        squares = [x.square().sum(1) for x in moved]
+        return NearOrigin(moved, squares, far_offsets(squares[0], squares[-1]), unit)
+
+    def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
+        """Σ_j (V_ij + V_ji) (x_i − x_j) [B, D] of a batch that is its own reference.
+
+        One product with V + Vᵀ, where V x and Vᵀ x would be two. V may be overwritten.
+        """
+        v = v + v.T
+        if v.numel() <= FEW_PAIRS:  # the differences themselves: nothing cancels
+            return (v[:, :, None] * (points[:, None] - points)).sum(1)
+        return (points * v.sum(1, keepdim=True)).addmm_(v, points, alpha=-1)
+
+
+PLAIN = RowMaker()
