@@ -118,14 +118,20 @@ def chunk_anchors(batch: Batch, recipe: Recipe, engine: Backend) -> int:
     """Anchors a chunk: as many as the recipe's `chunk_bytes` holds, at least 1.
 
     An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
-    than `engine.chunk_rows` go into a chunk: past that, larger GEMMs gain nothing and caches lose.
+    than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
+    a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are then
+    symmetric, and half of some suffices.
     """
     budget = recipe.chunk_bytes
     if budget is None:
         budget = default_chunk_bytes(batch.teacher.device)
     rows = 1 + len(batch.students)
     row = batch.references * (rows * batch.dtype.itemsize + engine.working_bytes_of(recipe))
-    return max(1, min(budget // max(row, 1), engine.chunk_rows))
+    fitting = max(1, budget // max(row, 1))
+    whole = batch.references * row <= min(budget, engine.whole_bytes)
+    if whole and batch.teacher_refs is None and not batch.given:
+        return max(1, batch.references)
+    return min(fitting, engine.chunk_rows)
 
 
 @torch.no_grad()

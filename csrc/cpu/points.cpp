@@ -6,11 +6,15 @@
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../arguments.h"
@@ -35,40 +39,45 @@ void for_blocks(int64_t rows, int64_t width, Body body) {
   });
 }
 
-// For every column the sum over rows of term(x, column), in double.
+// For every column the sum over rows of term(x, column): in float within a block, whose loop vectors
+// are made of, in double from block to block.
 template <class Term>
 std::vector<double> column_sums(const Tensor& x, Term term) {
   const int64_t rows = x.size(0), width = x.size(1);
   const float* const values = x.const_data_ptr<float>();
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  std::vector<double> partial(static_cast<size_t>(blocks * width), 0.0), sums(width, 0.0);
+  std::vector<float> partial(static_cast<size_t>(blocks * width), 0.0f);
   for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
-    double* const own = partial.data() + b * width;
+    float* const own = partial.data() + b * width;
     for (int64_t i = first; i < past; ++i)
       for (int64_t c = 0; c < width; ++c) own[c] += term(values[i * width + c], c);
   });
+  std::vector<double> sums(width, 0.0);
   for (int64_t b = 0; b < blocks; ++b)
     for (int64_t c = 0; c < width; ++c) sums[c] += partial[b * width + c];
   return sums;
 }
 
-// The largest |x|, or NaN if there is one.
+// The largest |x|; infinite if something is not finite.
 float largest_of(const Tensor& x) {
   const int64_t rows = x.size(0), width = x.size(1);
   const float* const values = x.const_data_ptr<float>();
   std::vector<float> partial((rows + kBlockRows - 1) / kBlockRows, 0.0f);
   for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
-    float largest = 0.0f, poison = 0.0f;
-    for (int64_t i = first * width; i < past * width; ++i) {
-      const float size = std::fabs(values[i]);
-      largest = size > largest ? size : largest;
-      poison += values[i] * 0.0f;
-    }
-    partial[b] = largest + poison;
+    constexpr int64_t lanes = 16;  // side by side: a single maximum would wait for each comparison
+    float largest[lanes] = {};
+    const int64_t end = past * width, whole = end - (end - first * width) % lanes;
+    const auto take = [&](int64_t l, float size) {
+      largest[l] = size <= largest[l] ? largest[l] : size;
+    };
+    for (int64_t i = first * width; i < whole; i += lanes)
+      for (int64_t l = 0; l < lanes; ++l) take(l, std::fabs(values[i + l]));
+    for (int64_t i = whole; i < end; ++i) take(i - whole, std::fabs(values[i]));
+    for (const float lane : largest) partial[b] = lane <= partial[b] ? partial[b] : lane;
   });
   float largest = 0.0f;
-  for (const float part : partial) largest = largest < part || part != part ? part : largest;
-  return largest;
+  for (const float part : partial) largest = part <= largest ? largest : part;
+  return largest == largest ? largest : INFINITY;
 }
 
 // A unit 2^k in which squares neither over- nor underflow, mostly 1.
@@ -86,16 +95,17 @@ double unit_of(const std::vector<Tensor>& points) {
 std::vector<float> shift_of(const Tensor& references) {
   const int64_t width = references.size(1);
   const double count = static_cast<double>(references.size(0));
-  std::vector<double> mean = column_sums(references, [](float v, int64_t) { return double{v}; });
-  std::vector<double> power = column_sums(references, [](float v, int64_t) { return double{v} * v; });
+  std::vector<double> mean = column_sums(references, [](float v, int64_t) { return v; });
+  std::vector<double> power = column_sums(references, [](float v, int64_t) { return v * v; });
   bool off_centre = false;
   for (int64_t c = 0; c < width; ++c) {
     mean[c] /= count;
     off_centre |= mean[c] * mean[c] * 2.0 >= power[c] / count;
   }
   if (!off_centre) return {};
+  const std::vector<float> middle(mean.begin(), mean.end());
   const std::vector<double> squares = column_sums(references, [&](float v, int64_t c) {
-    const double deviation = v - mean[c];
+    const float deviation = v - middle[c];
     return deviation * deviation;
   });
   std::vector<float> shift(width);
@@ -116,7 +126,7 @@ void keep_exact(const std::vector<Tensor>& points, std::vector<float>& shift) {
   for (const Tensor& x : points) {
     const std::vector<double> inexact = column_sums(x, [&](float v, int64_t c) {
       const float moved = v - shift[c];
-      return moved + shift[c] == v ? 0.0 : 1.0;
+      return moved + shift[c] == v ? 0.0f : 1.0f;
     });
     for (size_t c = 0; c < shift.size(); ++c)
       if (inexact[c] > 0.0) shift[c] = 0.0f;
@@ -209,24 +219,27 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, double> near_origin
   return {points, squares, offsets, unit};
 }
 
-// V <- V + V^T, in tiles that stay in the nearest cache; and the sums of its rows.
-void symmetrise(float* v, int64_t n, double* row_sums) {
+// V <- V + V^T, tile by tile and through a copy: walking down columns in place would miss the cache at
+// every step.
+void symmetrise(float* v, int64_t n) {
   constexpr int64_t tile = 32;
-  const int64_t tiles = (n + tile - 1) / tile;
-  at::parallel_for(0, tiles, std::max<int64_t>(1, kGrainElements / (tile * n)),
-                   [&](int64_t a, int64_t z) {
-                     for (int64_t t = a; t < z; ++t)
-                       for (int64_t u = t; u < tiles; ++u)
-                         for (int64_t i = t * tile; i < std::min(n, (t + 1) * tile); ++i)
-                           for (int64_t j = std::max(u * tile, i); j < std::min(n, (u + 1) * tile); ++j)
-                             v[i * n + j] = v[j * n + i] = v[i * n + j] + v[j * n + i];
-                   });
-  at::parallel_for(0, n, std::max<int64_t>(1, kGrainElements / n), [&](int64_t a, int64_t z) {
-    for (int64_t i = a; i < z; ++i) {
-      double total = 0.0;
-      for (int64_t j = 0; j < n; ++j) total += v[i * n + j];
-      row_sums[i] = total;
+  std::vector<std::pair<int64_t, int64_t>> corners;  // of the tiles on and above the diagonal
+  for (int64_t i = 0; i < n; i += tile)
+    for (int64_t j = i; j < n; j += tile) corners.emplace_back(i, j);
+  const auto add_mirror = [=](int64_t first_i, int64_t first_j) {
+    const int64_t rows = std::min(tile, n - first_i), columns = std::min(tile, n - first_j);
+    float mirror[tile][tile];
+    for (int64_t j = 0; j < columns; ++j) std::copy_n(v + (first_j + j) * n + first_i, rows, mirror[j]);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* const row = v + (first_i + i) * n + first_j;
+      for (int64_t j = 0; j < columns; ++j) row[j] = mirror[j][i] = row[j] + mirror[j][i];
     }
+    if (first_i == first_j) return;  // its own mirror image, and done
+    for (int64_t j = 0; j < columns; ++j) std::copy_n(mirror[j], rows, v + (first_j + j) * n + first_i);
+  };
+  const auto tiles = static_cast<int64_t>(corners.size());
+  at::parallel_for(0, tiles, kGrainElements / (tile * tile), [&](int64_t first, int64_t past) {
+    for (int64_t k = first; k < past; ++k) add_mirror(corners[k].first, corners[k].second);
   });
 }
 
@@ -238,29 +251,21 @@ Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs) {
   const int64_t n = x.size(0), width = x.size(1);
   TORCH_CHECK_VALUE(values.size(0) == n && values.size(1) == n, "values must be [", n, ", ", n,
                     "], got ", values.sizes());
-  Tensor grad = at::empty_like(x);
-  std::vector<double> row_sums(n);
-  float* const v = values.mutable_data_ptr<float>();
-  if (n == 0) return grad;
-  symmetrise(v, n, row_sums.data());
+  if (n == 0) return at::empty_like(x);
+  symmetrise(values.mutable_data_ptr<float>(), n);
+  if (n * n > few_pairs) {
+    Tensor grad = at::mul(x, at::sum(values, {1}, true));
+    return at::addmm_out(grad, grad, values, x, 1, -1);
+  }
+  Tensor grad = at::zeros_like(x);
+  const float* const v = values.const_data_ptr<float>();
   const float* const points = x.const_data_ptr<float>();
   float* const target = grad.mutable_data_ptr<float>();
-  if (n * n <= few_pairs) {
-    for (int64_t i = 0; i < n; ++i) {
-      float* const own = target + i * width;
-      std::fill_n(own, width, 0.0f);
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t c = 0; c < width; ++c)
-          own[c] += v[i * n + j] * (points[i * width + c] - points[j * width + c]);
-    }
-    return grad;
-  }
-  for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
-    for (int64_t i = first; i < past; ++i)
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j)
       for (int64_t c = 0; c < width; ++c)
-        target[i * width + c] = static_cast<float>(row_sums[i]) * points[i * width + c];
-  });
-  return at::addmm_out(grad, grad, values, x, 1, -1);
+        target[i * width + c] += v[i * n + j] * (points[i * width + c] - points[j * width + c]);
+  return grad;
 }
 
 }  // namespace

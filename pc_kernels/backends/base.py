@@ -28,6 +28,8 @@ class Backend(RowMaker):
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
     """Anchors beyond which a chunk gains nothing."""
+    whole_bytes = 1 << 62
+    """Rows of a batch that is its own reference that had better stay together."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""
