@@ -119,8 +119,8 @@ def chunk_anchors(batch: Batch, recipe: Recipe, engine: Backend) -> int:
 
     An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
-    a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are then
-    symmetric, and half of some suffices.
+    a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are
+    then symmetric, and half of some suffices.
     """
     budget = recipe.chunk_bytes
     if budget is None:

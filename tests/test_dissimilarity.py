@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 import pc_kernels
 from pc_kernels import reference
-from pc_kernels.backends import BACKENDS
+from pc_kernels.backends import BACKENDS, extension_obstacle
 from pc_kernels.dissimilarities import Points, make_side
+from pc_kernels.dissimilarities.row_maker import PLAIN
 
 WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
 
@@ -183,3 +184,63 @@ def test_views(rng: Generator) -> None:
         for metric in METRICS:
             d = pc_kernels.pairwise_dissimilarity(view, metric=metric)
             assert torch.equal(d, pc_kernels.pairwise_dissimilarity(view.clone(), metric=metric))
+
+
+SETS = {
+    "centred": lambda rng, n: torch.randn(n, 37, generator=rng),
+    "far from zero": lambda rng, n: torch.randn(n, 37, generator=rng) + 1000,
+    "one constant feature": lambda rng, n: torch.cat(
+        [torch.randn(n, 36, generator=rng), torch.full((n, 1), 7.0)], 1
+    ),
+    "huge": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e30,
+    "tiny": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e-30,
+    "zero": lambda rng, n: torch.zeros(n, 37),
+    "one far": lambda rng, n: torch.cat(
+        [torch.randn(n - 1, 37, generator=rng), torch.full((1, 37), 1e4)]
+    ),
+    "one NaN": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
+        0, torch.tensor([n // 2]), math.nan
+    ),
+    "one infinity": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
+        0, torch.tensor([n // 2]), math.inf
+    ),
+}
+
+
+@pytest.mark.skipif(extension_obstacle() is not None, reason=str(extension_obstacle()))
+@pytest.mark.parametrize("rows", [1, 2, 150])
+@pytest.mark.parametrize("name", SETS)
+def test_the_cpu_brings_points_near_as_pytorch_does(name: str, rows: int, rng: Generator) -> None:
+    """Shifted and scaled alike; norms to rounding; the same anchors are far."""
+    if name == "one far" and rows < 3:
+        pytest.skip("nothing to be far from")
+    for points in ([SETS[name](rng, rows)], [SETS[name](rng, 7), SETS[name](rng, rows)]):
+        wanted, got = PLAIN.near_origin(points), BACKENDS["cpu"].near_origin(points)
+        assert got.unit == wanted.unit
+        for x, y in zip(got.points, wanted.points, strict=True):
+            # A mean that rounds otherwise may move a shift by a step: that costs no digit either.
+            assert torch.equal(x.isnan(), y.isnan()) and (x.isfinite() == y.isfinite()).all()
+            spread = y.nan_to_num(0, 0, 0).abs().amax() + 1
+            assert ((x - y).nan_to_num(0).abs() <= 4 * spread).all()
+        for x, squares in zip(got.points, got.squares, strict=True):
+            exact = x.double().square().sum(1)
+            near = torch.isclose(squares.double(), exact, rtol=8 * tolerances.U, atol=1e-37)
+            assert (near | ~exact.isfinite() | ~squares.isfinite()).all()
+        assert torch.equal(got.offsets > 0, wanted.offsets > 0)
+        assert torch.allclose(got.offsets, wanted.offsets, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("rows", [0, 1, 2, 31, 33, 100])
+def test_the_gradient_of_a_batch_that_is_its_own_reference(
+    backend: str, rows: int, rng: Generator
+) -> None:
+    """Σ_j (V_ij + V_ji)(x_i − x_j), whether summed from differences or by a product."""
+    if BACKENDS[backend].obstacle(torch.device("cpu"), torch.float32) is not None:
+        pytest.skip("no extension")
+    v, x = torch.randn(rows, rows, generator=rng), torch.randn(rows, 5, generator=rng)
+    both = (v + v.T).double()
+    wanted = both.sum(1, keepdim=True) * x.double() - both @ x.double()
+    terms = both.abs().sum(1, keepdim=True) * x.double().abs() + both.abs() @ x.double().abs()
+    got = BACKENDS[backend].self_gradient(v.clone(), x)
+    assert_near("gradient", got, wanted, (4 + rows**0.5) * tolerances.U * terms)
