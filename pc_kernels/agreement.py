@@ -46,7 +46,8 @@ def coherence(
     """
     check_features(student, teacher, student_refs, teacher_refs)
     recipe = Recipe(dissimilarity, teacher_dissimilarity)
-    device, dtype = student.device, compute_dtype(student, teacher)
+    device = student.device
+    dtype = compute_dtype(student, teacher, student_refs, teacher_refs)
     anchors, references = len(student), len(student if student_refs is None else student_refs)
     m = references - (student_refs is None)
     total = torch.zeros(2, dtype=torch.float64, device=device)

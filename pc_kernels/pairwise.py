@@ -68,7 +68,7 @@ class _Pairwise(torch.autograd.Function):
 
 def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor]:
     """The side of x and y, its rows, and δ [A, M] in the side's unit and the compute dtype."""
-    dtype = compute_dtype(x) if y is None else compute_dtype(x, y)
+    dtype = compute_dtype(x, y)
     with torch.no_grad(), exact_arithmetic(x.device):
         points = Points.of(x, y, dtype)
         side = make_side(metric, points, with_grad=True)

@@ -54,6 +54,8 @@ def pairwise_dissimilarity(
     A distance of 0 has gradient 0. A vector of zeros has cosine dissimilarity 1 to everything.
     """
     y = x if y is None else y
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(dtype), y.to(dtype)
     if callable(metric):
         return metric(x, y)
     if metric == "cosine":

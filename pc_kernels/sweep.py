@@ -85,7 +85,7 @@ class Batch:
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in."""
-        return compute_dtype(*self.students, self.teacher)
+        return compute_dtype(*self.students, self.teacher, self.student_refs, self.teacher_refs)
 
     def sides(self, recipe: Recipe, engine: Backend, with_grad: bool) -> tuple[list[Side], Side]:
         """The students' sides and the teacher's."""
@@ -99,9 +99,7 @@ class Batch:
         of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype)
         return (
             [
-                make_side(
-                    recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine
-                )
+                make_side(recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine)
                 for p in points
             ],
             make_side(name, of_teacher, with_grad=False, masked=masked, maker=engine),

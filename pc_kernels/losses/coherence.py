@@ -37,8 +37,9 @@ def perception_coherence_loss(
     perception coherence, arXiv 2505.06595.
 
     Args:
-        student: features [A, Ds]; float32, float64, bfloat16 or float16 (computed in float32, or in
-            float64 if any input is).
+        student: features [A, Ds]; float32, float64, bfloat16 or float16. Each input may have another
+            dtype: all is computed in float32, or in float64 if any of them is. (What comes from NumPy
+            often is, and float64 is slow: cast with `.float()`.) Gradients have the dtype of their input.
         teacher: features [A, Dt] of the same inputs. They get no gradient.
         student_refs: reference features [M, Ds], say a memory bank; they get gradients if they
             require them.

@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
         if references is None:
             references = anchors if self.student_refs is None else self.student_refs.shape[0]
         check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
-        check_usable(recipe.backend, self.student, self.teacher)
+        check_usable(recipe.backend, *self[:4])
 
 
 def ranking_loss(inputs: Inputs, recipe: Recipe, process_group: Group | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def _joint_loss(inputs: Inputs, recipe: Recipe, group: Group) -> Tensor:
         inputs.check(recipe, references=shape[-1] if shape else 1)
 
     joint = gather_batch(student, teacher, pair_mask, check, group)
-    weights = anchor_weights((student, teacher), weights, pair_mask, joint.start)
+    weights = anchor_weights(student, weights, pair_mask, joint.start)
     if recipe.reduction == "mean":
         weights = shares(weights, sum_over_ranks(weights.sum(), group))
         recipe = replace(recipe, reduction="sum")
@@ -135,7 +135,9 @@ class RankingLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        shown = (name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes"))
+        shown = (
+            name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes")
+        )
         return ", ".join(f"{name}={getattr(self.recipe, name)!r}" for name in shown)
 
 

@@ -47,7 +47,7 @@ class FeatureQueue(nn.Module):
             size: rows it holds.
             student_width: Ds.
             teacher_width: Dt.
-            dtype: of the rows; references must have the dtype of the features they go with.
+            dtype: of the rows, whatever that of the features; float32 holds those of autocast exactly.
             device: where the rows live.
             process_group: ranks that fill one queue together: `enqueue` takes the rows of all of them, in
                 the order of ranks, so that every rank holds the same queue.
