@@ -9,6 +9,8 @@ The definitions are in reference.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -75,9 +77,9 @@ def perception_coherence_loss(
     Raises:
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
-    recipe = make_recipe("perception_coherence_loss", options)
     inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
-    return ranking_loss(inputs, recipe, process_group)
+    recipe_of = partial(make_recipe, "perception_coherence_loss", options)
+    return ranking_loss(inputs, recipe_of, process_group)
 
 
 class PerceptionCoherenceLoss(RankingLoss):

@@ -93,7 +93,7 @@ class FeatureQueue(nn.Module):
             TypeError, ValueError: the features do not fit the queue (with a group: on every rank).
         """
 
-        def check() -> None:
+        def check() -> dict[str, int]:
             check_features(student, teacher, None, None)
             for name, x in (("student", student), ("teacher", teacher)):
                 rows = getattr(self, name)
@@ -103,6 +103,7 @@ class FeatureQueue(nn.Module):
                     )
                 if x.device != rows.device:
                     raise ValueError(f"{name} is on {x.device}; the queue is on {rows.device}")
+            return {"size": self.size}
 
         if self.process_group is None:
             check()
