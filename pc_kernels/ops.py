@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .backends import select
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
+from .precision import exact_arithmetic
 from .recipe import Recipe
-from .sweep import Batch, exact_arithmetic, sweep
+from .sweep import Batch, sweep
 
 _library = torch.library.Library("pc_kernels", "FRAGMENT")
 
