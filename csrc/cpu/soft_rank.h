@@ -314,8 +314,10 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
                           float factor, bool scale_std, float* grad, Scratch& scratch) {
   const int64_t count = plan.count;
   // Scaling comes last and in two steps: either product may leave fp32's normal numbers.
-  const float inverse_tau = plan.inverse_tau();
-  const auto scaled = [=](auto value) { return value * factor * inverse_tau; };
+  const bool in_double = plan.tau_is_tiny();  // and then at the very end
+  const float inverse_tau = in_double ? 1.0f : plan.inverse_tau();
+  const float unit = in_double ? 1.0f : factor;
+  const auto scaled = [=](auto value) { return value * unit * inverse_tau; };
   if (plan.way == Way::pairs) {
     pairs_rank_gradient(R::code, count, slope, grad, scratch);
   } else {
@@ -330,17 +332,20 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   }
   if (!scale_std) {
     for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j]);
-    return;
+  } else {
+    // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
+    // dtau/dx_j = temperature (x_j - mean)/(count sigma).
+    const double mean = plan.moments.mean;
+    const double inverse_sigma = 1.0 / plan.moments.sigma;
+    float* const standard = scratch.density;  // read for the last time above
+    for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * inverse_sigma);
+    const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
+    const float share = static_cast<float>(pull / static_cast<double>(count));
+    for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j] - share * standard[j]);
   }
-  // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
-  // dtau/dx_j = temperature (x_j - mean)/(count sigma).
-  const double mean = plan.moments.mean;
-  const double unit = 1.0 / plan.moments.sigma;
-  float* const standard = scratch.density;  // read for the last time above
-  for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * unit);
-  const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
-  const float share = static_cast<float>(pull / static_cast<double>(count));
-  for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j] - share * standard[j]);
+  if (in_double)
+    for (int64_t j = 0; j < count; ++j)
+      grad[j] = static_cast<float>(static_cast<double>(grad[j]) * factor / plan.tau);
 }
 
 inline void fill(float* values, int64_t count, float value) {

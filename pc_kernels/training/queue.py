@@ -114,6 +114,8 @@ class FeatureQueue(nn.Module):
         count = student.shape[0]
         until_end = min(count, self.size - self._next)
         for rows, x in ((self.student, student), (self.teacher, teacher)):
+            if x.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr():
+                x = x.clone()  # rows of the queue itself would be overwritten as they are read
             rows[self._next : self._next + until_end] = x[:until_end]
             rows[: count - until_end] = x[until_end:]
         self._next = (self._next + count) % self.size
