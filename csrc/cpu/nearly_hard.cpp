@@ -28,36 +28,46 @@ Shape shape_of(int relaxation) {
 
 // scratch.piece <- for each point in order the number of its piece, or -1: its pairs are summed. A
 // piece goes from a point that sees many to the last such point that is within the support of the one
-// before.
-void choose_pieces(int64_t count, double support, Scratch& scratch) {
+// before. Returns about what pieces and pairs cost, in cells of a grid.
+double choose_pieces(int64_t count, Shape shape, Scratch& scratch) {
   const double* const y = scratch.wide;
   int32_t* const piece = scratch.piece;
+  const double support = shape.support;
   int64_t first = 0, past = 0, last_dense = -1;
   int32_t current = -1;
+  double neighbours = 0.0, cells = 0.0;
   for (int64_t k = 0; k < count; ++k) {
     while (y[k] - y[first] > support) ++first;
     while (past < count && y[past] - y[k] <= support) ++past;
+    const int64_t seen = past - first - 1;
     piece[k] = -1;
-    if (past - first - 1 <= kMostNeighbours) continue;
-    if (last_dense >= 0 && y[k] - y[last_dense] <= support)
+    if (seen <= kMostNeighbours) {
+      neighbours += static_cast<double>(seen);
+      continue;
+    }
+    if (last_dense >= 0 && y[k] - y[last_dense] <= support) {
       std::fill(piece + last_dense + 1, piece + k, current);
-    else
+      cells += (y[k] - y[last_dense]) * shape.inverse_step;
+    } else {
       ++current;
+      cells += 2 * support * shape.inverse_step;
+    }
     piece[k] = current;
     last_dense = k;
   }
+  return cells + neighbours;
 }
 
 }  // namespace
 
 int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxation, double limit,
                           Scratch& scratch) {
-  const auto [support, inverse_step] = shape_of(relaxation);
+  const Shape shape = shape_of(relaxation);
   sort_order(x, count, scratch.order);
   double* const y = scratch.wide;
   for (int64_t i = 0; i < count; ++i) y[i] = x[scratch.order[i]];
   // y <- places in units of tau, gaps closed to just over the support.
-  const double widest = support + 1;
+  const double widest = shape.support + 1;
   double previous = y[0];
   y[0] = 0.0;
   for (int64_t i = 1; i < count; ++i) {
@@ -65,13 +75,12 @@ int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxat
     previous = y[i];
     y[i] = y[i - 1] + std::min(gap, widest);
   }
-  const double span = y[count - 1] * inverse_step;
-  if (!(span <= limit)) {
-    choose_pieces(count, support, scratch);
-    return 0;
-  }
+  const double span = y[count - 1] * shape.inverse_step;
+  // One grid over many gaps is mostly empty: pieces are for rows where they are far cheaper, too.
+  const bool crowded = span <= static_cast<double>(count);
+  if (!crowded && !(span <= std::min(limit, 2.0 * choose_pieces(count, shape, scratch)))) return 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double t = y[i] * inverse_step;
+    const double t = y[i] * shape.inverse_step;
     const auto cell = static_cast<int32_t>(t);
     scratch.cell[scratch.order[i]] = cell;
     scratch.place[scratch.order[i]] = static_cast<float>(t - cell - 0.5);
@@ -88,11 +97,16 @@ template <class R, class Far, class Pair, class FromPiece>
 void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair, FromPiece from_piece) {
   const double* const y = scratch.wide;
   const int32_t* const piece = scratch.piece;
+  const bool any_piece = std::any_of(piece, piece + count, [](int32_t p) { return p >= 0; });
   int64_t first = 0;
   for (int64_t k = 0; k < count; ++k) {
     while (y[k] - y[first] > R::support) ++first;
-    if (piece[k] >= 0) continue;
+    if (any_piece && piece[k] >= 0) continue;
     far(k, first);
+    if (!any_piece) {
+      for (int64_t i = first; i < k; ++i) pair(i, k, y[k] - y[i]);
+      continue;
+    }
     for (int64_t i = first; i < k; ++i) {
       if (piece[i] < 0)
         pair(i, k, y[k] - y[i]);

@@ -7,8 +7,9 @@
 namespace pck {
 
 // Sorts the row, closes the gaps wider than the support (points so far apart do not see each other,
-// however far it is) and places the points on a grid of at most `limit` cells: returns the cells.
-// 0: even so too many; Scratch::wide, ::order and ::piece are left ready for the sums below.
+// however far it is) and places the points on one grid of at most `limit` cells: returns the cells. 0:
+// that is too many, or pieces are far cheaper; Scratch::wide, ::order and ::piece are left ready for
+// the sums below.
 int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxation, double limit,
                           Scratch& scratch);
 

@@ -20,11 +20,8 @@ void sort_keys(float* keys, int32_t* payload, int64_t count) {
 
 namespace {
 
-// Below this many values comparing beats counting.
-constexpr int64_t kShort = 1024;
-
-constexpr int kDigitBits = 11;
-constexpr int kDigits = 3;
+constexpr int kDigitBits = 8;
+constexpr int kDigits = 4;
 constexpr uint32_t kDigitValues = 1u << kDigitBits;
 
 uint32_t digit_of(uint64_t item, int digit) {
@@ -38,32 +35,24 @@ uint64_t item_of(float value, int64_t place) {
   return static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(place);
 }
 
-// Radix sort, the lowest digit first: O(count).
-void sort_by_counting(const float* x, int64_t count, int32_t* order) {
+}  // namespace
+
+// By counting, the lowest digit first: O(count).
+void sort_order(const float* x, int64_t count, int32_t* order) {
   std::vector<uint64_t> items(static_cast<size_t>(count)), sorted(items.size());
-  std::vector<uint32_t> start(kDigits * kDigitValues);
+  uint32_t start[kDigits][kDigitValues] = {};
   for (int64_t i = 0; i < count; ++i) {
     items[static_cast<size_t>(i)] = item_of(x[i], i);
-    for (int d = 0; d < kDigits; ++d)
-      ++start[d * kDigitValues + digit_of(items[static_cast<size_t>(i)], d)];
+    for (int d = 0; d < kDigits; ++d) ++start[d][digit_of(items[static_cast<size_t>(i)], d)];
   }
   for (int d = 0; d < kDigits; ++d) {
-    uint32_t* const next = start.data() + d * kDigitValues;
+    uint32_t* const next = start[d];
     std::exclusive_scan(next, next + kDigitValues, next, 0u);
     for (const uint64_t item : items) sorted[next[digit_of(item, d)]++] = item;
     items.swap(sorted);
   }
   for (int64_t i = 0; i < count; ++i)
     order[i] = static_cast<int32_t>(static_cast<uint32_t>(items[static_cast<size_t>(i)]));
-}
-
-}  // namespace
-
-void sort_order(const float* x, int64_t count, int32_t* order) {
-  if (count >= kShort) return sort_by_counting(x, count, order);
-  std::iota(order, order + count, 0);
-  std::sort(order, order + count,
-            [x](int32_t a, int32_t b) { return x[a] < x[b] || (x[a] == x[b] && a < b); });
 }
 
 }  // namespace pck
