@@ -19,6 +19,11 @@ enum class Way {
   pairs  // nearly hard: too wide for a grid at this temperature, summed pair by pair
 };
 
+inline constexpr double kLargestInverse = 3.4e38;
+
+// Below this a temperature decides nothing: it is far less than any difference of two numbers in fp32.
+inline constexpr double kSmallestTau = 1e-300;
+
 template <class Size>  // int on a GPU, where 64 bits take two registers
 struct Plan {
   Way way;
@@ -35,8 +40,10 @@ struct Plan {
     const double points = static_cast<double>(count);
     return static_cast<float>(weight / (points * (points - 1.0)));
   }
-  // Finite even at the smallest temperatures, so that a gradient of 0 stays 0.
-  PCK_HD float inverse_tau() const { return static_cast<float>(std::fmin(1.0 / tau, 3.4e38)); }
+  // At the smallest temperatures 1/tau leaves fp32's range, and gradients are scaled in fp64 (on a GPU
+  // by the largest number there is); what is 0 must stay 0.
+  PCK_HD bool tau_is_tiny() const { return 1.0 / tau > kLargestInverse; }
+  PCK_HD float inverse_tau() const { return static_cast<float>(std::fmin(1.0 / tau, kLargestInverse)); }
 };
 
 // A grid with more cells for each point costs more than the sort that the nearly hard ways begin with
@@ -56,6 +63,7 @@ PCK_HD Plan<Size> begin_plan(Size count, bool finite, bool all_equal, const Rank
   plan.way = Way::grid;
   if (options.scale_std) plan.moments = moments();
   plan.tau = options.temperature * (options.scale_std ? plan.moments.sigma : 1.0);
+  plan.tau = std::fmax(plan.tau, kSmallestTau);
   return plan;
 }
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from .backends import select
 from .checks import check_features, compute_dtype
 from .dissimilarities import Dissimilarity, Pairs, Points, make_side
+from .precision import exact_arithmetic
 from .recipe import Recipe
 from .reference import Coherence
-from .sweep import default_chunk_bytes, exact_arithmetic
+from .sweep import default_chunk_bytes
 
 COHERENCE_WORKING_BYTES = 192
 """Working memory for each pair of a chunk: 145 of integer ranks and permutations, and their holes."""
@@ -46,7 +47,8 @@ def coherence(
     """
     check_features(student, teacher, student_refs, teacher_refs)
     recipe = Recipe(dissimilarity, teacher_dissimilarity)
-    device, dtype = student.device, compute_dtype(student, teacher)
+    device = student.device
+    dtype = compute_dtype(student, teacher, student_refs, teacher_refs)
     anchors, references = len(student), len(student if student_refs is None else student_refs)
     m = references - (student_refs is None)
     total = torch.zeros(2, dtype=torch.float64, device=device)

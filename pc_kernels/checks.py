@@ -98,10 +98,6 @@ def check_features(
             raise ValueError(
                 f"{side} and {side}_refs must have the same width; got {x.shape[1]} and {refs.shape[1]}"
             )
-        if x.dtype != refs.dtype:
-            raise TypeError(
-                f"{side} and {side}_refs must have the same dtype; got {x.dtype} and {refs.dtype}"
-            )
     check_same_device(student=s, teacher=t, student_refs=s_refs, teacher_refs=t_refs)
 
 
@@ -132,9 +128,10 @@ def check_weighting(
             raise ValueError(f"all tensors must be on one device; got {name} on {x.device}")
 
 
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """What the kernels compute in: float64 if any input is, float32 otherwise."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    wide = any(x is not None and x.dtype == torch.float64 for x in tensors)
+    return torch.float64 if wide else torch.float32
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ from torch.nn import Parameter
 
 from .backends import select
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
+from .precision import exact_arithmetic
 from .recipe import Recipe
-from .sweep import Batch, exact_arithmetic, sweep
+from .sweep import Batch, sweep
 
 _library = torch.library.Library("pc_kernels", "FRAGMENT")
 
@@ -130,9 +131,11 @@ def _(
     students: list[Tensor],
     teacher: Tensor,
     student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, list[Tensor]]:
-    dtype, with_grad = compute_dtype(*students, teacher), arguments[-1]
+    dtype = compute_dtype(*students, teacher, student_refs, teacher_refs)
+    with_grad = arguments[-1]
     losses = teacher.new_empty((len(students), teacher.shape[0]), dtype=dtype)
     differentiated = [*students, *([] if student_refs is None else [student_refs])]
     return losses, [x.new_empty(x.shape, dtype=dtype) for x in differentiated if with_grad]

@@ -11,7 +11,8 @@ from .backends import select
 from .checks import check_matrix, check_same_device, compute_dtype, first_order_only
 from .dissimilarities import Dissimilarity, Points, Rows, Side, check_dissimilarity, make_side
 from .dissimilarities.gram_rows import dissimilarities_backward
-from .sweep import exact_arithmetic
+from .dissimilarities.gram_side import power_of_two
+from .precision import exact_arithmetic
 
 
 def pairwise_dissimilarity(
@@ -44,6 +45,14 @@ def pairwise_dissimilarity(
     return _Pairwise.apply(x, y, metric)
 
 
+POWERS = {"euclidean": 1, "sqeuclidean": 2}
+"""Dissimilarities that grow with a power of the features' scale, and this power.
+
+They are computed of features in a unit 2^k in which no square leaves the range. The unit to the power may
+leave it itself, so results are multiplied by the unit, once or twice.
+"""
+
+
 class _Pairwise(torch.autograd.Function):
     """All pairs through one Gram matrix; the backward through two products with its gradient."""
 
@@ -51,28 +60,73 @@ class _Pairwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor | None, metric: str) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.metric = metric
-        side, _, d = _matrix(x, y, metric)
-        return (d * side.unit).to(x.dtype)
+        finite = all(p is None or _all_finite(p) for p in (x, y))
+        return (_distances if finite else _with_infinities)(x, y, metric).to(x.dtype)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, y = ctx.saved_tensors
-        side, rows, d = _matrix(x, y, ctx.metric)
+        side, rows, d, unit = _matrix(x, y, ctx.metric)
         with exact_arithmetic(x.device):
-            grad = dissimilarities_backward(rows, d, grad.to(d.dtype) * side.unit)
+            grad = dissimilarities_backward(rows, d, grad.to(d.dtype))
             side.accumulate(0, x.shape[0], grad)
             to_x, to_y = side.gradients()
+        for _ in range(POWERS.get(ctx.metric, 1) - 1 if unit != 1.0 else 0):
+            to_x = to_x * unit
+            to_y = None if to_y is None else to_y * unit
         return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
 
 
-def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor]:
-    """The side of x and y, its rows, and δ [A, M] in the side's unit and the compute dtype."""
-    dtype = compute_dtype(x) if y is None else compute_dtype(x, y)
+def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor, float]:
+    """The side of x and y in a unit, its rows, δ [A, M] in the compute dtype and that unit, the unit."""
+    dtype = compute_dtype(x, y)
     with torch.no_grad(), exact_arithmetic(x.device):
         points = Points.of(x, y, dtype)
+        unit = 1.0
+        if metric in POWERS:
+            unit = power_of_two([p for p in points if p is not None])
+        if unit != 1.0:
+            references = points.references
+            points = Points(
+                points.anchors / unit, None if references is None else references / unit
+            )
         side = make_side(metric, points, with_grad=True)
         rows = side.rows(0, x.shape[0])
         if rows.gram is not None:  # distances themselves are wanted, not their differences
             rows.gram = rows.gram._replace(offsets=torch.zeros_like(rows.gram.offsets))
-        return side, rows, select("auto", x.device, dtype).dissimilarity(rows)
+        return side, rows, select("auto", x.device, dtype).dissimilarity(rows), unit
+
+
+def _distances(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
+    """δ [A, M] in the compute dtype."""
+    _, _, d, unit = _matrix(x, y, metric)
+    for _ in range(POWERS.get(metric, 0) if unit != 1.0 else 0):
+        d = d * unit
+    return d
+
+
+def _all_finite(x: Tensor) -> bool:
+    """Looks only where looking is free, on the CPU."""
+    return x.device.type != "cpu" or bool(x.isfinite().all())
+
+
+def _with_infinities(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
+    """δ in the compute dtype of points of which some are not finite: these would spread by products.
+
+    They are put at the origin, and their pairs get what the differences give, infinity or NaN.
+    """
+    rows = ~x.isfinite().all(1)
+    columns = rows if y is None else ~y.isfinite().all(1)
+    finite_y = None if y is None else torch.where(columns[:, None], 0, y)
+    d = _distances(torch.where(rows[:, None], 0, x), finite_y, metric)
+    y = x if y is None else y
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        if metric == "cosine":  # an infinite vector has no direction
+            return d.new_full((len(a), len(b)), torch.nan)
+        return torch.cdist(a.to(d.dtype), b.to(d.dtype), p=1.0)
+
+    d[rows] = between(x[rows], y)
+    d[:, columns] = between(x, y[columns])
+    return d

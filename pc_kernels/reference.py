@@ -54,6 +54,8 @@ def pairwise_dissimilarity(
     A distance of 0 has gradient 0. A vector of zeros has cosine dissimilarity 1 to everything.
     """
     y = x if y is None else y
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(dtype), y.to(dtype)
     if callable(metric):
         return metric(x, y)
     if metric == "cosine":
@@ -65,15 +67,15 @@ def pairwise_dissimilarity(
     if metric == "sqeuclidean":
         return squared
     if metric == "euclidean":
-        positive = squared > 0
-        return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+        zero = squared == 0
+        return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
     raise ValueError(f"unknown metric {metric!r}")
 
 
 def _unit(x: Tensor) -> Tensor:
     length = x.square().sum(-1, keepdim=True)
-    positive = length > 0
-    return torch.where(positive, x / torch.where(positive, length, 1).sqrt(), 0)
+    zero = length == 0
+    return torch.where(zero, 0, x / torch.where(zero, 1, length).sqrt())
 
 
 def hard_rank(x: Tensor, dim: int = -1, keep: Tensor | None = None) -> Tensor:
@@ -200,8 +202,7 @@ def perception_coherence_loss(
     """The loss of features student [A, Ds] and teacher [A, Dt].
 
     References are the rest of the batch, or student_refs [M, Ds] with teacher_refs [M, Dt].
-    `weights` [A] and `pair_mask` [A, M] as for `coherence_loss_from_dissimilarities`; options: see
-    `Recipe`.
+    `weights` [A] and `pair_mask` [A, M]: see `coherence_loss_from_dissimilarities`. Options: `Recipe`.
     """
     recipe = make_recipe("perception_coherence_loss", options, FEATURE_OPTIONS)
     d_s = pairwise_dissimilarity(student, student_refs, recipe.dissimilarity)

@@ -7,10 +7,8 @@ gradients, only a chunk's rows live at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch import Tensor
 from .backends import Backend, select
 from .checks import compute_dtype
 from .dissimilarities import GivenSide, Pairs, Points, Side, make_side
+from .precision import exact_arithmetic
 from .recipe import Recipe
 
 CPU_CHUNK_BYTES = 256 << 20
@@ -33,25 +32,6 @@ def default_chunk_bytes(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max((free + reusable) // 4, CPU_CHUNK_BYTES)
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Autocast off, and float32 products in full float32 whatever the global setting is."""
-    with torch.autocast(device.type, enabled=False):
-        switches: list[Any] = [getattr(torch.backends, name).matmul for name in ("mkldnn", "cuda")]
-        before = [switch.fp32_precision for switch in switches]
-        changed = [
-            s for s, value in zip(switches, before, strict=True) if value not in ("ieee", "none")
-        ]
-        try:
-            for switch in changed:
-                switch.fp32_precision = "ieee"
-            yield
-        finally:
-            for switch, value in zip(switches, before, strict=True):
-                if switch in changed:
-                    switch.fp32_precision = value
 
 
 @dataclass(frozen=True)
@@ -85,7 +65,7 @@ class Batch:
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in."""
-        return compute_dtype(*self.students, self.teacher)
+        return compute_dtype(*self.students, self.teacher, self.student_refs, self.teacher_refs)
 
     def sides(self, recipe: Recipe, engine: Backend, with_grad: bool) -> tuple[list[Side], Side]:
         """The students' sides and the teacher's."""

@@ -97,6 +97,52 @@ WRONG_ON_RANK_1 = {
 """What one rank alone can notice, and its own error for it."""
 
 
+WRONG_OPTIONS: dict[str, dict[str, Any]] = {
+    "temperature must be finite and > 0; got -1": {"temperature": -1},
+    "reduction must be one of": {"reduction": "average"},
+    "has no option 'temprature'": {"temprature": 0.1},
+}
+"""What rank 1 alone says, by its own error."""
+
+OTHER_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "dissimilarity": ("euclidean", "cosine"),
+    "teacher_dissimilarity": ("euclidean", torch.cdist),
+    "relaxation": ("logistic", "normal"),
+    "temperature": (0.1, 0.2),
+    "scale": ("std", None),
+    "penalty": ("squared", "huber"),
+    "reduction": ("mean", "none"),
+}
+"""What the other ranks say, and rank 1."""
+
+
+def fails_on_rank_1(anchors: Tensor, references: Tensor) -> Tensor:
+    if dist.get_rank() == 1:
+        raise ArithmeticError("a user's function")
+    return torch.cdist(anchors, references)
+
+
+def error_with(group: Any, options: dict[str, Any]) -> str:
+    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 2)
+    try:
+        pc_kernels.perception_coherence_loss(student, teacher, process_group=group, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def option_errors(rank: int) -> dict[str, str]:
+    """The errors that this rank gets where rank 1 says something else, or is not in the group."""
+    world = dist.group.WORLD
+    cases = {kind: options if rank == 1 else {} for kind, options in WRONG_OPTIONS.items()}
+    cases |= {name: {name: values[rank == 1]} for name, values in OTHER_OPTIONS.items()}
+    cases["function"] = {"dissimilarity": fails_on_rank_1}
+    errors = {kind: error_with(world, options) for kind, options in cases.items()}
+    errors["outside"] = error_with(dist.new_group([0]), {})
+    errors["no group"] = error_with("world", {})
+    return errors
+
+
 def mismatch(kind: str, rank: int) -> str:
     """The error that this rank gets if rank 1 brings something else than the others."""
     student, teacher = torch.zeros(4, 3), torch.zeros(4, 2)
@@ -151,7 +197,8 @@ def main() -> None:
     results["queue"] = queue_of(next(iter(scenarios.values())), rank)
     alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
-    errors = {kind: mismatch(kind, rank) for kind in kinds}
+    errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}
+    errors["options"] = option_errors(rank)
     torch.save((results, errors), f"{folder}/results{rank}")
     dist.barrier()
     dist.destroy_process_group()

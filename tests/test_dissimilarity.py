@@ -244,3 +244,47 @@ def test_the_gradient_of_a_batch_that_is_its_own_reference(
     terms = both.abs().sum(1, keepdim=True) * x.double().abs() + both.abs() @ x.double().abs()
     got = BACKENDS[backend].self_gradient(v.clone(), x)
     assert_near("gradient", got, wanted, (4 + rows**0.5) * tolerances.U * terms)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-24, 1e-19, 1e18, 1e19, 3e37])
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_of_any_size(metric: str, size: float, rng: Generator) -> None:
+    """Dissimilarities and gradients that float32 can hold, and infinity or 0 where it cannot."""
+    x, y = (size * torch.randn(n, 5, generator=rng) for n in (40, 30))
+    y[0] = x[0]
+    upstream = torch.randn(40, 30, generator=rng) / 100
+    upstream[0, 0] = 0  # the slope of a distance of 0 depends on the last digit
+    leaf, wide = x.clone().requires_grad_(), x.double().requires_grad_()
+    got = pc_kernels.pairwise_dissimilarity(leaf, y, metric)
+    wanted = reference.pairwise_dissimilarity(wide, y.double(), metric)
+    got.backward(upstream)
+    wanted.backward(upstream.double())
+    assert leaf.grad is not None and wide.grad is not None
+    subnormal = 4 * 2.0**-149
+    for a, b, floor in ((got, wanted, 0.0), (leaf.grad, wide.grad, leaf.grad.abs().max())):
+        b = b.detach().float()
+        finite = b.isfinite()
+        assert torch.equal(a[~finite], b[~finite])
+        # A square that is no less than 1/64 of its terms has 64 of their (3 + 2√5)/2 roundings, see
+        # `relative_error`; cosines and gradients are sums that may cancel.
+        floor = 1.0 if metric == "cosine" and a is got else floor
+        near = 256 * 2.0**-24 * torch.maximum(b.abs(), torch.as_tensor(floor)) + subnormal
+        assert ((a - b)[finite].abs() <= near[finite]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_that_are_not_finite(metric: str, dtype: torch.dtype, rng: Generator) -> None:
+    """Their pairs are what the definition says, infinity or NaN, and the other pairs as without them."""
+    x = torch.randn(9, 3, generator=rng).to(dtype)
+    x[1, 0], x[2, 0], x[3, 1], x[4, 1], x[5] = torch.inf, -torch.inf, torch.inf, torch.nan, 0
+    for y in (None, x[2:].flip(0)):
+        got = pc_kernels.pairwise_dissimilarity(x, y, metric)
+        wanted = reference.pairwise_dissimilarity(
+            x.double(), None if y is None else y.double(), metric
+        )
+        special = ~wanted.isfinite()
+        assert torch.equal(got.isfinite(), ~special) and special.any()
+        assert torch.equal(got.isnan(), wanted.isnan()) and (got[got.isinf()] > 0).all()
+        near = 2 * torch.finfo(dtype).eps
+        assert torch.allclose(got[~special].double(), wanted[~special], rtol=near, atol=near)

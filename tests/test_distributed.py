@@ -14,7 +14,17 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 from inputs import quantised
-from ranks_together import QUEUE_SIZE, WRONG_ON_RANK_1, grads_of, model_of, step
+from ranks_together import (
+    OTHER_OPTIONS,
+    QUEUE_SIZE,
+    WRONG_ON_RANK_1,
+    WRONG_OPTIONS,
+    grads_of,
+    model_of,
+    step,
+)
+
+from pc_kernels.training.distributed import described
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
@@ -133,6 +143,8 @@ def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
     _, ranks = outcome
     for rank, (_, errors) in enumerate(ranks):
         for kind, message in errors.items():
+            if kind == "options":
+                continue
             if kind == "references":
                 assert "student_refs" in message, message
                 continue
@@ -143,6 +155,27 @@ def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
             assert kind.replace(" ", "_") in message.replace(" ", "_"), (kind, message)
             assert "process_group" in message, (kind, message)
             assert ("float64" in message or "bfloat16" in message) == ("dtype" in kind), message
+
+
+def test_options_are_checked_together(outcome: Any) -> None:
+    """What one rank refuses, or says otherwise, is an error on every rank."""
+    _, ranks = outcome
+    for rank, (_, errors) in enumerate(ranks):
+        messages = errors["options"]
+        for own in WRONG_OPTIONS:
+            assert (own if rank == 1 else "ranks [1] refused") in messages[own], messages[own]
+        for name, (value, other) in OTHER_OPTIONS.items():
+            by_rank = [described(value), described(other), *[described(value)] * (len(ranks) - 2)]
+            expected = f"same options; by rank: {name} ({', '.join(by_rank)})"
+            if name == "dissimilarity":  # and so the teacher's
+                expected += f"; teacher_dissimilarity ({', '.join(by_rank)})"
+            assert messages[name].endswith(expected), messages[name]
+        own = "ArithmeticError: a user's function"
+        others = "RuntimeError: process_group: a function failed on ranks [1]; see their errors"
+        assert messages["function"] == (own if rank == 1 else others)
+        outside = f"process_group: rank {rank} of all processes is not in the group"
+        assert (outside in messages["outside"]) == (rank > 0), messages["outside"]
+        assert "must be a torch.distributed group; got str" in messages["no group"]
 
 
 RUN_AND_LEAVE = """

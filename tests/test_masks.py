@@ -192,6 +192,30 @@ def test_nothing_left_is_no_loss(reduction: str, rng: Generator) -> None:
         assert s.grad is not None and not loss.any() and not s.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(3e38, torch.float32), (1e-40, torch.float32), (1e-50, torch.float64), (1e300, torch.float64)],
+)
+def test_weights_of_any_size(size: float, dtype: torch.dtype, rng: Generator) -> None:
+    """A weighted mean knows their shares, even where float32 holds neither them nor their sum."""
+    student, teacher = torch.randn(9, 4, generator=rng), quantised(rng, 9, 3)
+    parts = torch.randint(1, 9, (9,), generator=rng).to(dtype) / 8
+    losses = []
+    for weights in (parts, size * parts):
+        leaf = own_leaf(student)
+        losses.append(pc_kernels.perception_coherence_loss(leaf, teacher, weights=weights))
+        losses[-1].backward()
+        assert leaf.grad is not None and leaf.grad.norm() > 0
+    # 1e-40 in float32 has 16 bits, each weight rounded by half of the last one
+    assert torch.allclose(*losses, rtol=2.0**-13 if size == 1e-40 else 1e-6)
+
+
+def test_a_sum_of_weights_that_is_infinite_is_no_mean(rng: Generator) -> None:
+    weights = torch.full((9,), 1e308, dtype=torch.float64)
+    student, teacher = torch.randn(9, 4, generator=rng), quantised(rng, 9, 3)
+    assert pc_kernels.perception_coherence_loss(student, teacher, weights=weights).isnan()
+
+
 def test_weights_are_those_of_repeated_anchors(rng: Generator) -> None:
     """Whole weights are anchors counted that often."""
     refs = torch.randn(30, 4, generator=rng), torch.randn(30, 4, generator=rng)

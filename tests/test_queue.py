@@ -50,6 +50,20 @@ def test_as_references(rng: Generator) -> None:
     assert queue.student.grad is None and not queue.student.requires_grad
 
 
+@pytest.mark.parametrize("sizes", [(3,), (8,), (5, 6)])
+def test_its_own_rows(sizes: tuple[int, ...], rng: Generator) -> None:
+    """They are read before they are overwritten, also where they lie around the end."""
+    queue, wanted = (pc_kernels.FeatureQueue(8, 3, 2) for _ in range(2))
+    for rows in sizes:
+        new = batch(rng, rows)
+        queue.enqueue(*new)
+        wanted.enqueue(*new)
+    wanted.enqueue(*(x.clone() for x in wanted))
+    queue.enqueue(*queue)
+    for a, b in zip(queue, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_state(rng: Generator) -> None:
     """A saved queue goes on where it was."""
     queue, other = (pc_kernels.FeatureQueue(5, 3, 2) for _ in range(2))

@@ -278,3 +278,56 @@ def test_gradcheck(backend: str, relaxation: str, scale: str | None, rng: Genera
     assert torch.autograd.gradcheck(
         lambda v: pc_kernels.soft_rank(v, 0.4, relaxation, scale, backend=backend), (x,)
     )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("exponent", [-120, -128, -131, -140])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_temperatures_whose_inverse_leaves_float32(
+    backend: str, exponent: int, scale: str | None, rng: Generator
+) -> None:
+    """Values and temperature times a power of two: gradients over it, where float32 holds them."""
+    size = 2.0**exponent
+    x = torch.randint(-32, 33, (3, 50), generator=rng) / 8
+    upstream = torch.randn(3, 50, generator=rng) * 2.0 ** torch.tensor([[0], [-8], [-24]])
+    grads = []
+    for unit in (1.0, size):
+        leaf = own_leaf(unit * x)
+        temperature = 0.5 if scale == "std" else 0.5 * unit
+        rank = pc_kernels.soft_rank(leaf, temperature, scale=scale, backend=backend)
+        rank.backward(upstream)
+        assert leaf.grad is not None
+        grads.append(leaf.grad.double())
+    wanted = grads[0] / size
+    overflows, fits = wanted.abs() > 3.5e38, wanted.abs() < 3.3e38
+    assert torch.equal(grads[1][overflows], torch.inf * wanted.sign()[overflows])
+    floor = tolerances.GRAD * wanted.norm(dim=1, keepdim=True)
+    assert ((grads[1] - wanted).abs() <= floor)[fits].all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_temperatures_below_any_difference(backend: str, scale: str | None, rng: Generator) -> None:
+    """Soft ranks are hard ranks; nothing is divided by a temperature that rounds to 0."""
+    x = torch.stack([torch.randn(40, generator=rng), 1e-40 * torch.randn(40, generator=rng)])
+    leaf = own_leaf(x)
+    for temperature in (1e-300, 1e-80):
+        rank = pc_kernels.soft_rank(leaf, temperature, scale=scale, backend=backend)
+        assert_near("rank", rank, pc_kernels.hard_rank(x).double(), tolerances.RANK)
+        (grad,) = torch.autograd.grad(rank.sum(), leaf)
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_hard_ranks_of_infinities(backend: str) -> None:
+    """They have an order, and alone the rank ½ as any other value."""
+    inf, nan = torch.inf, torch.nan
+    for x, wanted in (
+        ([inf], [0.5]),
+        ([-inf], [0.5]),
+        ([nan], [nan]),
+        ([inf, inf], [0.5, 0.5]),
+        ([inf, 1.0, inf, -inf], [5 / 6, 1 / 3, 5 / 6, 0]),
+    ):
+        rank = pc_kernels.hard_rank(torch.tensor([x]), backend=backend)
+        assert torch.allclose(rank, torch.tensor([wanted]), equal_nan=True)

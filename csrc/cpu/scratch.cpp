@@ -42,6 +42,7 @@ Scratch::Scratch(int64_t count) {
     cut(wide, padded);
     cut(sum, padded);
     cut(order, padded);
+    cut(piece, padded);
     cut(chosen, padded);
     cut(sorted, padded + 2 * kSortedPad);
     cut(buckets, hard_rank_buckets(count) + 1);

@@ -24,6 +24,7 @@ struct Scratch {
   double* wide;  // sorted coordinates of the nearly hard path
   double* sum;   // and its sums
   int32_t* order;
+  int32_t* piece;     // of the nearly hard path, in order: see nearly_hard.h
   int32_t* chosen;    // the references that a mask keeps
   float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
   uint32_t* buckets;  // [hard_rank_buckets(count) + 1]

@@ -9,6 +9,15 @@ inline Moments moments_of(const float* x, int64_t count, double low) {
   return {mean, std::sqrt(variance)};
 }
 
+// Once the points are placed: whole vectors for `gather`, and memory for the cells.
+inline void ready_for_grid(const Plan& plan, Scratch& scratch) {
+  for (int64_t j = plan.count; j < plan.count + kWide; ++j) {
+    scratch.cell[j] = 0;
+    scratch.place[j] = 0.0f;
+  }
+  scratch.reserve_cells(plan.cells);
+}
+
 // Decides the way and, for the grid, places the points.
 template <class R>
 inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
@@ -42,11 +51,7 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
       scratch.place[j] = static_cast<float>(t - (scratch.cell[j] + 0.5));
     }
   }
-  for (int64_t j = count; j < count + kWide; ++j) {  // whole vectors for `gather`
-    scratch.cell[j] = 0;
-    scratch.place[j] = 0.0f;
-  }
-  scratch.reserve_cells(plan.cells);
+  ready_for_grid(plan, scratch);
   return plan;
 }
 
@@ -75,29 +80,99 @@ inline void for_points(int64_t count, Body body) {
   if (j < count) body(j, PartOfVector{static_cast<size_t>(count - j) * sizeof(float)});
 }
 
+// The density of points with weights, as the cubic of every cell.
+template <class R>
+inline void density_on_grid(const Plan& plan, const float* weight, Scratch& scratch) {
+  spread(plan, weight, scratch);
+  nodes_from_moments(plan, kBand<R>, scratch);
+  convolve<R>(plan, scratch);
+  cell_polynomials(plan, scratch);
+}
+
+// What a vector of points reads off the grid.
+template <class R>
+inline Wide rank_at(const Scratch& scratch, int64_t j, const Cubics& cubics) {
+  constexpr float h = 1.0f / R::inverse_step;
+  return gather_levels(scratch, j) + h * cubics.integral_at(load(scratch.place + j));
+}
+
+// Calls body(piece, plan) for every piece of a nearly hard row, placed on its grid.
+template <class R, class Body>
+inline void for_pieces(int64_t count, Scratch& scratch, Body body) {
+  for (Piece piece = next_piece(R::code, count, 0, scratch); piece.first < count;
+       piece = next_piece(R::code, count, piece.past, scratch)) {
+    const Plan plan{Way::grid, piece.points(), piece.cells, {}, 0.0};
+    ready_for_grid(plan, scratch);
+    body(piece, plan);
+  }
+}
+
+// Calls body(i, j) for a vector of a piece's points at a time, the i-th in order, at j on its grid.
+template <class Body>
+inline void for_points_of(const Piece& piece, Body body) {
+  for (int64_t i = piece.first; i < piece.past; i += kWide) body(i, i - piece.first_on_grid);
+}
+
+// rank_sums of a nearly hard row; the density is that of the points in pieces, and of others 0.
+template <class R>
+inline void nearly_hard_rank_sums(const Plan& whole, float* rank, float* density, Scratch& scratch) {
+  const int64_t count = whole.count;
+  const float unit = whole.rank_unit();
+  double* const sum = scratch.sum;
+  const int32_t* const order = scratch.order;
+  pairs_rank_sums(R::code, count, scratch);
+  for_pieces<R>(count, scratch, [&](const Piece& piece, const Plan& plan) {
+    density_on_grid<R>(plan, nullptr, scratch);
+    integrate<R>(plan, scratch);
+    for_points_of(piece, [&](int64_t i, int64_t j) {
+      const Cubics cubics = gather(scratch, j);
+      float here[kWide], value[kWide];
+      store(here, cubics.at(load(scratch.place + j)));
+      store(value, rank_at<R>(scratch, j, cubics));
+      for (int64_t l = 0; l < kWide && i + l < piece.past; ++l) {
+        sum[i + l] = static_cast<double>(piece.first_on_grid) + value[l];
+        if (density != nullptr) density[order[i + l]] = here[l];
+      }
+    });
+  });
+  for (int64_t k = 0; k < count; ++k) rank[order[k]] = (static_cast<float>(sum[k]) - 0.5f) * unit;
+}
+
+// The sums of rank_gradient of a nearly hard row.
+template <class R>
+inline void nearly_hard_rank_gradient(int64_t count, const float* slope, const float* density,
+                                      float* grad, Scratch& scratch) {
+  const int32_t* const order = scratch.order;
+  float* const weight = scratch.sorted;  // the stage hard_rank is over
+  pairs_rank_gradient(R::code, count, slope, scratch);
+  for_pieces<R>(count, scratch, [&](const Piece& piece, const Plan& plan) {
+    for (int64_t j = 0; j < plan.count; ++j) weight[j] = slope[order[piece.first_on_grid + j]];
+    density_on_grid<R>(plan, weight, scratch);
+    for_points_of(piece, [&](int64_t i, int64_t j) {
+      float weighted[kWide];
+      store(weighted, gather(scratch, j).at(load(scratch.place + j)));
+      for (int64_t l = 0; l < kWide && i + l < piece.past; ++l) {
+        const int32_t point = order[i + l];
+        scratch.sum[i + l] = slope[point] * density[point] - weighted[l];
+      }
+    });
+  });
+  for (int64_t k = 0; k < count; ++k) grad[order[k]] = static_cast<float>(scratch.sum[k]);
+}
+
 // rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
-// sum, if wanted (the nearly hard way has no use for it).
+// sum, if wanted (0 where pairs are summed: these have no use for it).
 template <class R>
 inline void rank_sums(const Plan& plan, float* rank, float* density, Scratch& scratch) {
   const int64_t count = plan.count;
   const float unit = plan.rank_unit();
-  if (plan.way == Way::pairs) {
-    pairs_rank_sums(R::code, count, rank, scratch);
-    for (int64_t j = 0; j < count; ++j) rank[j] = (rank[j] - 0.5f) * unit;
-    return;
-  }
-  spread(plan, nullptr, scratch);
-  nodes_from_moments(plan, kBand<R>, scratch);
-  convolve<R>(plan, scratch);
-  cell_polynomials(plan, scratch);
+  if (plan.way == Way::pairs) return nearly_hard_rank_sums<R>(plan, rank, density, scratch);
+  density_on_grid<R>(plan, nullptr, scratch);
   integrate<R>(plan, scratch);
-  constexpr float h = 1.0f / R::inverse_step;
   for_points(count, [&](int64_t j, auto vector) {
-    const Wide u = load(scratch.place + j);
     const Cubics cubics = gather(scratch, j);
-    const Wide level = gather_levels(scratch, j);
-    vector.put(rank + j, (level + h * cubics.integral_at(u) - 0.5f) * unit);
-    if (density != nullptr) vector.put(density + j, cubics.at(u));
+    vector.put(rank + j, (rank_at<R>(scratch, j, cubics) - 0.5f) * unit);
+    if (density != nullptr) vector.put(density + j, cubics.at(load(scratch.place + j)));
   });
 }
 
@@ -108,15 +183,14 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
                           float factor, bool scale_std, float* grad, Scratch& scratch) {
   const int64_t count = plan.count;
   // Scaling comes last and in two steps: either product may leave fp32's normal numbers.
-  const float inverse_tau = plan.inverse_tau();
-  const auto scaled = [=](auto value) { return value * factor * inverse_tau; };
+  const bool in_double = plan.tau_is_tiny();  // and then at the very end
+  const float inverse_tau = in_double ? 1.0f : plan.inverse_tau();
+  const float unit = in_double ? 1.0f : factor;
+  const auto scaled = [=](auto value) { return value * unit * inverse_tau; };
   if (plan.way == Way::pairs) {
-    pairs_rank_gradient(R::code, count, slope, grad, scratch);
+    nearly_hard_rank_gradient<R>(count, slope, density, grad, scratch);
   } else {
-    spread(plan, slope, scratch);
-    nodes_from_moments(plan, kBand<R>, scratch);
-    convolve<R>(plan, scratch);
-    cell_polynomials(plan, scratch);
+    density_on_grid<R>(plan, slope, scratch);
     for_points(count, [&](int64_t j, auto vector) {
       const Wide weighted = gather(scratch, j).at(load(scratch.place + j));
       vector.put(grad + j, vector.get(slope + j) * vector.get(density + j) - weighted);
@@ -124,17 +198,20 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   }
   if (!scale_std) {
     for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j]);
-    return;
+  } else {
+    // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
+    // dtau/dx_j = temperature (x_j - mean)/(count sigma).
+    const double mean = plan.moments.mean;
+    const double inverse_sigma = 1.0 / plan.moments.sigma;
+    float* const standard = scratch.density;  // read for the last time above
+    for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * inverse_sigma);
+    const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
+    const float share = static_cast<float>(pull / static_cast<double>(count));
+    for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j] - share * standard[j]);
   }
-  // Ranks are functions of x/tau, so dL/dtau = -sum_k grad_k (x_k - mean)/tau, and
-  // dtau/dx_j = temperature (x_j - mean)/(count sigma).
-  const double mean = plan.moments.mean;
-  const double unit = 1.0 / plan.moments.sigma;
-  float* const standard = scratch.density;  // read for the last time above
-  for (int64_t j = 0; j < count; ++j) standard[j] = static_cast<float>((x[j] - mean) * unit);
-  const double pull = lane_sum(count, [=](int64_t j) { return grad[j] * standard[j]; });
-  const float share = static_cast<float>(pull / static_cast<double>(count));
-  for (int64_t j = 0; j < count; ++j) grad[j] = scaled(grad[j] - share * standard[j]);
+  if (in_double)
+    for (int64_t j = 0; j < count; ++j)
+      grad[j] = static_cast<float>(static_cast<double>(grad[j]) * factor / plan.tau);
 }
 
 inline void fill(float* values, int64_t count, float value) {

@@ -84,7 +84,7 @@ def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return BACKENDS[name]
 
 
-def check_usable(name: str, *tensors: Tensor) -> None:
+def check_usable(name: str, first: Tensor, *others: Tensor | None) -> None:
     """Raises ValueError if the backend called `name` cannot compute on these tensors, and why."""
     if name != "auto":
-        select(name, tensors[0].device, compute_dtype(*tensors))
+        select(name, first.device, compute_dtype(first, *others))

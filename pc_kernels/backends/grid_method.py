@@ -24,6 +24,10 @@ CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
 
 
+SMALLEST_TAU = 1e-300
+"""Below this a temperature decides nothing: it is far less than any difference in float32."""
+
+
 def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
     """Mid-ranks in [0, 1] of the rows of x [N, m]; a row with a NaN is NaN, m = 1 gives ½.
 
@@ -105,7 +109,7 @@ class _Rows:
         self.sigma = torch.where(self.constant, 1, self._deviation(centred))
         self.standard = centred / self.sigma
         self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
-        self.tau = self.tau * recipe.temperature
+        self.tau = (self.tau * recipe.temperature).clamp(min=SMALLEST_TAU)
         points = torch.where(self.constant, 0, (wide - low) / self.tau)
         self.order: Tensor | None = None
         limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step

@@ -129,6 +129,8 @@ class CosineSide(GramSide):
         A vector of zeros has no direction and is 1 from everything, exactly, as orthogonal ones are:
         (1 + 1)/2 - 0. Where there is one, nothing is shifted and all norms count as 1.
         """
+        self._lifts = [_lift(x) for x in points]
+        points = [x * lift for x, lift in zip(points, self._lifts, strict=True)]
         self._lengths = [_length(x) for x in points]
         self._units = [_divide(x, n) for x, n in zip(points, self._lengths, strict=True)]
         shifted = centre(self._units)
@@ -141,7 +143,14 @@ class CosineSide(GramSide):
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
         """Back through the normalisation."""
         unit = self._units[which]
-        return _divide(grad - unit * (grad * unit).sum(1, keepdim=True), self._lengths[which])
+        across = grad - unit * (grad * unit).sum(1, keepdim=True)
+        return _divide(across, self._lengths[which]) * self._lifts[which]
+
+
+def _lift(x: Tensor) -> Tensor:
+    """2^100 for rows [n, 1] so small that their lengths may be subnormal, of few digits; else 1."""
+    small = x.abs().amax(dim=1, keepdim=True) < 2.0**-100
+    return torch.where(small, 2.0**100, 1.0).to(x.dtype)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ The definitions are in reference.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -37,8 +39,9 @@ def perception_coherence_loss(
     perception coherence, arXiv 2505.06595.
 
     Args:
-        student: features [A, Ds]; float32, float64, bfloat16 or float16 (computed in float32, or in
-            float64 if any input is).
+        student: features [A, Ds]; float32, float64, bfloat16 or float16. Each input may have another
+            dtype: all is computed in float32, or in float64 if any of them is. (What comes from NumPy
+            often is, and float64 is slow: cast with `.float()`.) Gradients have the dtype of their input.
         teacher: features [A, Dt] of the same inputs. They get no gradient.
         student_refs: reference features [M, Ds], say a memory bank; they get gradients if they
             require them.
@@ -74,9 +77,9 @@ def perception_coherence_loss(
     Raises:
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
-    recipe = make_recipe("perception_coherence_loss", options)
     inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
-    return ranking_loss(inputs, recipe, process_group)
+    recipe_of = partial(make_recipe, "perception_coherence_loss", options)
+    return ranking_loss(inputs, recipe_of, process_group)
 
 
 class PerceptionCoherenceLoss(RankingLoss):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import first_order_only
+from ..checks import compute_dtype, first_order_only
 from ..ops import run
 from ..recipe import Recipe
 from ..sweep import Batch
@@ -72,12 +72,13 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         task, *others = rest or (Task(),)
         students = [student, *others]
         own = task.place(teacher_refs)
-        weights = anchor_weights((*students, teacher), weights, pair_mask, own)
+        weights = anchor_weights(student, weights, pair_mask, own)
         if task.recipe.reduction == "mean":
             weights = shares(weights)
         if task.layer_weights != (1.0,):
             weights = weights.new_tensor(task.layer_weights)[:, None] * weights
-        weights = weights.expand(len(students), -1)
+        dtype = compute_dtype(*students, teacher, student_refs, teacher_refs)
+        weights = weights.to(dtype).expand(len(students), -1)
         batch = Batch(
             students, teacher, student_refs, teacher_refs, weights, pair_mask, own, task.given
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -13,7 +14,13 @@ from typing_extensions import Unpack
 from ..backends import check_usable
 from ..checks import check_features, check_weighting
 from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
-from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
+from ..training.distributed import (
+    Group,
+    gather_batch,
+    joint_loss,
+    sum_over_ranks,
+    together,
+)
 from .function import PerceptionCoherenceFunction, Task
 from .weighting import anchor_weights, shares
 
@@ -35,18 +42,31 @@ class Inputs(NamedTuple):
         if references is None:
             references = anchors if self.student_refs is None else self.student_refs.shape[0]
         check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
-        check_usable(recipe.backend, self.student, self.teacher)
+        check_usable(recipe.backend, *self[:4])
 
 
-def ranking_loss(inputs: Inputs, recipe: Recipe, process_group: Group | None = None) -> Tensor:
+MakeRecipe = Callable[[], Recipe]
+"""Makes the recipe of what a user said, or raises TypeError or ValueError."""
+
+SHARED_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name not in ("chunk_bytes", "backend"))
+"""What the ranks of a group must have alike: what decides on the loss, not how each computes it."""
+
+
+def ranking_loss(
+    inputs: Inputs, recipe_of: MakeRecipe, process_group: Group | None = None
+) -> Tensor:
     """The loss that a recipe describes: a scalar, or [A] for reduction "none".
+
+    With a group the recipe is made where the ranks check their arguments together: an option that one of
+    them refuses is an error on all.
 
     Raises:
         TypeError, ValueError: an input is not what `perception_coherence_loss` says, or the backend is
             not usable.
     """
     if process_group is not None:
-        return _joint_loss(inputs, recipe, process_group)
+        return _joint_loss(inputs, recipe_of, process_group)
+    recipe = recipe_of()
     inputs.check(recipe)
     student, teacher, student_refs, teacher_refs, weights, pair_mask = inputs
     return PerceptionCoherenceFunction.apply(
@@ -60,23 +80,28 @@ def ranking_loss(inputs: Inputs, recipe: Recipe, process_group: Group | None = N
     )
 
 
-def _joint_loss(inputs: Inputs, recipe: Recipe, group: Group) -> Tensor:
+def _joint_loss(inputs: Inputs, recipe_of: MakeRecipe, group: Group) -> Tensor:
     """The loss of a batch that several ranks hold: this rank's anchors against all ranks' rows."""
     student, teacher, student_refs, _, weights, pair_mask = inputs
 
-    def check() -> None:
+    def check() -> dict[str, Any]:
+        recipe = recipe_of()
         if student_refs is not None:
             raise ValueError("process_group gathers the references itself: leave student_refs out")
         # The mask's width is checked where all ranks' rows have been counted.
         shape = pair_mask.shape if isinstance(pair_mask, Tensor) else ()
         inputs.check(recipe, references=shape[-1] if shape else 1)
+        shared = {name: getattr(recipe, name) for name in SHARED_OPTIONS}
+        return {**shared, "teacher_dissimilarity": recipe.of_teacher}
 
     joint = gather_batch(student, teacher, pair_mask, check, group)
-    weights = anchor_weights((student, teacher), weights, pair_mask, joint.start)
+    recipe = recipe_of()
+    weights = anchor_weights(student, weights, pair_mask, joint.start)
     if recipe.reduction == "mean":
         weights = shares(weights, sum_over_ranks(weights.sum(), group))
         recipe = replace(recipe, reduction="sum")
-    losses = PerceptionCoherenceFunction.apply(
+    compute = partial(
+        PerceptionCoherenceFunction.apply,
         student,
         teacher.detach(),
         joint.student,
@@ -85,6 +110,8 @@ def _joint_loss(inputs: Inputs, recipe: Recipe, group: Group) -> Tensor:
         pair_mask,
         Task(recipe, joint.start),
     )
+    ours = recipe.has_names and recipe.rule.code is not None  # all of the code that runs
+    losses = compute() if ours else together(compute, "a function", student.device, group)
     return joint_loss(losses, recipe.reduction, group)
 
 
@@ -131,7 +158,7 @@ class RankingLoss(nn.Module):
     ) -> Tensor:
         """The loss of features [A, Ds] and [A, Dt], against references [M, Ds] and [M, Dt] if given."""
         inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
-        return ranking_loss(inputs, self.recipe, self.process_group)
+        return ranking_loss(inputs, lambda: self.recipe, self.process_group)
 
     def extra_repr(self) -> str:
         """The options, for printing."""

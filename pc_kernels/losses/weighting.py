@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..checks import compute_dtype
-
 
 def anchor_weights(
-    features: Sequence[Tensor],
+    student: Tensor,
     weights: Tensor | None,
     pair_mask: Tensor | None,
     self_start: int | None,
 ) -> Tensor:
-    """W [A] in the compute dtype: `weights`, 1 by default; 0 for anchors with nothing to rank.
+    """W [A], in float64 where the device has it: `weights`, 1 by default; 0 where nothing is to rank.
 
     Args:
-        features: what the networks say of A anchors, features or dissimilarities.
+        student: what a network says of A anchors, features or dissimilarities.
         weights: [A] or None.
         pair_mask: bool, broadcast to [A, M], or None.
         self_start: anchor i is reference self_start + i and left out; None: it is none of them.
     """
-    dtype = compute_dtype(*features)
-    anchors = features[0].shape[0]
-    w = (
-        features[0].new_ones(anchors, dtype=dtype)
-        if weights is None
-        else weights.detach().to(dtype)
-    )
+    anchors = student.shape[0]
+    dtype = torch.float32 if student.device.type == "mps" else torch.float64
+    w = student.new_ones(anchors, dtype=dtype) if weights is None else weights.detach().to(dtype)
     if pair_mask is None:
         return w
     count = pair_mask.sum(1)
@@ -44,7 +36,12 @@ def anchor_weights(
 def shares(weights: Tensor, total: Tensor | None = None) -> Tensor:
     """w_i / Σ w: what turns a sum into a weighted mean; 0 where all weights are.
 
-    `total`: Σ w, where anchors of other processes count as well.
+    Weights whose sum is not finite have no shares: NaN.
+
+    Args:
+        weights: [A], in float64: in float32 the sum of large ones overflows, and small ones are 0.
+        total: Σ w, where anchors of other processes count as well.
     """
     total = weights.sum() if total is None else total
+    total = torch.where(total.isfinite(), total, torch.nan)
     return weights / torch.where(total == 0, 1, total)

@@ -6,12 +6,14 @@ DistributedDataParallel, which *averages* gradients over ranks, ends up with exa
 one process would compute on the joint batch: each rank's share is multiplied by the number of ranks.
 A training loop that sums gradients over ranks instead has to divide by that number.
 
-Ranks may hold different numbers of rows. All of them must call the loss, and its backward.
+Ranks may hold different numbers of rows. All of them must call the loss, and its backward, with the same
+options: what is wrong on one of them is an error on each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +40,7 @@ def gather_batch(
     student: Tensor,
     teacher: Tensor,
     pair_mask: Tensor | None,
-    check: Callable[[], None],
+    check: Callable[[], Mapping[str, Any]],
     group: Group,
 ) -> JointBatch:
     """The joint batch, after all ranks have agreed that nothing is wrong with any part of it.
@@ -47,24 +49,27 @@ def gather_batch(
         student: this rank's features [A, Ds].
         teacher: this rank's features [A, Dt].
         pair_mask: this rank's, bool [A, M] or None.
-        check: raises TypeError or ValueError if this rank's arguments are not in order.
+        check: raises an error if this rank's arguments are not in order; returns the options that all
+            ranks must have alike, by name.
         group: the ranks that share the batch.
 
     Raises:
-        TypeError, ValueError: from `check`; or the ranks' widths or dtypes differ, a mask's width is not
-            that of the joint batch, or another rank's check failed. Every rank raises, so that none waits
-            for the others.
+        TypeError, ValueError: this process is not in the group; or options, widths or dtypes differ, a
+            mask's width is not that of the joint batch, or another rank's check failed (it is raised on
+            every rank, so that none waits for the others).
+        Exception: from `check`.
     """
-    own_error = None
+    _check_member(group)
+    own_error, options = None, {}
     try:
-        check()
+        options = {name: described(value) for name, value in check().items()}
         columns = 0 if pair_mask is None else pair_mask.shape[1]
         kinds = (FLOATS.index(student.dtype), FLOATS.index(teacher.dtype))
-        described = [1, *student.shape, teacher.shape[1], *kinds, columns]
-    except (TypeError, ValueError) as error:
+        row = [1, *student.shape, teacher.shape[1], *kinds, columns, _digest(options)]
+    except Exception as error:
         own_error = error
-        described = [0] * 7
-    table = _describe_all(described, _device_of(student, group), group)
+        row = [0] * 8
+    table = _describe_all(row, _device_of(student, group), group)
     if own_error is not None:
         raise own_error
     refused = [rank for rank, row in enumerate(table) if not row[0]]
@@ -72,23 +77,102 @@ def gather_batch(
         raise ValueError(
             f"process_group: ranks {refused} refused their arguments; see their errors"
         )
-    names = ("student width", "teacher width", "student dtype", "teacher dtype")
-    for argument, values in zip(names, zip(*(row[2:6] for row in table), strict=True), strict=True):
-        if len(set(values)) > 1:
-            shown = [str(FLOATS[v]) for v in values] if "dtype" in argument else list(values)
-            raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
+    if len({row[7] for row in table}) > 1:
+        _refuse_options(options, group)
     sizes = [row[1] for row in table]
-    masks = [row[6] for row in table]
-    if any(columns not in (0, 1, sum(sizes)) for columns in masks):
-        raise ValueError(
-            f"process_group: pair_mask must have a column for each of the {sum(sizes)} rows of the joint "
-            f"batch, or one; by rank (0: no mask): {masks}"
-        )
+    _check_table(table, sum(sizes))
     return JointBatch(
         _AllGather.apply(student, sizes, group),
         _all_gather(teacher.detach(), sizes, group),
         sum(sizes[: dist.get_rank(group)]),
     )
+
+
+def together(
+    compute: Callable[[], Tensor], what: str, device: torch.device, group: Group
+) -> Tensor:
+    """What `compute` returns; where it raises on one rank, every rank raises.
+
+    Args:
+        compute: what runs code of the user.
+        what: what that code is, for the error.
+        device: where the group's collectives run.
+        group: the ranks.
+
+    Raises:
+        Exception: this rank's own error.
+        RuntimeError: another rank's computation failed.
+    """
+    result, own_error = None, None
+    try:
+        result = compute()
+    except Exception as error:
+        own_error = error
+    table = _describe_all([int(own_error is not None)], device, group)
+    if own_error is not None:
+        raise own_error
+    failed = [rank for rank, row in enumerate(table) if row[0]]
+    if failed:
+        raise RuntimeError(f"process_group: {what} failed on ranks {failed}; see their errors")
+    assert result is not None
+    return result
+
+
+def described(value: object) -> str:
+    """An option as ranks compare it: a function by its name, since it is another object on each."""
+    if not callable(value):
+        return repr(value)
+    named = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"function {getattr(value, '__module__', None)}.{named}"
+
+
+def _check_member(group: object) -> None:
+    """Raises unless this process belongs to the group."""
+    if group is not dist.GroupMember.NON_GROUP_MEMBER:
+        if not isinstance(group, Group):
+            came = type(group).__name__
+            raise TypeError(f"process_group must be a torch.distributed group; got {came}")
+        if dist.get_rank(group) >= 0:
+            return
+    raise ValueError(
+        f"process_group: rank {dist.get_rank()} of all processes is not in the group; "
+        "only its members may call"
+    )
+
+
+def _digest(options: Mapping[str, str]) -> int:
+    """Options as a number that fits int64, the same on every rank."""
+    text = repr(sorted(options.items())).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+def _refuse_options(own: Mapping[str, str], group: Group) -> None:
+    """Raises ValueError with the options that differ; every rank calls it if any does."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, own, group=group)
+    names = sorted({name for options in everyone for name in options})
+    by_name = {name: [options.get(name, "missing") for options in everyone] for name in names}
+    differing = [
+        f"{name} ({', '.join(values)})" for name, values in by_name.items() if len(set(values)) > 1
+    ]
+    raise ValueError(
+        f"process_group: all ranks must have the same options; by rank: {'; '.join(differing)}"
+    )
+
+
+def _check_table(table: list[list[int]], rows: int) -> None:
+    """Raises ValueError unless the ranks' tensors make one batch of this many rows."""
+    names = ("student width", "teacher width", "student dtype", "teacher dtype")
+    for argument, values in zip(names, zip(*(row[2:6] for row in table), strict=True), strict=True):
+        if len(set(values)) > 1:
+            shown = [str(FLOATS[v]) for v in values] if "dtype" in argument else list(values)
+            raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
+    masks = [row[6] for row in table]
+    if any(columns not in (0, 1, rows) for columns in masks):
+        raise ValueError(
+            f"process_group: pair_mask must have a column for each of the {rows} rows of the joint "
+            f"batch, or one; by rank (0: no mask): {masks}"
+        )
 
 
 def _device_of(student: object, group: Group) -> torch.device:

@@ -47,7 +47,7 @@ class FeatureQueue(nn.Module):
             size: rows it holds.
             student_width: Ds.
             teacher_width: Dt.
-            dtype: of the rows; references must have the dtype of the features they go with.
+            dtype: of the rows, whatever that of the features; float32 holds those of autocast exactly.
             device: where the rows live.
             process_group: ranks that fill one queue together: `enqueue` takes the rows of all of them, in
                 the order of ranks, so that every rank holds the same queue.
@@ -93,7 +93,7 @@ class FeatureQueue(nn.Module):
             TypeError, ValueError: the features do not fit the queue (with a group: on every rank).
         """
 
-        def check() -> None:
+        def check() -> dict[str, int]:
             check_features(student, teacher, None, None)
             for name, x in (("student", student), ("teacher", teacher)):
                 rows = getattr(self, name)
@@ -103,6 +103,7 @@ class FeatureQueue(nn.Module):
                     )
                 if x.device != rows.device:
                     raise ValueError(f"{name} is on {x.device}; the queue is on {rows.device}")
+            return {"size": self.size}
 
         if self.process_group is None:
             check()
@@ -113,6 +114,8 @@ class FeatureQueue(nn.Module):
         count = student.shape[0]
         until_end = min(count, self.size - self._next)
         for rows, x in ((self.student, student), (self.teacher, teacher)):
+            if x.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr():
+                x = x.clone()  # rows of the queue itself would be overwritten as they are read
             rows[self._next : self._next + until_end] = x[:until_end]
             rows[: count - until_end] = x[until_end:]
         self._next = (self._next + count) % self.size
