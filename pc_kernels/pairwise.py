@@ -11,7 +11,7 @@ from .backends import select
 from .checks import check_matrix, check_same_device, compute_dtype, first_order_only
 from .dissimilarities import Dissimilarity, Points, Rows, Side, check_dissimilarity, make_side
 from .dissimilarities.gram_rows import dissimilarities_backward
-from .dissimilarities.gram_side import power_of_two
+from .dissimilarities.row_maker import power_of_two
 from .precision import exact_arithmetic
 
 
