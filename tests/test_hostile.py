@@ -135,3 +135,16 @@ def test_float16_features_at_the_end_of_their_range(backend: str, rng: Generator
         loss = pc_kernels.perception_coherence_loss(student, teacher, backend=backend, **options)
         wanted = reference.perception_coherence_loss(student.double(), teacher.double(), **options)
         assert abs(loss - wanted) <= tolerances.LOSS * wanted
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3, 1e4])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_gradients_of_a_far_clump_do_not_cancel(
+    backend: str, offset: float, rng: Generator
+) -> None:
+    """No shift brings both it and the rest near the origin; its pairs are summed from differences."""
+    student = 1e-3 * torch.randn(128, 16, generator=rng)
+    student[:115] += offset
+    teacher = quantised(rng, 128, 8)
+    error = gradient_error(ours(student, teacher, backend), student, teacher)
+    assert error <= tolerances.GRAD

@@ -8,7 +8,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -145,27 +144,29 @@ Tensor shifted(const Tensor& x, const std::vector<float>& shift) {
   return moved;
 }
 
-// |x_i|^2: strips of float sums, which vectors are made of, added up in double.
+// The sum of squares: strips of float sums, which vectors are made of, added up in double.
+double sum_of_squares(const float* x, int64_t count) {
+  constexpr int64_t lanes = 16, strip = 16 * lanes;
+  double total = 0.0;
+  for (int64_t from = 0; from < count; from += strip) {
+    const int64_t to = std::min(count, from + strip), whole = from + (to - from) / lanes * lanes;
+    float partial[lanes] = {};
+    for (int64_t k = from; k < whole; k += lanes)
+      for (int64_t l = 0; l < lanes; ++l) partial[l] += x[k + l] * x[k + l];
+    for (int64_t k = whole; k < to; ++k) partial[k - whole] += x[k] * x[k];
+    for (const float part : partial) total += part;
+  }
+  return total;
+}
+
 Tensor squared_norms(const Tensor& x) {
   Tensor norms = at::empty({x.size(0)}, x.options());
   const int64_t width = x.size(1);
   const float* const values = x.const_data_ptr<float>();
   float* const target = norms.mutable_data_ptr<float>();
   for_blocks(x.size(0), width, [&](int64_t, int64_t first, int64_t past) {
-    constexpr int64_t lanes = 16, strip = 16 * lanes;
-    for (int64_t i = first; i < past; ++i) {
-      const float* const row = values + i * width;
-      double total = 0.0;
-      for (int64_t from = 0; from < width; from += strip) {
-        const int64_t to = std::min(width, from + strip), whole = from + (to - from) / lanes * lanes;
-        float partial[lanes] = {};
-        for (int64_t c = from; c < whole; c += lanes)
-          for (int64_t l = 0; l < lanes; ++l) partial[l] += row[c + l] * row[c + l];
-        for (int64_t c = whole; c < to; ++c) partial[c - whole] += row[c] * row[c];
-        for (const float part : partial) total += part;
-      }
-      target[i] = static_cast<float>(total);
-    }
+    for (int64_t i = first; i < past; ++i)
+      target[i] = static_cast<float>(sum_of_squares(values + i * width, width));
   });
   return norms;
 }
@@ -243,9 +244,22 @@ void symmetrise(float* v, int64_t n) {
   });
 }
 
+// target <- sum_j v_j (x_i - x_j), from the differences.
+void pull_of(const float* v, const float* points, int64_t i, int64_t n, int64_t width, float* target) {
+  std::vector<double> sum(width, 0.0);
+  const float* const own = points + i * width;
+  for (int64_t j = 0; j < n; ++j)
+    for (int64_t c = 0; c < width; ++c) sum[c] += v[j] * (own[c] - points[j * width + c]);
+  for (int64_t c = 0; c < width; ++c) target[c] = static_cast<float>(sum[c]);
+}
+
 // The gradient of a batch that is its own reference: sum_j (V_ij + V_ji) (x_i - x_j). Half the products
-// that V x and V^T x would take. Few pairs are summed from the differences, where nothing cancels.
-Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs) {
+// that V x and V^T x would take.
+//
+// As a difference of two sums it cancels where what pulls at x_i is much nearer than the origin: near
+// duplicates, and what no shift could bring near. Such rows, and few pairs, are summed from
+// differences.
+Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs, double cancelled) {
   check_matrix("values", values, at::kCPU);
   check_matrix("points", x, at::kCPU);
   const int64_t n = x.size(0), width = x.size(1);
@@ -253,18 +267,22 @@ Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs) {
                     "], got ", values.sizes());
   if (n == 0) return at::empty_like(x);
   symmetrise(values.mutable_data_ptr<float>(), n);
-  if (n * n > few_pairs) {
-    Tensor grad = at::mul(x, at::sum(values, {1}, true));
-    return at::addmm_out(grad, grad, values, x, 1, -1);
-  }
-  Tensor grad = at::zeros_like(x);
+  const bool few = n * n <= few_pairs;
+  Tensor grad = few ? at::empty_like(x) : at::mul(x, at::sum(values, {1}, true));
+  if (!few) at::addmm_out(grad, grad, values, x, 1, -1);
   const float* const v = values.const_data_ptr<float>();
   const float* const points = x.const_data_ptr<float>();
   float* const target = grad.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t c = 0; c < width; ++c)
-        target[i * width + c] += v[i * n + j] * (points[i * width + c] - points[j * width + c]);
+  at::parallel_for(0, n, std::max<int64_t>(1, kGrainElements / n), [&](int64_t first, int64_t past) {
+    for (int64_t i = first; i < past; ++i) {
+      const auto terms = [&] {
+        return cancelled * cancelled * sum_of_squares(v + i * n, n) *
+               sum_of_squares(points + i * width, width);
+      };
+      if (few || sum_of_squares(target + i * width, width) < terms())
+        pull_of(v + i * n, points, i, n, width, target + i * width);
+    }
+  });
   return grad;
 }
 
@@ -273,8 +291,9 @@ Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs) {
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   library.def("cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, float)",
               torch::dispatch(at::kCPU, &near_origin));
-  library.def("cpu_self_gradient(Tensor(a!) values, Tensor points, int few_pairs) -> Tensor",
-              torch::dispatch(at::kCPU, &self_gradient));
+  library.def(
+      "cpu_self_gradient(Tensor(a!) values, Tensor points, int few_pairs, float cancelled) -> Tensor",
+      torch::dispatch(at::kCPU, &self_gradient));
 }
 
 }  // namespace pck

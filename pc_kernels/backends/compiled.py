@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dissimilarities.row_maker import FAR, FEW_PAIRS, NearOrigin
+from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Pairs, Rows
 from ..installation import OTHER_TORCH, why_not_loaded
 from .base import FusedBackend
@@ -112,7 +112,7 @@ class CpuBackend(CompiledBackend):
 
     def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
         """See `RowMaker`."""
-        grad: Tensor = torch.ops.pc_kernels.cpu_self_gradient(v, points, FEW_PAIRS)
+        grad: Tensor = torch.ops.pc_kernels.cpu_self_gradient(v, points, FEW_PAIRS, CANCELLED)
         return grad
 
 

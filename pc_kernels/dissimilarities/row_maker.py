@@ -20,6 +20,9 @@ FAR = 64
 FEW_PAIRS = 1024
 """Pairs of a chunk up to which a gradient is summed from differences, as torch.cdist does for few."""
 
+CANCELLED = 1 / 8
+"""A gradient that is this much smaller than its terms has lost as much to rounding."""
+
 MIRROR_WIDTH = 256
 """Features as wide as this make an inner product dearer than a copy from the mirrored place."""
 
@@ -90,6 +93,11 @@ def symmetric_product(x: Tensor, out: Tensor) -> None:
     out[half:, :half] = out[:half, half:].T
 
 
+def pulls(v: Tensor, anchors: Tensor, references: Tensor) -> Tensor:
+    """Σ_j V_ij (a_i − b_j) [A, D], from the differences: nothing cancels."""
+    return (v[:, :, None] * (anchors[:, None] - references)).sum(1)
+
+
 class NearOrigin(NamedTuple):
     """Points [anchors], or [anchors, references], as their products are taken."""
 
@@ -127,12 +135,22 @@ class RowMaker:
     def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
         """Σ_j (V_ij + V_ji) (x_i − x_j) [B, D] of a batch that is its own reference.
 
-        One product with V + Vᵀ, where V x and Vᵀ x would be two. V may be overwritten.
+        One product with V + Vᵀ, where V x and Vᵀ x would be two. V may be overwritten. As a difference
+        of two sums it cancels where what pulls at x_i is much nearer than the origin: near duplicates,
+        and what no shift could bring near. Such rows are summed again from the differences, where
+        looking for them is free, on the CPU.
         """
         v = v + v.T
-        if v.numel() <= FEW_PAIRS:  # the differences themselves: nothing cancels
-            return (v[:, :, None] * (points[:, None] - points)).sum(1)
-        return (points * v.sum(1, keepdim=True)).addmm_(v, points, alpha=-1)
+        if v.numel() <= FEW_PAIRS:
+            return pulls(v, points, points)
+        grad = (points * v.sum(1, keepdim=True)).addmm_(v, points, alpha=-1)
+        if points.device.type == "cpu":
+            terms = v.norm(dim=1) * points.norm(dim=1)
+            rows = torch.nonzero(grad.norm(dim=1) < CANCELLED * terms)[:, 0]
+            block = max(1, (1 << 20) // points.numel())  # rows whose differences are in memory
+            for part in rows.split(block):
+                grad[part] = pulls(v[part], points[part], points)
+        return grad
 
 
 PLAIN = RowMaker()
