@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compare import FAST_BACKENDS, RELAXATIONS, check_matrices, check_soft_rank, usable
+from compare import FAST_BACKENDS, RELAXATIONS, check_matrices, check_soft_rank
 from torch import Generator, Tensor
 
 import pc_kernels
@@ -98,11 +98,34 @@ def test_losses(backend: str, name: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("backend", [b for b in usable() if b.values == ("cpu",)])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_long_rows_take_no_longer(backend: str, name: str, relaxation: str, rng: Generator) -> None:
-    """A row of 30,000 takes milliseconds; over all pairs it took seconds. A limit that machines meet."""
+    """A row of 30,000 takes milliseconds, in `torch` some tenths of a second; over all pairs, a minute."""
     x = make(name, rng, 1, 30_000).requires_grad_()
     start = time.perf_counter()
     rank = pc_kernels.soft_rank(x, 1.0, relaxation, backend=backend)
     rank.backward(torch.randn(x.shape, generator=rng))
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < (0.5 if backend == "cpu" else 3.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_one_such_row_does_not_slow_the_others(backend: str, name: str, rng: Generator) -> None:
+    """Three times a normal batch at most, and what a loaded machine adds; it was a hundred times."""
+    normal = 10 * torch.randn(100, 1000, generator=rng)
+    mixed = normal.clone()
+    mixed[7] = make(name, rng, 1, 1000)
+    mixed[8] = 2 * torch.arange(1000)  # on a grid of 8 cells a point
+
+    def seconds(x: Tensor) -> float:
+        best = 1e9
+        for _ in range(3):
+            leaf = x.clone().requires_grad_()
+            start = time.perf_counter()
+            rank = pc_kernels.soft_rank(leaf, 1.0, backend=backend)
+            rank.backward(torch.ones_like(rank))
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    seconds(normal[:2])
+    assert seconds(mixed) <= 3 * seconds(normal) + 0.05
