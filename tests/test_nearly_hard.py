@@ -12,6 +12,13 @@ from torch import Generator, Tensor
 
 import pc_kernels
 
+
+@pytest.fixture(autouse=True)
+def one_thread(threads: Callable[[int], None]) -> None:
+    """Where others compute as well, threads wait for each other."""
+    threads(1)
+
+
 Maker = Callable[[Generator, int], Tensor]
 
 
@@ -112,11 +119,8 @@ def seconds(backend: str, x: Tensor, relaxation: str = "logistic", runs: int = 1
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-def test_long_rows_take_no_longer(
-    backend: str, name: str, relaxation: str, rng: Generator, threads: Callable[[int], None]
-) -> None:
+def test_long_rows_take_no_longer(backend: str, name: str, relaxation: str, rng: Generator) -> None:
     """A row of 30,000 takes milliseconds, in `torch` tenths of a second; over all pairs, a minute."""
-    threads(1)  # where others compute as well, threads wait for each other
     x = make(name, rng, 1, 30_000)
     assert seconds(backend, x, relaxation) < (0.5 if backend == "cpu" else 3.0)
 
@@ -124,11 +128,8 @@ def test_long_rows_take_no_longer(
 @pytest.mark.clean_memory
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-def test_one_such_row_does_not_slow_the_others(
-    backend: str, name: str, rng: Generator, threads: Callable[[int], None]
-) -> None:
+def test_one_such_row_does_not_slow_the_others(backend: str, name: str, rng: Generator) -> None:
     """Three times a normal batch at most, and what a loaded machine adds; it was a hundred times."""
-    threads(1)
     normal = 10 * torch.randn(60, 1000, generator=rng)
     mixed = normal.clone()
     mixed[7] = make(name, rng, 1, 1000)
