@@ -7,10 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compare import FAST_BACKENDS, RELAXATIONS, check_matrices, check_soft_rank, usable
+from compare import FAST_BACKENDS, RELAXATIONS, check_matrices, check_soft_rank
 from torch import Generator, Tensor
 
 import pc_kernels
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads: Callable[[int], None]) -> None:
+    """Where others compute as well, threads wait for each other."""
+    threads(1)
+
 
 Maker = Callable[[Generator, int], Tensor]
 
@@ -96,13 +103,36 @@ def test_losses(backend: str, name: str, rng: Generator) -> None:
         check_matrices(backend, d_s, d_t, rng, pair_mask=pair_mask, temperature=1.0, scale=None)
 
 
+def seconds(backend: str, x: Tensor, relaxation: str = "logistic", runs: int = 1) -> float:
+    """The shortest of some runs, forward and backward."""
+    best = torch.inf
+    for _ in range(runs):
+        leaf = x.clone().requires_grad_()
+        start = time.perf_counter()
+        rank = pc_kernels.soft_rank(leaf, 1.0, relaxation, backend=backend)
+        rank.backward(torch.ones_like(rank))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@pytest.mark.clean_memory
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("backend", [b for b in usable() if b.values == ("cpu",)])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_long_rows_take_no_longer(backend: str, name: str, relaxation: str, rng: Generator) -> None:
-    """A row of 30,000 takes milliseconds; over all pairs it took seconds. A limit that machines meet."""
-    x = make(name, rng, 1, 30_000).requires_grad_()
-    start = time.perf_counter()
-    rank = pc_kernels.soft_rank(x, 1.0, relaxation, backend=backend)
-    rank.backward(torch.randn(x.shape, generator=rng))
-    assert time.perf_counter() - start < 0.5
+    """A row of 30,000 takes milliseconds, in `torch` tenths of a second; over all pairs, a minute."""
+    x = make(name, rng, 1, 30_000)
+    assert seconds(backend, x, relaxation) < (0.5 if backend == "cpu" else 3.0)
+
+
+@pytest.mark.clean_memory
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_one_such_row_does_not_slow_the_others(backend: str, name: str, rng: Generator) -> None:
+    """Three times a normal batch at most, and what a loaded machine adds; it was a hundred times."""
+    normal = 10 * torch.randn(60, 1000, generator=rng)
+    mixed = normal.clone()
+    mixed[7] = make(name, rng, 1, 1000)
+    mixed[8] = 2 * torch.arange(1000)  # on a grid of 8 cells a point
+    seconds(backend, normal[:2])
+    assert seconds(backend, mixed, runs=3) <= 3 * seconds(backend, normal, runs=3) + 0.05

@@ -7,9 +7,10 @@ A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
+
+MOST_NEIGHBOURS = 40
+"""Of a nearly hard row, points that see more others than this are served by a grid."""
 
 
 SMALLEST_TAU = 1e-300
@@ -54,7 +58,7 @@ def soft_rank(
     Also, with_grad, the density Σ_k φ((x_j − x_k)/τ) that the backward needs, else an empty tensor.
     `keep` as for `hard_rank`.
     """
-    if x.shape[1] == 0:
+    if x.numel() == 0:
         return x.clone(), x.clone()
     row = _Rows(x, recipe, keep)
     sums, density = row.rank_sums(with_grad)
@@ -72,7 +76,7 @@ def soft_rank_backward(
 
     `keep` as for `hard_rank`; what is absent has gradient 0.
     """
-    if x.shape[1] == 0:
+    if x.numel() == 0:
         return x.clone()
     row = _Rows(x, recipe, keep)
     slope = row.only_kept(grad_rank / row.others)
@@ -84,7 +88,7 @@ def soft_rank_backward(
 
 
 class _Rows:
-    """Rows x [N, m] located on a grid (or, nearly hard, sorted), ready for sums over pairs."""
+    """Rows x [N, m] in units of their temperature, located in groups that are alike."""
 
     def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None) -> None:
         self.keep = keep
@@ -111,15 +115,7 @@ class _Rows:
         self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
         self.tau = (self.tau * recipe.temperature).clamp(min=SMALLEST_TAU)
         points = torch.where(self.constant, 0, (wide - low) / self.tau)
-        self.order: Tensor | None = None
-        limit = CELLS_PER_POINT * x.shape[1] / self.spec.inverse_step
-        if not _fits(points, limit):
-            points = self._close_gaps(wide)
-            if not _fits(points, limit):
-                self.order = points.argsort(dim=1)
-                self.points = points
-                return
-        self._place(points)
+        self.groups = self._in_groups(points, wide)
 
     def only_kept(self, x: Tensor) -> Tensor:
         """X [N, m] with 0 for what is absent."""
@@ -140,42 +136,118 @@ class _Rows:
         result = torch.where(self.constant, constant, result)
         return torch.where(self.finite, result, torch.nan)
 
-    def _close_gaps(self, x: Tensor) -> Tensor:
-        """Places in units of τ, with gaps beyond the support closed to just over it.
+    def _in_groups(self, points: Tensor, wide: Tensor) -> list[tuple[Tensor | None, _Located]]:
+        """Rows of like size together: a row is padded to the widest of its group. None: all of them.
+
+        Grids of up to one cell a point are alike, since their points cost more; then sizes double.
+        """
+        count = points.shape[1]
+        cells = _span(points) * self.spec.inverse_step
+        far = (~(cells <= CELLS_PER_POINT * count)).nonzero()[:, 0]
+        if len(far):
+            points[far] = self._close_gaps(wide[far], far)
+            cells[far] = _span(points[far]) * self.spec.inverse_step
+        level = torch.log2(cells / count).ceil_().clamp_(0, math.log2(CELLS_PER_POINT) + 1)
+        levels = sorted(set(level.tolist()))
+        groups: list[tuple[Tensor | None, _Located]] = []
+        for here in levels:
+            rows = None if len(levels) == 1 else (level == here).nonzero()[:, 0]
+            kind = _Grid if here <= math.log2(CELLS_PER_POINT) else _NearlyHard
+            own = points if rows is None else points[rows]
+            keep = self.keep if rows is None or self.keep is None else self.keep[rows]
+            groups.append((rows, kind(own, keep, self.relaxation, self.dtype)))
+        return groups
+
+    def _close_gaps(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Places of these rows in units of τ, with gaps beyond the support closed to just over it.
 
         Points so far apart do not see each other, however far apart they are.
         """
         ordered, order = x.sort(dim=1)
-        gaps = (ordered.diff(dim=1) / self.tau).clamp(max=self.spec.support + 1)
-        gaps = torch.where(self.constant, 0, gaps)
+        gaps = (ordered.diff(dim=1) / self.tau[rows]).clamp(max=self.spec.support + 1)
+        gaps = torch.where(self.constant[rows], 0, gaps)
         places = torch.nn.functional.pad(gaps.cumsum(1), (1, 0))
         return torch.zeros_like(places).scatter_(1, order, places)
 
-    def _place(self, points: Tensor) -> None:
+    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
+        """Σ_k Φ((x_j − x_k)/τ), k = j included, and Σ_k φ: [N, m] (the latter empty if not wanted)."""
+        parts = [located.rank_sums(with_density) for _, located in self.groups]
+        sums, density = zip(*parts, strict=True)
+        return self._together(sums), self._together(density) if with_density else density[0]
+
+    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
+        """Σ_k (slope_j − slope_k) φ((x_j − x_k)/τ): [N, m]."""
+        own = [
+            (slope, density) if rows is None else (slope[rows], density[rows])
+            for rows, _ in self.groups
+        ]
+        parts = [
+            located.slope_sums(*terms) for (_, located), terms in zip(self.groups, own, strict=True)
+        ]
+        return self._together(parts)
+
+    def _together(self, parts: Sequence[Tensor]) -> Tensor:
+        """What the groups have [·, m], as [N, m]."""
+        if self.groups[0][0] is None:
+            return parts[0]
+        whole = parts[0].new_empty(len(self.count), parts[0].shape[1])
+        for (rows, _), part in zip(self.groups, parts, strict=True):
+            whole[rows] = part
+        return whole
+
+
+class _Located:
+    """Rows of points [N, m] in units of the temperature, some absent, ready for sums over pairs."""
+
+    def __init__(
+        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
+    ) -> None:
+        self.points = points
+        self.keep = keep
+        self.relaxation = relaxation
+        self.spec = relaxation.grid(dtype)
+        self.dtype = dtype
+
+    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
+        """See `_Rows`."""
+        raise NotImplementedError
+
+    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
+        """See `_Rows`; the slope of what is absent is 0."""
+        raise NotImplementedError
+
+
+class _Grid(_Located):
+    """All of a row on one grid."""
+
+    def __init__(
+        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
+    ) -> None:
+        super().__init__(points, keep, relaxation, dtype)
         scaled = points * self.spec.inverse_step
         scaled = scaled - scaled.amin(1, keepdim=True).floor() if scaled.numel() else scaled
         cell = scaled.floor()
         self.cell = cell.long()
         self.cells = int(self.cell.max()) + 1 if scaled.numel() else 1
-        place = (scaled - cell - 0.5).to(self.dtype)
+        place = (scaled - cell - 0.5).to(dtype)
         self.weights = _lagrange_weights(place, self.spec.stencil)
 
     def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
-        """Σ_k Φ((x_j − x_k)/τ), k = j included, and Σ_k φ: [N, m] (the latter empty if not wanted)."""
-        if self.order is not None:  # the backward sums its pairs itself
-            sums = self._pair_sums()
-            return sums, torch.zeros_like(sums if with_density else sums[:0, 0])
-        mass = self._spread(self.only_kept(torch.ones_like(self.weights[0])))
+        """See `_Rows`."""
+        ones = torch.ones_like(self.weights[0])
+        mass = self._spread(ones if self.keep is None else torch.where(self.keep, ones, 0))
         sums = self._gather(self._convolve(mass, "cdf"))
         if not with_density:
             return sums, sums.new_empty(0)
         return sums, self._gather(self._convolve(mass, "pdf"))
 
     def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
-        """Σ_k (slope_j − slope_k) φ((x_j − x_k)/τ): [N, m]."""
-        if self.order is not None:
-            return self._pair_slopes(slope)
-        return slope * density - self._gather(self._convolve(self._spread(slope), "pdf"))
+        """See `_Rows`."""
+        return slope * density - self.weighted_density(slope)
+
+    def weighted_density(self, weight: Tensor) -> Tensor:
+        """Σ_k weight_k φ((x_j − x_k)/τ)."""
+        return self._gather(self._convolve(self._spread(weight), "pdf"))
 
     def _spread(self, weight: Tensor) -> Tensor:
         # In float64: where many points fall together, fp32 would round all their terms the same way.
@@ -204,48 +276,117 @@ class _Rows:
             result = result + below[:, :, None]
         return result.flatten(1)[:, :count]
 
-    def _neighbours(self, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """The pairs within the support, points in order, at every distance in rank.
 
-        As (the lower ones, the upper ones, their gaps, 1 or 0: are both kept?).
-        """
-        assert self.order is not None
-        places = self.points.gather(1, self.order)
-        for offset in range(1, places.shape[1]):
-            lower, upper = slice(None, -offset), slice(offset, None)
-            gap = places[:, upper] - places[:, lower]
-            if not bool((gap <= self.spec.support).any()):
-                break
-            yield lower, upper, gap, kept[:, upper] * kept[:, lower]
+class _Pieces(NamedTuple):
+    """Neighbours in order of which most see many others, of like numbers: [P, size], padded."""
 
-    def _in_order(self, x: Tensor) -> Tensor:
-        assert self.order is not None
-        return _wide(x).gather(1, self.order)
+    row: Tensor
+    """[P, 1], where they are from."""
+    place: Tensor
+    """Of their points in that row's order, what they see included."""
+    present: Tensor
+    """bool: no padding, and kept."""
+    served: Tensor
+    """bool: the points whose sums these are; the others are only seen."""
+    below: Tensor
+    """[P, 1], how many points that are kept lie below."""
+    grid: _Grid
 
-    def _by_point(self, total: Tensor) -> Tensor:
-        assert self.order is not None
-        return torch.zeros_like(total).scatter_(1, self.order, total).to(self.dtype)
 
-    def _pair_sums(self) -> Tensor:
-        """rank_sums over the pairs within the support."""
-        kept = self._in_order(self.only_kept(torch.ones_like(self.points)))
-        total = kept.cumsum(1) - kept / 2
-        for lower, upper, gap, both in self._neighbours(kept):
-            above = both * self.relaxation.cdf(-gap)  # of the lower point over the upper
-            total[:, upper] -= above
-            total[:, lower] += above
-        return self._by_point(total)
+class _NearlyHard(_Located):
+    """Crowded pieces of a row on grids of their own, and the pairs of the isolated points."""
 
-    def _pair_slopes(self, slope: Tensor) -> Tensor:
-        kept = self._in_order(self.only_kept(torch.ones_like(self.points)))
-        ordered = self._in_order(slope)
+    def __init__(
+        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
+    ) -> None:
+        super().__init__(points, keep, relaxation, dtype)
+        self.places, self.order = points.sort(dim=1)
+        there = torch.ones_like(points, dtype=torch.bool) if keep is None else keep
+        self.kept = there.gather(1, self.order)
+        support = self.spec.support
+        self.first = torch.searchsorted(self.places, self.places - support)
+        self.past = torch.searchsorted(self.places, self.places + support, right=True)
+        seen = self.past - self.first - 1
+        crowded = seen > MOST_NEIGHBOURS
+        self.most_seen = int(torch.where(crowded, 0, seen).max())
+        self.pieces = self._in_pieces(crowded)
+
+    def _in_pieces(self, crowded: Tensor) -> list[_Pieces]:
+        """From a crowded point to the last that is within the support of the one before."""
+        row, k = crowded.nonzero(as_tuple=True)
+        if len(row) == 0:
+            return []
+        place = self.places[row, k]
+        starts = torch.ones_like(row, dtype=torch.bool)
+        starts[1:] = (row.diff() != 0) | (place.diff() > self.spec.support)
+        ends = torch.ones_like(starts)
+        ends[:-1] = starts[1:]
+        row, begin, end = row[starts], k[starts], k[ends]
+        first, past = self.first[row, begin], self.past[row, end]
+        level = torch.log2((past - first).float()).ceil()
+        return [
+            self._piece_group(*(x[level == here][:, None] for x in (row, first, past, begin, end)))
+            for here in sorted(set(level.tolist()))
+        ]
+
+    def _piece_group(
+        self, row: Tensor, first: Tensor, past: Tensor, begin: Tensor, end: Tensor
+    ) -> _Pieces:
+        """Pieces [P, 1] on grids: points first … past−1, of which begin … end are served."""
+        place = first + torch.arange(int((past - first).max()), device=first.device)
+        valid = place < past
+        place = torch.where(valid, place, first)
+        present = valid & self.kept[row, place]
+        below = (self.kept.cumsum(1) - self.kept.long())[row, first]
+        served = valid & (place >= begin) & (place <= end)
+        points = self.places[row, place]
+        grid = _Grid(points, present, self.relaxation, self.dtype)
+        return _Pieces(row, place, present, served, below, grid)
+
+    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
+        """See `_Rows`; isolated points have no use for a density, theirs is 0."""
+        kept = _wide(self.kept.to(self.dtype))
+        total, density = kept.cumsum(1) - kept / 2, torch.zeros_like(kept)
+        for lower, upper, gap in self._neighbours():
+            above = self.relaxation.cdf(-gap)  # of the lower point over the upper
+            total[:, upper] -= kept[:, lower] * above
+            total[:, lower] += kept[:, upper] * above
+        for p in self.pieces:
+            sums, here = p.grid.rank_sums(with_density)
+            self._put(total, p, _wide(sums) + p.below)
+            if with_density:
+                self._put(density, p, _wide(here))
+        return self._by_point(total), self._by_point(density) if with_density else total[:0, 0]
+
+    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
+        """See `_Rows`."""
+        ordered, density = (_wide(x).gather(1, self.order) for x in (slope, density))
+        kept = self.kept.to(ordered.dtype)
         total = torch.zeros_like(ordered)
-        for lower, upper, gap, both in self._neighbours(kept):
+        for lower, upper, gap in self._neighbours():
             push = ordered[:, upper] - ordered[:, lower]
-            push = push * both * self.relaxation.pdf(gap)
+            push = push * kept[:, upper] * kept[:, lower] * self.relaxation.pdf(gap)
             total[:, upper] += push
             total[:, lower] -= push
+        for p in self.pieces:
+            own = ordered[p.row, p.place]
+            weighted = p.grid.weighted_density(torch.where(p.present, own, 0).to(self.dtype))
+            self._put(total, p, own * density[p.row, p.place] - weighted)
         return self._by_point(total)
+
+    def _neighbours(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The pairs that isolated points see, at every distance in rank: lower, upper, gaps."""
+        for offset in range(1, self.most_seen + 1):
+            lower, upper = slice(None, -offset), slice(offset, None)
+            yield lower, upper, self.places[:, upper] - self.places[:, lower]
+
+    def _put(self, total: Tensor, p: _Pieces, values: Tensor) -> None:
+        """Sets what the pieces serve; pairs may have left something there."""
+        row = p.row.expand_as(p.place)
+        total[row[p.served], p.place[p.served]] = values[p.served]
+
+    def _by_point(self, total: Tensor) -> Tensor:
+        return torch.zeros_like(total).scatter_(1, self.order, total).to(self.dtype)
 
 
 def _count(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -255,9 +396,9 @@ def _count(x: Tensor, keep: Tensor | None) -> Tensor:
     return keep.sum(1, keepdim=True).to(x.dtype)
 
 
-def _fits(points: Tensor, limit: float) -> bool:
-    """Whether every row of points spans at most `limit`."""
-    return points.numel() == 0 or bool((points.amax(1) - points.amin(1)).max() <= limit)
+def _span(points: Tensor) -> Tensor:
+    """How far the points of rows [N, m] are spread: [N]."""
+    return points.amax(1) - points.amin(1)
 
 
 def _wide(x: Tensor) -> Tensor:
