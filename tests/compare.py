@@ -14,14 +14,13 @@ import truth
 from torch import Generator, Tensor
 
 import pc_kernels
-from pc_kernels import formulas
+from pc_kernels import dissimilarities, formulas
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarities import DISSIMILARITIES
 from pc_kernels.recipe import REDUCTIONS, SCALES
 
-__all__ = ["METRICS", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
+__all__ = ["DISSIMILARITIES", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
 
-METRICS = tuple(DISSIMILARITIES)
+DISSIMILARITIES = tuple(dissimilarities.DISSIMILARITIES)
 PENALTIES = tuple(formulas.PENALTIES)
 RELAXATIONS = tuple(formulas.RELAXATIONS)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from compare import METRICS
+from compare import DISSIMILARITIES
 from inputs import quantised
 from torch import Generator
 
@@ -71,7 +71,7 @@ def test_inversions(m: int, rng: Generator) -> None:
     assert torch.equal(inversions(v), wanted)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_extremes(metric: str, rng: Generator) -> None:
     """1 for itself, however scaled; agreement 0 and correlation -1 for the other way round."""
     x = torch.randn(30, 6, generator=rng)

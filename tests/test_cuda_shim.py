@@ -33,7 +33,7 @@ from pc_kernels.recipe import Recipe
 
 REFERENCE = ReferenceBackend()
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 513]
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock")
+DISSIMILARITIES = ("euclidean", "sqeuclidean", "cosine", "cityblock")
 
 DEVICES = {
     "narrow warps": {"threads": 16, "warp": 8},
@@ -152,7 +152,7 @@ def batch(rng: Generator, rows: int, width: int = 12) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_every_combination(
     backend: str, metric: str, relaxation: str, penalty: str, rng: Generator
 ) -> None:
@@ -169,7 +169,7 @@ def test_every_combination(
 @on_every_device
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 8, 32, 34, 65])
 def test_batch_sizes(backend: str, rows: int, rng: Generator) -> None:
-    for metric in METRICS[: 4 if rows < 32 else 1]:
+    for metric in DISSIMILARITIES[: 4 if rows < 32 else 1]:
         check_features(
             backend,
             *batch(rng, rows),
@@ -210,7 +210,7 @@ def test_widths(backend: str, width: int, rng: Generator) -> None:
 
 
 @in_both_memories
-@pytest.mark.parametrize("metric", METRICS[:3])
+@pytest.mark.parametrize("metric", DISSIMILARITIES[:3])
 @pytest.mark.parametrize("name", HOSTILE_FEATURES)
 def test_hostile_features(backend: str, name: str, metric: str, rng: Generator) -> None:
     """Near pairs are summed again from differences, far anchors keep their digits."""
@@ -338,7 +338,7 @@ def test_rows_at_any_address(backend: str, rng: Generator) -> None:
 
 def test_dissimilarities_alone(backend: str, rng: Generator) -> None:
     """The stage that writes over its inner products."""
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         x = HOSTILE_FEATURES["near-duplicates"](rng, 20, 7)
         wide, narrow = Points(x.double(), x.double()), Points(x, x)
         wanted = dissimilarities(make_side(metric, wide, with_grad=False).rows(0, 20))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compare import BACKEND_NAMES, FAST_BACKENDS, METRICS, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, FAST_BACKENDS, own_leaf
 from inputs import make_rows, quantised
 from torch import Generator, Tensor
 
@@ -41,7 +41,7 @@ def assert_same_bits(one: list[Tensor], other: list[Tensor]) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_again(backend: str, metric: str, rng: Generator) -> None:
     s, t = torch.randn(65, 20, generator=rng), quantised(rng, 65, 5)
@@ -50,7 +50,7 @@ def test_again(backend: str, metric: str, rng: Generator) -> None:
         assert_same_bits(first, results(backend, metric, s.clone(), t.clone()))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", FUSED_BACKENDS)
 def test_one_thread_or_two(
     backend: str, metric: str, threads: Callable[[int], None], rng: Generator

@@ -7,7 +7,7 @@ import math
 import pytest
 import tolerances
 import torch
-from compare import BACKEND_NAMES, METRICS, assert_near, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, assert_near, own_leaf
 from inputs import HOSTILE_FEATURES
 from torch import Generator, Tensor
 
@@ -45,7 +45,7 @@ def relative_error(metric: str, x: Tensor, y: Tensor, d: Tensor) -> Tensor | flo
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_everyday_features(backend: str, metric: str, width: int, rng: Generator) -> None:
     x, y = torch.randn(20, width, generator=rng), torch.randn(33, width, generator=rng)
@@ -60,7 +60,7 @@ def test_everyday_features(backend: str, metric: str, width: int, rng: Generator
 
 
 @pytest.mark.parametrize("width", [128, 2048])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_wide_features_keep_their_digits(metric: str, width: int, rng: Generator) -> None:
     """In the mean of squares a distance is off by no more than 4u, however many terms it sums."""
     x = torch.randn(64, width, generator=rng)
@@ -94,7 +94,7 @@ def test_exact_features_have_exact_distances(backend: str, metric: str, rng: Gen
     assert_near("δ", d, wanted, 2 * tolerances.U * wanted)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_gradient(metric: str, rng: Generator) -> None:
     for width in (1, 5, 128):
         x, y = torch.randn(9, width, generator=rng), torch.randn(14, width, generator=rng)
@@ -112,7 +112,7 @@ def test_gradient(metric: str, rng: Generator) -> None:
                 assert (got.grad - wanted.grad).norm() <= tolerances.GRAD * size
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_gradcheck(metric: str, rng: Generator) -> None:
     x = torch.randn(4, 3, generator=rng, dtype=torch.float64, requires_grad=True)
     y = torch.randn(5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -124,7 +124,7 @@ def test_gradcheck(metric: str, rng: Generator) -> None:
     )
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_distance_zero_has_gradient_zero(metric: str) -> None:
     x = own_leaf(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, -1.0]]))
     d = pc_kernels.pairwise_dissimilarity(x, metric=metric)
@@ -148,7 +148,7 @@ def test_cosine_of_zeros(rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_dtypes(metric: str, dtype: torch.dtype, rng: Generator) -> None:
     x = own_leaf(torch.randn(8, 16, generator=rng).to(dtype))
     d = pc_kernels.pairwise_dissimilarity(x, metric=metric)
@@ -162,7 +162,7 @@ def test_dtypes(metric: str, dtype: torch.dtype, rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 0), (0, 3, 4), (4, 3, 0), (1, 1, 1)])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_empty(metric: str, shape: tuple[int, int, int]) -> None:
     anchors, width, references = shape
     x, y = own_leaf(torch.ones(anchors, width)), own_leaf(torch.ones(references, width))
@@ -181,7 +181,7 @@ def test_a_callable_is_called(rng: Generator) -> None:
 def test_views(rng: Generator) -> None:
     base = torch.randn(12, 20, generator=rng)
     for view in (base.T, base[::2, ::3], base[:1].expand(5, 20), base[3:, 1:]):
-        for metric in METRICS:
+        for metric in DISSIMILARITIES:
             d = pc_kernels.pairwise_dissimilarity(view, metric=metric)
             assert torch.equal(d, pc_kernels.pairwise_dissimilarity(view.clone(), metric=metric))
 
@@ -247,7 +247,7 @@ def test_the_gradient_of_a_batch_that_is_its_own_reference(
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-24, 1e-19, 1e18, 1e19, 3e37])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_features_of_any_size(metric: str, size: float, rng: Generator) -> None:
     """Dissimilarities and gradients that float32 can hold, and infinity or 0 where it cannot."""
     x, y = (size * torch.randn(n, 5, generator=rng) for n in (40, 30))
@@ -273,7 +273,7 @@ def test_features_of_any_size(metric: str, size: float, rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_features_that_are_not_finite(metric: str, dtype: torch.dtype, rng: Generator) -> None:
     """Their pairs are what the definition says, infinity or NaN, and the other pairs as without them."""
     x = torch.randn(9, 3, generator=rng).to(dtype)

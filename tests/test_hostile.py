@@ -7,7 +7,7 @@ import math
 import pytest
 import tolerances
 import torch
-from compare import BACKEND_NAMES, FAST_BACKENDS, METRICS, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, FAST_BACKENDS, own_leaf
 from inputs import HOSTILE_FEATURES, quantised
 from torch import Generator, Tensor
 
@@ -82,7 +82,7 @@ def test_hostile_teachers_keep_their_order(backend: str, name: str, rng: Generat
 
 
 @pytest.mark.parametrize("exponent", [-120, -90, -60, -40, 40, 60, 63, 90, 120])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_finite_features_of_any_size(
     backend: str, metric: str, exponent: int, rng: Generator
@@ -103,7 +103,7 @@ def test_finite_features_of_any_size(
             assert not loss.isnan()
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_gradients_of_small_and_large_features(backend: str, metric: str, rng: Generator) -> None:
     """Scaled features have gradients scaled the other way."""
@@ -130,7 +130,7 @@ def test_float16_features_at_the_end_of_their_range(backend: str, rng: Generator
     """6e4 fits float16, its square does not: nothing but the input is float16."""
     student = (2e4 * torch.randn(30, 8, generator=rng)).clamp(-6e4, 6e4).half()
     teacher = quantised(rng, 30, 5)
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         options = {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
         loss = pc_kernels.perception_coherence_loss(student, teacher, backend=backend, **options)
         wanted = reference.perception_coherence_loss(student.double(), teacher.double(), **options)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from compare import (
     BACKEND_NAMES,
+    DISSIMILARITIES,
     DOUBLE_BACKENDS,
     FAST_BACKENDS,
-    METRICS,
     PENALTIES,
     REDUCTIONS,
     RELAXATIONS,
@@ -33,7 +33,7 @@ def batch(rng: Generator, rows: int, width: int = 12) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_every_combination(
     backend: str, metric: str, relaxation: str, penalty: str, reduction: str, rng: Generator
@@ -47,7 +47,7 @@ def test_every_combination(
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 16, 64, 65])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_batch_sizes(backend: str, metric: str, rows: int, rng: Generator) -> None:
     student, teacher = batch(rng, rows)
@@ -63,7 +63,7 @@ def test_batch_sizes(backend: str, metric: str, rows: int, rng: Generator) -> No
         )
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_batch_of_513(backend: str, metric: str, rng: Generator) -> None:
     """Compared on some of the anchors, anywhere in the batch and in its chunks."""
@@ -82,7 +82,7 @@ def test_batch_of_513(backend: str, metric: str, rng: Generator) -> None:
 
 
 @pytest.mark.parametrize(("anchors", "references"), [(1, 2), (1, 40), (40, 2), (5, 129), (33, 1)])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_rectangular(
     backend: str, metric: str, anchors: int, references: int, rng: Generator
@@ -102,7 +102,7 @@ def test_rectangular(
 
 @pytest.mark.parametrize(("anchors", "references"), [(0, 0), (0, 5), (5, 0), (5, 1), (0, 1)])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_nothing_to_rank(
     backend: str, metric: str, reduction: str, anchors: int, references: int, rng: Generator
@@ -126,7 +126,7 @@ def test_nothing_to_rank(
 @pytest.mark.parametrize("temperature", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_temperatures(
     backend: str,
@@ -160,7 +160,7 @@ def clear_of_ties(rng: Generator, rows: int, metric: str) -> Tensor:
             return x
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_every_metric_for_the_teacher(backend: str, metric: str, rng: Generator) -> None:
     student, teacher = torch.randn(13, 5, generator=rng), clear_of_ties(rng, 13, metric)
@@ -176,7 +176,7 @@ def test_every_metric_for_the_teacher(backend: str, metric: str, rng: Generator)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 127, 2048])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_widths(backend: str, metric: str, width: int, rng: Generator) -> None:
     """Cosine dissimilarities of width 1 are 0 and 2, up to their rounding: a row of its own below."""
@@ -204,7 +204,7 @@ def test_cosine_of_width_1(backend: str, rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_low_precision_features(
     backend: str, metric: str, dtype: torch.dtype, rng: Generator
@@ -228,7 +228,7 @@ def test_low_precision_features(
 @pytest.mark.parametrize("temperature", [1e-2, 0.1, 10.0])
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", DOUBLE_BACKENDS)
 def test_double(
     backend: str,
@@ -305,7 +305,7 @@ def test_a_callable_for_the_teacher_alone(rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 20_000])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_chunks_do_not_show(backend: str, metric: str, chunk_bytes: int, rng: Generator) -> None:
     student, teacher = batch(rng, 37)
@@ -328,12 +328,12 @@ def test_chunks_do_not_show(backend: str, metric: str, chunk_bytes: int, rng: Ge
 def test_duplicates_and_constant_rows(backend: str, rng: Generator) -> None:
     student, teacher = batch(rng, 24)
     student = student[torch.randint(0, 6, (24,), generator=rng)]
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         metrics = {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
         check_features(backend, student, teacher, rng, **metrics)
     same = student[:1].expand(24, 12)
     leaf = same.clone().requires_grad_()
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         loss = pc_kernels.perception_coherence_loss(
             leaf, teacher, dissimilarity=metric, backend=backend
         )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from compare import (
     BACKEND_NAMES,
+    DISSIMILARITIES,
     DOUBLE_BACKENDS,
     FAST_BACKENDS,
-    METRICS,
     PENALTIES,
     REDUCTIONS,
     RELAXATIONS,
@@ -78,7 +78,7 @@ def test_sizes(backend: str, size: int, exclude_self: bool, rng: Generator) -> N
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("with_refs", [False, True])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_features(
     backend: str, metric: str, with_refs: bool, reduction: str, rng: Generator
@@ -124,7 +124,7 @@ def test_float64(backend: str, rng: Generator) -> None:
         check_matrices(backend, d_s, d_t, rng, pair_mask=keep, temperature=temperature)
 
 
-@pytest.mark.parametrize("metric", [*METRICS, torch.cdist])
+@pytest.mark.parametrize("metric", [*DISSIMILARITIES, torch.cdist])
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_padding_may_hold_anything(backend: str, metric: Any, rng: Generator) -> None:
     """Rows that nobody sees: zeros or NaN, it is the same to the bit, and they get no gradient."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compare import BACKEND_NAMES, METRICS, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, own_leaf
 from inputs import quantised
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,7 +34,7 @@ def loss_and_grads(tensors: list[Tensor], **options: str) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_any_mix(backend: str, metric: str, mix: str, rng: Generator) -> None:
     dtypes = MIXES[mix]
@@ -64,7 +64,7 @@ def test_what_else_takes_references(mix: str, rng: Generator) -> None:
         pc_kernels.coherence(*tensors), pc_kernels.coherence(*wide), strict=True
     ):
         assert got.dtype == compute and torch.equal(got, wanted)
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         distances = pc_kernels.pairwise_dissimilarity(tensors[0], tensors[2], metric)
         alike = [x.to(F64 if F64 in dtypes[::2] else F32) for x in tensors[::2]]
         wanted = pc_kernels.pairwise_dissimilarity(*alike, metric)

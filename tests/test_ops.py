@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from compare import BACKEND_NAMES, METRICS, REDUCTIONS, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, REDUCTIONS, own_leaf
 from inputs import quantised
 from torch import Generator, Tensor, nn
 
@@ -159,7 +159,7 @@ def test_fake_kernels_know_shapes_and_dtypes() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_autocast(metric: str, backend: str, rng: Generator) -> None:
     """bfloat16 features out of autocast layers: float32 inside, gradients in the features' dtype."""
     layer = nn.Linear(6, 4)
@@ -293,7 +293,7 @@ def test_backward_twice_and_accumulation(backend: str, reduction: str, rng: Gene
 def test_inputs_stay_as_they_are(backend: str, rng: Generator) -> None:
     (s, t), refs = features(rng, 10), features(rng, 8)
     before = [x.detach().clone() for x in (s, t, *refs)]
-    for metric in METRICS:
+    for metric in DISSIMILARITIES:
         for arguments in ((s, t), (s, t, *refs)):
             pc_kernels.perception_coherence_loss(
                 *arguments, dissimilarity=metric, backend=backend

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import tolerances
 import torch
-from compare import BACKEND_NAMES, METRICS, PENALTIES, RELAXATIONS, SCALES, own_leaf
+from compare import BACKEND_NAMES, DISSIMILARITIES, PENALTIES, RELAXATIONS, SCALES, own_leaf
 from hypothesis import given
 from hypothesis import strategies as st
 from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
@@ -23,7 +23,7 @@ penalties = st.sampled_from(PENALTIES)
 widths = st.integers(1, 12)
 lengths = st.integers(2, 70)
 kinds = st.sampled_from(list(ROWS))
-metrics = st.sampled_from(METRICS)
+metrics = st.sampled_from(DISSIMILARITIES)
 smooth_penalties = st.sampled_from(["squared", "huber"])
 
 for_each_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)

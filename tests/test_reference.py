@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import truth
-from compare import METRICS, PENALTIES, REDUCTIONS, RELAXATIONS, SCALES, assert_near
+from compare import DISSIMILARITIES, PENALTIES, REDUCTIONS, RELAXATIONS, SCALES, assert_near
 from torch import Generator, Tensor
 
 from pc_kernels import reference
@@ -92,7 +92,7 @@ def test_ranks_by_brute_force(relaxation: str, rng: Generator) -> None:
         assert_near("soft", rank, scalar(soft), 1e-12)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_dissimilarities_by_brute_force(metric: str, rng: Generator) -> None:
     x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) for n in (4, 5))
     by_hand = {
@@ -141,7 +141,7 @@ def test_gradcheck_of_the_loss_of_matrices(penalty: str, reduction: str, rng: Ge
 @pytest.mark.parametrize("with_refs", [False, True])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_gradcheck_of_the_loss(
     metric: str, relaxation: str, scale: str | None, with_refs: bool, rng: Generator
 ) -> None:

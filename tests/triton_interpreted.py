@@ -15,7 +15,7 @@ import tolerances
 import torch
 import truth
 from compare import (
-    METRICS,
+    DISSIMILARITIES,
     PENALTIES,
     RELAXATIONS,
     SCALES,
@@ -70,7 +70,7 @@ def mask(rng: Generator, rows: int, columns: int) -> Tensor:
 COMBINATIONS = [
     (way, metric, relaxation, penalty)
     for way in ("all pairs", "grid")
-    for metric in METRICS
+    for metric in DISSIMILARITIES
     for relaxation in RELAXATIONS
     for penalty in PENALTIES
     # The formulas are compared by themselves too (formulas_interpreted.py): one of two things varies.

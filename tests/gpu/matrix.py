@@ -21,7 +21,7 @@ from typing import Any
 import tolerances
 import torch
 from compare import (
-    METRICS,
+    DISSIMILARITIES,
     PENALTIES,
     RELAXATIONS,
     SCALES,
@@ -147,7 +147,7 @@ def hard_ranks(bench: Bench) -> Iterator[None]:
 def whole_loss(bench: Bench) -> Iterator[None]:
     """All metrics, relaxations, scales, penalties; batches of any size."""
     for backend in bench.backends:
-        for metric in METRICS[:: 3 if bench.quick else 1]:
+        for metric in DISSIMILARITIES[:: 3 if bench.quick else 1]:
             for relaxation in RELAXATIONS:
                 for penalty in PENALTIES:
                     for scale in SCALES:
