@@ -81,7 +81,7 @@ using Penalties = List<Squared, Absolute, Huber>;
 
 // Dissimilarities: how the values of a row become dissimilarities. Those with `is_gram` are made of
 // squared distances, which are made of inner products: `of` takes a squared distance. An anchor far
-// from the origin would cost the digits in which its references differ; a rank does not mind what all
+// from the origin would cost the digits in which its references differ; ranks do not change by what all
 // of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
 // dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
 // V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j).

@@ -387,7 +387,7 @@ def test_float16_training_with_a_scaler(overflow: bool, rng: Generator) -> None:
         step(x, teacher).backward()
         wanted = torch.cat([p.grad.flatten() for p in model.parameters()])
         got = torch.cat([g.flatten() for g in scaled]) / 2**10
-        # float16 features: 2^-11 each, and the gradient feels a temperature of 0.1.
+        # float16 features: 2^-11 each, amplified in the gradient by a temperature of 0.1.
         assert (got - wanted).norm() <= 0.05 * wanted.norm()
 
 

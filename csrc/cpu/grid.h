@@ -138,8 +138,8 @@ inline void cell_polynomials(const Plan& plan, Scratch& scratch) {
 
 // Integrate: F = Phi * mass is the integral of the density, so no second convolution is needed.
 // level[c] <- the constant that makes level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function
-// in cell c. F starts from its value at the first cell's left edge, where only the first band has a
-// say.
+// in cell c. F starts from its value at the first cell's left edge, which only the masses of the
+// first band reach.
 template <class R>
 inline void integrate(const Plan& plan, Scratch& scratch) {
   constexpr float h = 1.0f / R::inverse_step;

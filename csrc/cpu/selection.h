@@ -1,8 +1,8 @@
 // What is there of a row, moved together. Included inside the namespace of one instruction set.
 
 // The values that are there move to the front of a row, and results back to their places. Without a
-// mask only the anchor itself has to go: the last reference takes its place, since ranks do not mind
-// the order.
+// mask only the anchor itself has to go: the last reference takes its place, since ranks do not
+// depend on the order.
 class Selection {
  public:
   Selection(const Present& present, int64_t i, int64_t count, Scratch& scratch)

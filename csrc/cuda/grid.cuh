@@ -152,7 +152,7 @@ PCK_DEVICE float gain_of(const float* nodes, const float (&integral)[kNodes]) {
 
 // Integrate: F = Phi * mass is the integral of the density. level[c] <- the constant that makes
 // level + h (a u + b u^2/2 + c u^3/3 + d u^4/4) the rank function in cell c. F starts from its value at
-// the first cell's left edge, where only the first band has a say.
+// the first cell's left edge, which only the masses of the first band reach.
 template <class R>
 PCK_DEVICE void integrate(Block& block, const Grid& grid, const Taps<R>& taps) {
   constexpr int nearby = kBand<R> + kNodes;
