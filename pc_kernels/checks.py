@@ -16,11 +16,11 @@ _FLOAT_NAMES = "float32, float64, bfloat16 or float16"
 
 def one_of(argument: str, given: object, allowed: Sequence[object]) -> None:
     """Raises ValueError unless `given` is among `allowed`."""
-    if not any(
-        given is choice or (given == choice and type(given) is type(choice)) for choice in allowed
-    ):
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{argument} must be one of {choices}; got {given!r}")
+    for choice in allowed:
+        if given is choice or (given == choice and type(given) is type(choice)):
+            return
+    choices = ", ".join(repr(choice) for choice in allowed)
+    raise ValueError(f"{argument} must be one of {choices}; got {given!r}")
 
 
 def check_floating(argument: str, x: object) -> Tensor:

@@ -8,6 +8,7 @@ apart here, and put together (and so checked) again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ def soft_rank(
     return rank.to(x.dtype).contiguous(), density
 
 
+@lru_cache(maxsize=64)
 def rank_recipe(temperature: float, relaxation: str, scale: str | None, backend: str) -> Recipe:
     """A recipe for soft ranks alone."""
     return Recipe(relaxation=relaxation, temperature=temperature, scale=scale, backend=backend)

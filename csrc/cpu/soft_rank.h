@@ -80,9 +80,10 @@ inline void for_points(int64_t count, Body body) {
   if (j < count) body(j, PartOfVector{static_cast<size_t>(count - j) * sizeof(float)});
 }
 
-// The density of points with weights, as the cubic of every cell.
+// The density of points with weights, as the cubic of every cell. Always inlined, as it was when only
+// ordinary rows called it: that spares these the test for weights, 6% of the stage.
 template <class R>
-inline void density_on_grid(const Plan& plan, const float* weight, Scratch& scratch) {
+PCK_HD void density_on_grid(const Plan& plan, const float* weight, Scratch& scratch) {
   spread(plan, weight, scratch);
   nodes_from_moments(plan, kBand<R>, scratch);
   convolve<R>(plan, scratch);
@@ -91,7 +92,7 @@ inline void density_on_grid(const Plan& plan, const float* weight, Scratch& scra
 
 // What a vector of points reads off the grid.
 template <class R>
-inline Wide rank_at(const Scratch& scratch, int64_t j, const Cubics& cubics) {
+PCK_HD Wide rank_at(const Scratch& scratch, int64_t j, const Cubics& cubics) {
   constexpr float h = 1.0f / R::inverse_step;
   return gather_levels(scratch, j) + h * cubics.integral_at(load(scratch.place + j));
 }
@@ -115,7 +116,8 @@ inline void for_points_of(const Piece& piece, Body body) {
 
 // rank_sums of a nearly hard row; the density is that of the points in pieces, and of others 0.
 template <class R>
-inline void nearly_hard_rank_sums(const Plan& whole, float* rank, float* density, Scratch& scratch) {
+__attribute__((noinline)) void nearly_hard_rank_sums(const Plan& whole, float* rank, float* density,
+                                                     Scratch& scratch) {
   const int64_t count = whole.count;
   const float unit = whole.rank_unit();
   double* const sum = scratch.sum;
@@ -140,8 +142,9 @@ inline void nearly_hard_rank_sums(const Plan& whole, float* rank, float* density
 
 // The sums of rank_gradient of a nearly hard row.
 template <class R>
-inline void nearly_hard_rank_gradient(int64_t count, const float* slope, const float* density,
-                                      float* grad, Scratch& scratch) {
+__attribute__((noinline)) void nearly_hard_rank_gradient(int64_t count, const float* slope,
+                                                         const float* density, float* grad,
+                                                         Scratch& scratch) {
   const int32_t* const order = scratch.order;
   float* const weight = scratch.sorted;  // the stage hard_rank is over
   pairs_rank_gradient(R::code, count, slope, scratch);

@@ -24,11 +24,16 @@ WORKING_BYTES = 48
 def hard_rank_rows(engine: Backend, teacher: Rows, pairs: Pairs) -> Rows:
     """See `Backend.hard_rank_rows`."""
     d_t = engine.dissimilarity(teacher)
-    keep = pairs.present(d_t)
-    d_t = torch.where(keep, d_t, 0)
-    finite = d_t.isfinite().all(1, keepdim=True)
-    rank = torch.where(finite | ~keep, engine.hard_rank(d_t, keep), torch.nan)
-    return Rows(rank, "ranked")
+    return Rows(_target(engine, d_t, pairs.present(d_t)), "ranked")
+
+
+def _target(engine: Backend, d_t: Tensor, keep: Tensor | None) -> Tensor:
+    """The teacher's ranks of rows [C, m]; NaN where kept in a row that is not finite."""
+    d_t = d_t if keep is None else torch.where(keep, d_t, 0)
+    undefined = ~d_t.isfinite().all(1, keepdim=True)
+    if keep is not None:
+        undefined = undefined & keep
+    return torch.where(undefined, torch.nan, engine.hard_rank(d_t, keep))
 
 
 def coherence_rows(
@@ -40,21 +45,30 @@ def coherence_rows(
     recipe: Recipe,
     with_grad: bool,
 ) -> Tensor:
-    """See `Backend.coherence_rows`."""
-    if teacher.dissimilarity != "ranked":
-        teacher = engine.hard_rank_rows(teacher, pairs)
-    target = teacher.values
-    keep = pairs.present(target)
-    d_s = torch.where(keep, engine.dissimilarity(student), 0)
-    rank, density = engine.soft_rank(d_s, recipe, with_grad, keep)
+    """See `Backend.coherence_rows`; the anchors themselves are cut out of their rows."""
+    columns = pairs.other_columns(student.values)
+
+    def cut(rows: Tensor) -> Tensor:
+        return rows if columns is None else rows.gather(1, columns)
+
+    mask = None if pairs.keep is None else cut(pairs.keep)
+    d_s, d_t = cut(engine.dissimilarity(student)), cut(engine.dissimilarity(teacher))
+    d_s = d_s if mask is None else torch.where(mask, d_s, 0)
+    target = d_t if teacher.dissimilarity == "ranked" else _target(engine, d_t, mask)
+    rank, density = engine.soft_rank(d_s, recipe, with_grad, mask)
+    keep = torch.ones_like(d_s, dtype=torch.bool) if mask is None else mask
     loss, slope = recipe.rule.value_and_slope(rank, target, keep)
     nothing = keep.sum(1) < 2  # to rank
     loss = torch.where(nothing, 0, loss)
     loss = torch.where((d_s + target).isfinite().all(1), loss, torch.nan)
     if with_grad:
         slope = slope * torch.where(nothing, 0, weights)[:, None]
-        grad = engine.soft_rank_backward(slope, d_s, density, recipe, keep)
+        grad = engine.soft_rank_backward(slope, d_s, density, recipe, mask)
         grad = dissimilarities_backward(student, true_dissimilarities(student, d_s), grad)
         grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
-        student.values.copy_(torch.where(keep, grad, 0))
+        grad = grad if mask is None else torch.where(mask, grad, 0)
+        if columns is None:
+            student.values.copy_(grad)
+        else:
+            student.values.zero_().scatter_(1, columns, grad)
     return loss

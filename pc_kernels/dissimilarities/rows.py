@@ -57,3 +57,11 @@ class Pairs(NamedTuple):
         if self.self_start is not None:
             keep.diagonal(self.self_start)[: len(keep)].fill_(False)
         return keep
+
+    def other_columns(self, rows: Tensor) -> Tensor | None:
+        """Of each anchor's references but itself, [C, M−1]; None if no anchor is a reference."""
+        if self.self_start is None:
+            return None
+        own = torch.arange(self.self_start, self.self_start + len(rows), device=rows.device)
+        column = torch.arange(rows.shape[1] - 1, device=rows.device)[None, :]
+        return column + (column >= own[:, None])
