@@ -139,7 +139,8 @@ class _Rows:
     def _in_groups(self, points: Tensor, wide: Tensor) -> list[tuple[Tensor | None, _Located]]:
         """Rows of like size together: a row is padded to the widest of its group. None: all of them.
 
-        Grids of up to one cell a point are alike, since their points cost more; then sizes double.
+        Grids of up to one cell a point are alike, since their points cost more; then sizes double. But
+        grids stay together where padding does not even double their cells: a group more costs more.
         """
         count = points.shape[1]
         cells = _span(points) * self.spec.inverse_step
@@ -148,6 +149,10 @@ class _Rows:
             points[far] = self._close_gaps(wide[far], far)
             cells[far] = _span(points[far]) * self.spec.inverse_step
         level = torch.log2(cells / count).ceil_().clamp_(0, math.log2(CELLS_PER_POINT) + 1)
+        grid = level <= math.log2(CELLS_PER_POINT)
+        sizes = cells[grid].clamp(min=count)
+        if len(sizes) > 0 and bool(sizes.max() * len(sizes) <= 2 * sizes.sum()):
+            level[grid] = level[grid].max()
         levels = sorted(set(level.tolist()))
         groups: list[tuple[Tensor | None, _Located]] = []
         for here in levels:
