@@ -67,9 +67,9 @@ def coherence(
         for start in range(0, anchors, chunk):
             stop = min(start + chunk, anchors)
             d_s, d_t = (backend.dissimilarity(side.rows(start, stop)) for side in sides)
-            if student_refs is None:
-                others = Pairs(start).present(d_s)
-                d_s, d_t = d_s[others].view(-1, m), d_t[others].view(-1, m)
+            others = Pairs(start if student_refs is None else None).other_columns(d_s)
+            if others is not None:
+                d_s, d_t = d_s.gather(1, others), d_t.gather(1, others)
             total += torch.stack([agreement_rows(d_s, d_t).sum(), spearman_rows(d_s, d_t).sum()])
     return Coherence(*(total / anchors).to(dtype))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .backends import select
 from .checks import check_matrix, check_same_device, compute_dtype, first_order_only
 from .dissimilarities import Dissimilarity, Points, Rows, Side, check_dissimilarity, make_side
-from .dissimilarities.gram_rows import dissimilarities_backward
+from .dissimilarities.gram_rows import GRAM, dissimilarities_backward
 from .dissimilarities.row_maker import power_of_two
 from .precision import exact_arithmetic
 
@@ -45,7 +45,7 @@ def pairwise_dissimilarity(
     return _Pairwise.apply(x, y, metric)
 
 
-POWERS = {"euclidean": 1, "sqeuclidean": 2}
+POWERS = {name: GRAM[name].power for name in ("euclidean", "sqeuclidean")}
 """Dissimilarities that grow with a power of the features' scale, and this power.
 
 They are computed of features in a unit 2^k in which no square leaves the range. The unit to the power may
