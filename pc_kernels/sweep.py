@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .backends import Backend, select
 from .checks import compute_dtype
-from .dissimilarities import GivenSide, Pairs, Points, Side, make_side
+from .dissimilarities import Chunk, GivenSide, Pairs, Points, Side, make_side
 from .precision import exact_arithmetic
 from .recipe import Recipe
 
@@ -136,11 +136,10 @@ def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[T
             if len(students) > 1:  # ranked once for all
                 target = engine.hard_rank_rows(target, pairs)
             for side, own, w, loss in zip(students, recipes, weights, losses, strict=True):
-                rows = side.rows(start, stop)
-                part = slice(start, stop)
-                loss[part] = engine.coherence_rows(rows, target, w[part], pairs, own, with_grad)
+                rows = Chunk(side.rows(start, stop), target, w[start:stop], pairs)
+                loss[start:stop] = engine.coherence_rows(rows, own, with_grad)
                 if with_grad:
-                    side.accumulate(start, stop, rows.values)
+                    side.accumulate(start, stop, rows.student.values)
         return losses, _gradients(students) if with_grad else []
 
 

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS, ReferenceBackend
-from pc_kernels.dissimilarities import Pairs, Points, Rows, make_side
+from pc_kernels.dissimilarities import Chunk, Pairs, Points, Rows, make_side
 from pc_kernels.dissimilarities.gram_rows import dissimilarities
 from pc_kernels.recipe import Recipe
 
@@ -280,7 +280,8 @@ def test_ranks_of_a_teacher_of_several_students(backend: str, rng: Generator) ->
         outcomes = []
         for teacher in (Rows(matrix.clone()), ranked):
             student = Rows(values.clone())
-            losses = engine.coherence_rows(student, teacher, torch.ones(6), pairs, recipe, True)
+            chunk = Chunk(student, teacher, torch.ones(6), pairs)
+            losses = engine.coherence_rows(chunk, recipe, True)
             outcomes.append((losses.nan_to_num(9), student.values.nan_to_num(9)))
         for alone, shared in zip(*outcomes, strict=True):
             assert torch.equal(alone, shared)

@@ -12,7 +12,7 @@ import torch
 from interpreter import Child, names_in, needs_compiler, needs_triton
 
 from pc_kernels import formulas
-from pc_kernels.dissimilarities.rows import Pairs, Rows
+from pc_kernels.dissimilarities.rows import Chunk, Pairs, Rows
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
 from pc_kernels.recipe import Recipe
 
@@ -41,13 +41,14 @@ def test_a_row_without_a_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(
         formulas.PENALTIES, "cubic", replace(PENALTIES["huber"], name="cubic", code=99)
     )
+    chunk = Chunk(Rows(x), Rows(x, "ranked"), weights, Pairs())
     cubic, steep = Recipe(penalty="cubic"), Recipe(relaxation="steep")
     with pytest.raises(ValueError, match="penalty 'cubic' has no Triton body"):
-        launch.coherence_rows(Rows(x), Rows(x, "ranked"), weights, Pairs(), cubic, True)
+        launch.coherence_rows(chunk, cubic, True)
     for call in (
         lambda: launch.soft_rank(x, steep, True),
         lambda: launch.soft_rank_backward(x, x, x, steep),
-        lambda: launch.coherence_rows(Rows(x), Rows(x, "ranked"), weights, Pairs(), steep, True),
+        lambda: launch.coherence_rows(chunk, steep, True),
     ):
         with pytest.raises(ValueError, match="relaxation 'steep' has no Triton body"):
             call()

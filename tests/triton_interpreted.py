@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarities import Pairs, Points, Rows, make_side
+from pc_kernels.dissimilarities import Chunk, Pairs, Points, Rows, make_side
 from pc_kernels.dissimilarities.row_maker import PLAIN
 from pc_kernels.recipe import Recipe
 from pc_kernels.triton_kernels import launch, settings
@@ -472,7 +472,7 @@ def test_several_students_share_a_teachers_ranks(way: str, rng: Generator) -> No
         results = []
         for teacher in (ranks, Rows(d_t.clone())):
             rows = Rows(d_s.clone())
-            losses = engine.coherence_rows(rows, teacher, weights, pairs, recipe, True)
+            losses = engine.coherence_rows(Chunk(rows, teacher, weights, pairs), recipe, True)
             results.append((losses, rows.values))
         for shared, own in zip(*results, strict=True):
             assert torch.equal(shared, own)

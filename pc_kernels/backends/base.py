@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
-from ..dissimilarities.rows import Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows
 from . import chain
 
 if TYPE_CHECKING:
@@ -79,27 +79,13 @@ class Backend(RowMaker):
         """
         return chain.hard_rank_rows(self, teacher, pairs)
 
-    def coherence_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        pairs: Pairs,
-        recipe: Recipe,
-        with_grad: bool,
-    ) -> Tensor:
-        """Losses [C] of a chunk of C anchors: all stages, one after the other or fused.
+    def coherence_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
+        """Losses [C] of a chunk: all stages, one after the other or fused.
 
-        Args:
-            student: the student's rows; with_grad, their values are overwritten with V, the gradient of
-                Σ_i weights_i L_i (see dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
-            teacher: the teacher's rows, whose values may be overwritten unless they are ranks already.
-            weights: one for each anchor, [C].
-            pairs: which references each anchor has.
-            recipe: what to compute.
-            with_grad: whether V is wanted.
+        With_grad, the student's rows are overwritten with V, the gradient of Σ_i weights_i L_i (see
+        dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
         """
-        return chain.coherence_rows(self, student, teacher, weights, pairs, recipe, with_grad)
+        return chain.coherence_rows(self, chunk, recipe, with_grad)
 
 
 class FusedBackend(Backend):
@@ -111,27 +97,11 @@ class FusedBackend(Backend):
         """See `Backend`."""
         return chain.WORKING_BYTES if recipe.rule.code is None else self.working_bytes
 
-    def fused_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        pairs: Pairs,
-        recipe: Recipe,
-        with_grad: bool,
-    ) -> Tensor:
+    def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """`coherence_rows` in as few kernels as can be, for rules with a code."""
         raise NotImplementedError
 
-    def coherence_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        pairs: Pairs,
-        recipe: Recipe,
-        with_grad: bool,
-    ) -> Tensor:
+    def coherence_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """See `Backend`."""
         rows = super().coherence_rows if recipe.rule.code is None else self.fused_rows
-        return rows(student, teacher, weights, pairs, recipe, with_grad)
+        return rows(chunk, recipe, with_grad)

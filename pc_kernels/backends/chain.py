@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dissimilarities.gram_rows import dissimilarities_backward, true_dissimilarities
-from ..dissimilarities.rows import Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -36,16 +36,9 @@ def _target(engine: Backend, d_t: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(undefined, torch.nan, engine.hard_rank(d_t, keep))
 
 
-def coherence_rows(
-    engine: Backend,
-    student: Rows,
-    teacher: Rows,
-    weights: Tensor,
-    pairs: Pairs,
-    recipe: Recipe,
-    with_grad: bool,
-) -> Tensor:
+def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
     """See `Backend.coherence_rows`; the anchors themselves are cut out of their rows."""
+    student, teacher, weights, pairs = chunk
     columns = pairs.other_columns(student.values)
 
     def cut(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
-from ..dissimilarities.rows import Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..installation import OTHER_TORCH, why_not_loaded
 from .base import FusedBackend
 
@@ -59,21 +59,13 @@ class CompiledBackend(FusedBackend):
         self.operator("hard_rank_rows_")(*_fields(teacher), *_pairs(pairs))
         return Rows(teacher.values, "ranked")
 
-    def fused_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        pairs: Pairs,
-        recipe: Recipe,
-        with_grad: bool,
-    ) -> Tensor:
+    def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """See `FusedBackend`; a row at a time."""
         return self.operator("coherence_rows")(
-            *_fields(student),
-            *_fields(teacher),
-            weights,
-            *_pairs(pairs),
+            *_fields(chunk.student),
+            *_fields(chunk.teacher),
+            chunk.weights,
+            *_pairs(chunk.pairs),
             *_scaling(recipe),
             recipe.penalty,
             with_grad,

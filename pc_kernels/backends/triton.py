@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dissimilarities.rows import Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows
 from .base import FusedBackend
 
 if TYPE_CHECKING:
@@ -74,17 +74,9 @@ class TritonBackend(FusedBackend):
         """See `Backend`."""
         return _launch().hard_rank_rows(teacher, pairs)
 
-    def fused_rows(
-        self,
-        student: Rows,
-        teacher: Rows,
-        weights: Tensor,
-        pairs: Pairs,
-        recipe: Recipe,
-        with_grad: bool,
-    ) -> Tensor:
+    def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """See `FusedBackend`; two kernels, `hard_rank_rows` and all the rest."""
-        return _launch().coherence_rows(student, teacher, weights, pairs, recipe, with_grad)
+        return _launch().coherence_rows(chunk, recipe, with_grad)
 
 
 def _launch() -> Any:

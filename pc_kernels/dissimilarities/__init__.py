@@ -16,11 +16,12 @@ from torch import Tensor
 from .gram_side import CosineSide, GramSide
 from .others import CallableSide, CityblockSide, GivenSide, MaskedSide
 from .row_maker import PLAIN, RowMaker
-from .rows import Gram, Pairs, Rows
+from .rows import Chunk, Gram, Pairs, Rows
 from .side import Points, Side
 
 __all__ = [
     "DISSIMILARITIES",
+    "Chunk",
     "Dissimilarity",
     "GivenSide",
     "Gram",

@@ -65,3 +65,15 @@ class Pairs(NamedTuple):
         own = torch.arange(self.self_start, self.self_start + len(rows), device=rows.device)
         column = torch.arange(rows.shape[1] - 1, device=rows.device)[None, :]
         return column + (column >= own[:, None])
+
+
+class Chunk(NamedTuple):
+    """A chunk of C anchors, as it reaches a loss."""
+
+    student: Rows
+    """The student's rows: their values are overwritten with the gradient, if one is wanted."""
+    teacher: Rows
+    """The teacher's rows, whose values may be overwritten unless they are ranks already."""
+    weights: Tensor
+    """[C], one for each anchor."""
+    pairs: Pairs

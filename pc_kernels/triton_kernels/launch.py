@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..dissimilarities.rows import Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import PENALTIES
 from .coherence_rows import coherence_rows_kernel
 from .dissimilarity import CODES, dissimilarity_kernel, straight_dissimilarity_kernel
@@ -274,15 +274,9 @@ def soft_rank_backward(
     return grad
 
 
-def coherence_rows(
-    student: Rows,
-    teacher: Rows,
-    weights: Tensor,
-    pairs: Pairs,
-    recipe: Recipe,
-    with_grad: bool,
-) -> Tensor:
+def coherence_rows(chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
     """Losses [C] of a chunk; see `Backend.coherence_rows`."""
+    student, teacher, weights, pairs = chunk
     if student.values.numel() == 0:
         return torch.zeros_like(weights)
     penalty = code_of(PENALTIES[recipe.penalty])
