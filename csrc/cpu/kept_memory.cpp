@@ -3,21 +3,40 @@
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <cstdint>
 #include <iterator>
 #include <list>
 #include <mutex>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace pck {
 namespace {
 
 constexpr size_t kSmallest = 128 << 10;  // smaller blocks are kept by the C library's own allocator
 constexpr size_t kMost = 64 << 20;       // of all blocks that are kept
+constexpr size_t kHugePage = 2 << 20;
+
+// Fresh memory. What is too large to be kept is fresh every time: in huge pages, where the system has
+// them on request, its first touch costs a fault every 2 MiB instead of every 4 KiB.
+void* fresh(size_t size) {
+  void* const data = c10::GetCPUAllocator()->raw_allocate(size);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t past = (address + size) / kHugePage * kHugePage;
+  if (first < past) (void)madvise(reinterpret_cast<void*>(first), past - first, MADV_HUGEPAGE);
+#endif
+  return data;
+}
 
 class KeptMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t size) override {
     Block* block = take(size);
-    if (block == nullptr) block = new Block{c10::GetCPUAllocator()->raw_allocate(size), size};
+    if (block == nullptr) block = new Block{fresh(size), size};
     return {block->data, block, &give_back, c10::Device(c10::kCPU)};
   }
 
