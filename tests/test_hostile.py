@@ -137,14 +137,45 @@ def test_float16_features_at_the_end_of_their_range(backend: str, rng: Generator
         assert abs(loss - wanted) <= tolerances.LOSS * wanted
 
 
+@pytest.mark.parametrize("chunk_bytes", [None, 20_000])
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1e3, 1e4])
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_gradients_of_a_far_clump_do_not_cancel(
-    backend: str, offset: float, rng: Generator
+    backend: str, offset: float, chunk_bytes: int | None, rng: Generator
 ) -> None:
     """No shift brings both it and the rest near the origin; its pairs are summed from differences."""
     student = 1e-3 * torch.randn(128, 16, generator=rng)
     student[:115] += offset
     teacher = quantised(rng, 128, 8)
-    error = gradient_error(ours(student, teacher, backend), student, teacher)
-    assert error <= tolerances.GRAD
+    own = pc_kernels.PerceptionCoherenceLoss(chunk_bytes=chunk_bytes, backend=backend)
+    leaf = own_leaf(student)
+    own(leaf, teacher).backward()
+    assert gradient_error(leaf.grad, student, teacher) <= tolerances.GRAD
+    anchors, references = own_leaf(student), own_leaf(student.flip(0))
+    own(anchors, teacher, references, teacher.flip(0)).backward()
+    wide = [own_leaf(x.double()) for x in (student, student.flip(0))]
+    sides = (teacher.double(), wide[1], teacher.flip(0).double())
+    reference.perception_coherence_loss(wide[0], *sides).backward()
+    for leaf, exact in zip((anchors, references), wide, strict=True):
+        assert leaf.grad is not None and exact.grad is not None
+        error = (leaf.grad.double() - exact.grad).norm() / exact.grad.norm()
+        assert error <= tolerances.GRAD
+
+
+@pytest.mark.parametrize("anchors", [1, 3, 7])
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_equal_references_are_tied(backend: str, metric: str, anchors: int, rng: Generator) -> None:
+    """A product of matrices may round the columns of equal references differently."""
+    student, teacher = own_leaf(torch.randn(anchors, 128, generator=rng)), torch.randn(anchors, 64)
+    of_teacher = torch.randn(1023, 64, generator=rng)
+    alike = torch.randn(1, 128, generator=rng).expand(1023, 128)
+    options = {"dissimilarity": metric, "backend": backend}
+    loss = pc_kernels.perception_coherence_loss(student, teacher, alike, of_teacher, **options)
+    loss.backward()
+    assert student.grad is not None and not student.grad.any()  # a row of equal values
+
+    kinds, kind = torch.randn(300, 128, generator=rng), torch.randint(300, (1023,), generator=rng)
+    d = pc_kernels.pairwise_dissimilarity(student.detach(), kinds[kind], metric)
+    first = torch.full((300,), 1023).scatter_reduce(0, kind, torch.arange(1023), "amin")
+    assert torch.equal(d, d[:, first[kind]])

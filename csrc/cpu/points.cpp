@@ -6,12 +6,14 @@
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sum.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -144,19 +146,24 @@ Tensor shifted(const Tensor& x, const std::vector<float>& shift) {
   return moved;
 }
 
-// The sum of squares: strips of float sums, which vectors are made of, added up in double.
-double sum_of_squares(const float* x, int64_t count) {
+// sum_k term(x_k): strips of float sums, which vectors are made of, added up in double.
+template <class Term>
+double strip_sum(const float* x, int64_t count, Term term) {
   constexpr int64_t lanes = 16, strip = 16 * lanes;
   double total = 0.0;
   for (int64_t from = 0; from < count; from += strip) {
     const int64_t to = std::min(count, from + strip), whole = from + (to - from) / lanes * lanes;
     float partial[lanes] = {};
     for (int64_t k = from; k < whole; k += lanes)
-      for (int64_t l = 0; l < lanes; ++l) partial[l] += x[k + l] * x[k + l];
-    for (int64_t k = whole; k < to; ++k) partial[k - whole] += x[k] * x[k];
+      for (int64_t l = 0; l < lanes; ++l) partial[l] += term(x[k + l]);
+    for (int64_t k = whole; k < to; ++k) partial[k - whole] += term(x[k]);
     for (const float part : partial) total += part;
   }
   return total;
+}
+
+double sum_of_squares(const float* x, int64_t count) {
+  return strip_sum(x, count, [](float v) { return v * v; });
 }
 
 Tensor squared_norms(const Tensor& x) {
@@ -190,11 +197,45 @@ Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double f
   return offsets;
 }
 
+// The points that equal an earlier one bit for bit, and which that is: [2, as many as there are].
+Tensor twins_of(const Tensor& x, const Tensor& squares) {
+  const int64_t width = x.size(1), bytes = width * static_cast<int64_t>(sizeof(float));
+  const float* const values = x.const_data_ptr<float>();
+  const float* const square = squares.const_data_ptr<float>();
+  const auto compare = [=](int64_t a, int64_t b) {
+    return std::memcmp(values + a * width, values + b * width, bytes);
+  };
+  // Twins have the same norm: few others do, and only these are compared.
+  std::vector<std::pair<uint32_t, int64_t>> order(static_cast<size_t>(x.size(0)));
+  for (size_t i = 0; i < order.size(); ++i) {
+    std::memcpy(&order[i].first, square + i, sizeof(float));
+    order[i].second = static_cast<int64_t>(i);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<int64_t> later, earliest;
+  for (auto run = order.begin(), past = run; run != order.end(); run = past) {
+    past = std::find_if(run, order.end(), [=](const auto& p) { return p.first != run->first; });
+    if (past - run == 1) continue;
+    std::stable_sort(run, past,
+                     [&](const auto& a, const auto& b) { return compare(a.second, b.second) < 0; });
+    int64_t first = run->second;
+    for (auto p = run + 1; p != past; ++p) {
+      if (compare(first, p->second) == 0) {
+        later.push_back(p->second);
+        earliest.push_back(first);
+      } else {
+        first = p->second;
+      }
+    }
+  }
+  return at::stack({at::tensor(later, at::kLong), at::tensor(earliest, at::kLong)});
+}
+
 // Of points [anchors], or [anchors, references]: the points near the origin (empty if they are where
-// they were), their squared norms, the offsets of far anchors, and the unit that the points were
-// divided by.
-std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, double> near_origin(at::TensorList given,
-                                                                                 double far) {
+// they were), their squared norms, the offsets of far anchors, the references' twins, and the unit that
+// the points were divided by.
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, Tensor, double> near_origin(
+    at::TensorList given, double far) {
   TORCH_CHECK_VALUE(given.size() == 1 || given.size() == 2, "points must be 1 or 2 matrices, got ",
                     given.size());
   std::vector<Tensor> points = given.vec();
@@ -216,8 +257,9 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, double> near_origin
   std::vector<Tensor> squares;
   for (const Tensor& x : points) squares.push_back(squared_norms(x));
   Tensor offsets = far_offsets(squares.front(), squares.back(), far);
+  Tensor twins = twins_of(points.back(), squares.back());
   if (!moved) points.clear();
-  return {points, squares, offsets, unit};
+  return {points, squares, offsets, twins, unit};
 }
 
 // V <- V + V^T, tile by tile and through a copy: walking down columns in place would miss the cache at
@@ -244,56 +286,104 @@ void symmetrise(float* v, int64_t n) {
   });
 }
 
-// target <- sum_j v_j (x_i - x_j), from the differences.
-void pull_of(const float* v, const float* points, int64_t i, int64_t n, int64_t width, float* target) {
+Tensor with_mirror(Tensor values) {
+  check_matrix("values", values, at::kCPU);
+  TORCH_CHECK_VALUE(values.size(0) == values.size(1), "values must be square, got ", values.sizes());
+  symmetrise(values.mutable_data_ptr<float>(), values.size(0));
+  return values;
+}
+
+// Rows v_i of a matrix that is contiguous, or a contiguous one's transpose.
+struct Weights {
+  Tensor values;
+  bool turned;
+  int64_t row, column;  // strides
+
+  explicit Weights(const Tensor& v) : values(v), turned(!v.is_contiguous()) {
+    check_matrix("values", turned ? v.t() : v, at::kCPU);
+    row = turned ? 1 : v.size(1);
+    column = turned ? v.size(0) : 1;
+  }
+
+  // Of every row the sum, and the sum of squares.
+  std::pair<std::vector<double>, std::vector<double>> sums() const {
+    const int64_t rows = values.size(0), width = values.size(1);
+    if (turned)
+      return {column_sums(values.t(), [](float v, int64_t) { return v; }),
+              column_sums(values.t(), [](float v, int64_t) { return v * v; })};
+    std::vector<double> sum(rows), squares(rows);
+    const float* const v = values.const_data_ptr<float>();
+    for_blocks(rows, width, [&](int64_t, int64_t first, int64_t past) {
+      for (int64_t i = first; i < past; ++i) {
+        sum[i] = strip_sum(v + i * width, width, [](float value) { return value; });
+        squares[i] = sum_of_squares(v + i * width, width);
+      }
+    });
+    return {sum, squares};
+  }
+};
+
+// target <- sum_j v_j (x_i - y_j), from the differences.
+void pull_of(const float* v, int64_t stride, const float* own, const Tensor& y, float* target) {
+  const int64_t count = y.size(0), width = y.size(1);
+  const float* const points = y.const_data_ptr<float>();
   std::vector<double> sum(width, 0.0);
-  const float* const own = points + i * width;
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t c = 0; c < width; ++c) sum[c] += v[j] * (own[c] - points[j * width + c]);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t c = 0; c < width; ++c) sum[c] += v[j * stride] * (own[c] - points[j * width + c]);
   for (int64_t c = 0; c < width; ++c) target[c] = static_cast<float>(sum[c]);
 }
 
-// The gradient of a batch that is its own reference: sum_j (V_ij + V_ji) (x_i - x_j). Half the products
-// that V x and V^T x would take.
-//
-// As a difference of two sums it cancels where what pulls at x_i is much nearer than the origin: near
-// duplicates, and what no shift could bring near. Such rows, and few pairs, are summed from
-// differences.
-Tensor self_gradient(Tensor values, const Tensor& x, int64_t few_pairs, double cancelled) {
-  check_matrix("values", values, at::kCPU);
-  check_matrix("points", x, at::kCPU);
+// sum_j v_ij (x_i - y_j), by a product. As a difference of two sums it cancels where what pulls at x_i
+// is much nearer to it than the origin: near duplicates, and what no shift could bring near. Such rows,
+// and few pairs, are summed from differences.
+Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_pairs,
+            double cancelled) {
+  check_matrix("x", x, at::kCPU);
+  check_matrix("y", y, at::kCPU);
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == x.size(0) && values.size(1) == y.size(0) &&
+                        x.size(1) == y.size(1),
+                    "values must be [n, m], x [n, D] and y [m, D], got ", values.sizes(), ", ",
+                    x.sizes(), " and ", y.sizes());
+  const Weights weights(values);
   const int64_t n = x.size(0), width = x.size(1);
-  TORCH_CHECK_VALUE(values.size(0) == n && values.size(1) == n, "values must be [", n, ", ", n,
-                    "], got ", values.sizes());
-  if (n == 0) return at::empty_like(x);
-  symmetrise(values.mutable_data_ptr<float>(), n);
-  const bool few = n * n <= few_pairs;
-  Tensor grad = few ? at::empty_like(x) : at::mul(x, at::sum(values, {1}, true));
-  if (!few) at::addmm_out(grad, grad, values, x, 1, -1);
   const float* const v = values.const_data_ptr<float>();
-  const float* const points = x.const_data_ptr<float>();
-  float* const target = grad.mutable_data_ptr<float>();
-  at::parallel_for(0, n, std::max<int64_t>(1, kGrainElements / n), [&](int64_t first, int64_t past) {
+  const float* const own = x.const_data_ptr<float>();
+  Tensor pulled = at::empty_like(x);
+  float* const target = pulled.mutable_data_ptr<float>();
+  const bool few = n * y.size(0) <= few_pairs;
+  std::vector<double> squares;
+  if (!few) {
+    std::vector<double> sum;
+    std::tie(sum, squares) = weights.sums();
+    for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
+      for (int64_t i = first; i < past; ++i)
+        for (int64_t c = 0; c < width; ++c)
+          target[i * width + c] = static_cast<float>(sum[i]) * own[i * width + c];
+    });
+    at::addmm_out(pulled, pulled, values, y, 1, -1);
+  }
+  for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
     for (int64_t i = first; i < past; ++i) {
       const auto terms = [&] {
-        return cancelled * cancelled * sum_of_squares(v + i * n, n) *
-               sum_of_squares(points + i * width, width);
+        return cancelled * cancelled * squares[i] * sum_of_squares(own + i * width, width);
       };
       if (few || sum_of_squares(target + i * width, width) < terms())
-        pull_of(v + i * n, points, i, n, width, target + i * width);
+        pull_of(v + i * weights.row, weights.column, own + i * width, y, target + i * width);
     }
   });
-  return grad;
+  return pulled;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
-  library.def("cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, float)",
-              torch::dispatch(at::kCPU, &near_origin));
   library.def(
-      "cpu_self_gradient(Tensor(a!) values, Tensor points, int few_pairs, float cancelled) -> Tensor",
-      torch::dispatch(at::kCPU, &self_gradient));
+      "cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, Tensor, float)",
+      torch::dispatch(at::kCPU, &near_origin));
+  library.def("cpu_with_mirror(Tensor(a!) values) -> Tensor(a!)",
+              torch::dispatch(at::kCPU, &with_mirror));
+  library.def("cpu_pull(Tensor values, Tensor x, Tensor y, int few_pairs, float cancelled) -> Tensor",
+              torch::dispatch(at::kCPU, &pull));
 }
 
 }  // namespace pck

@@ -99,13 +99,18 @@ class CpuBackend(CompiledBackend):
 
     def near_origin(self, points: list[Tensor]) -> NearOrigin:
         """See `RowMaker`; a few passes over the features, by threads."""
-        moved, squares, offsets, unit = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
-        return NearOrigin(moved or points, squares, offsets, unit)
+        moved, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
+        return NearOrigin(moved or points, *rest)
 
-    def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
+    def with_mirror(self, v: Tensor) -> Tensor:
+        """See `RowMaker`; in place."""
+        mirrored: Tensor = torch.ops.pc_kernels.cpu_with_mirror(v)
+        return mirrored
+
+    def pull(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """See `RowMaker`."""
-        grad: Tensor = torch.ops.pc_kernels.cpu_self_gradient(v, points, FEW_PAIRS, CANCELLED)
-        return grad
+        pulled: Tensor = torch.ops.pc_kernels.cpu_pull(v, x, y, FEW_PAIRS, CANCELLED)
+        return pulled
 
 
 class CudaBackend(CompiledBackend):

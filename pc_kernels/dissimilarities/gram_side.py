@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .gram_rows import GRAM
 from .row_maker import (
-    FEW_PAIRS,
     MIRROR_WIDTH,
     PLAIN,
     NearOrigin,
     RowMaker,
     centre,
     symmetric_product,
+    twins,
 )
 from .rows import Gram, Rows
 from .side import Points, Side
@@ -38,12 +38,12 @@ class GramSide(Side):
         self._anchors, self._references = near.points[0], near.points[-1]
         self._anchor_sq, self._reference_sq = near.squares[0], near.squares[-1]
         self._offsets = near.offsets
+        self._twins = near.twins
         wide = self._anchors.shape[1] >= MIRROR_WIDTH
         self._halves = self._shared and wide and self._anchors.device.type == "cpu"
         self._products: Tensor | None = None
-        self._grad_anchors: Tensor | None = None
+        self._grad_anchors = torch.zeros_like(self._anchors[:0])
         self._grad_references: Tensor | None = None
-        self._column_sum: Tensor | None = None
 
     def _near_origin(self, points: list[Tensor]) -> NearOrigin:
         """The points that the products are of."""
@@ -66,6 +66,9 @@ class GramSide(Side):
         rows.ready = self._maker.straight(rows)
         if not rows.ready:
             self._product(start, stop, rows.values)
+            if self._twins.shape[1]:
+                later, first = self._twins
+                rows.values[:, later] = rows.values[:, first]
         return rows
 
     def _product(self, start: int, stop: int, products: Tensor) -> None:
@@ -81,38 +84,24 @@ class GramSide(Side):
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
-        if self._shared and stop - start == self._anchors.shape[0]:  # one chunk is all there is
-            self._grad_anchors = self._maker.self_gradient(grad, self._anchors)
+        anchors, pull = self._anchors[start:stop], self._maker.pull
+        if self._shared and len(anchors) == len(self._anchors):  # one chunk is all there is
+            self._grad_anchors = pull(self._maker.with_mirror(grad), anchors, anchors)
             return
-        if self._grad_anchors is None or self._grad_references is None:
+        if self._grad_references is None:
             self._grad_anchors = torch.empty_like(self._anchors)
             self._grad_references = torch.zeros_like(self._references)
-            self._column_sum = self._reference_sq.new_zeros(self._references.shape[0])
-        assert self._column_sum is not None
-        anchors = self._anchors[start:stop]
-        own = self._grad_anchors[start:stop]
-        if grad.numel() <= FEW_PAIRS:  # the differences themselves: nothing cancels
-            pulls = grad[:, :, None] * (anchors[:, None] - self._references)
-            torch.sum(pulls, 1, out=own)
-            self._grad_references -= pulls.sum(0)
-            return
-        torch.mul(anchors, grad.sum(1, keepdim=True), out=own)
-        own.addmm_(grad, self._references, alpha=-1)
-        self._column_sum += grad.sum(0)
-        self._grad_references.addmm_(grad.T, anchors, alpha=-1)
+        self._grad_anchors[start:stop] = pull(grad, anchors, self._references)
+        self._grad_references += pull(grad.T, self._references, anchors)
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """Sums up, and goes back to the features."""
-        if self._grad_anchors is None:  # no chunk: no anchors
-            zeros = torch.zeros_like(self._anchors)
-            return zeros, None if self._shared else torch.zeros_like(self._references)
-        to_anchors = self._grad_anchors
-        if self._grad_references is None:
-            return self._to_features(to_anchors, 0), None
-        assert self._column_sum is not None
-        to_references = self._grad_references.addcmul_(self._references, self._column_sum[:, None])
+        to_anchors, to_references = self._grad_anchors, self._grad_references
         if self._shared:
-            return self._to_features(to_anchors.add_(to_references), 0), None
+            both = to_anchors if to_references is None else to_anchors + to_references
+            return self._to_features(both, 0), None
+        if to_references is None:  # no chunk: no anchors
+            to_references = torch.zeros_like(self._references)
         return self._to_features(to_anchors, 0), self._to_features(to_references, -1)
 
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
@@ -138,7 +127,8 @@ class CosineSide(GramSide):
         zeros = torch.cat([length == 0 for length in self._lengths]).any()
         shifted = [torch.where(zeros, x, y) for x, y in zip(self._units, shifted, strict=True)]
         squares = [torch.where(zeros, 1, sq) for sq in squares]
-        return NearOrigin(shifted, squares, torch.zeros_like(squares[0]), 1.0)
+        offsets = torch.zeros_like(squares[0])
+        return NearOrigin(shifted, squares, offsets, twins(shifted[-1], squares[-1]), 1.0)
 
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
         """Back through the normalisation."""

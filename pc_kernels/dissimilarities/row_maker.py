@@ -80,6 +80,17 @@ def far_offsets(anchor_sq: Tensor, reference_sq: Tensor) -> Tensor:
     return torch.where(far, anchor_sq.sqrt(), 0)
 
 
+def twins(points: Tensor, squares: Tensor) -> Tensor:
+    """See `NearOrigin.twins`; looked for where looking is free, on the CPU."""
+    place = torch.arange(len(points), device=points.device)
+    if points.device.type != "cpu" or len(squares.unique()) == len(squares):
+        return place.new_empty(2, 0)
+    _, group = points.unique(dim=0, return_inverse=True)
+    first = place.new_full((len(points),), len(points)).scatter_reduce(0, group, place, "amin")
+    pairs = torch.stack([place, first[group]])
+    return pairs[:, pairs[0] != pairs[1]]
+
+
 def symmetric_product(x: Tensor, out: Tensor) -> None:
     """Writes x xᵀ [n, n] for x [n, D], computing half of it and mirroring the other."""
     n = x.shape[0]
@@ -93,9 +104,9 @@ def symmetric_product(x: Tensor, out: Tensor) -> None:
     out[half:, :half] = out[:half, half:].T
 
 
-def pulls(v: Tensor, anchors: Tensor, references: Tensor) -> Tensor:
-    """Σ_j V_ij (a_i − b_j) [A, D], from the differences: nothing cancels."""
-    return (v[:, :, None] * (anchors[:, None] - references)).sum(1)
+def pull_by_differences(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Σ_j v_ij (x_i − y_j) [n, D], from the differences: nothing cancels."""
+    return (v[:, :, None] * (x[:, None] - y)).sum(1)
 
 
 class NearOrigin(NamedTuple):
@@ -107,6 +118,11 @@ class NearOrigin(NamedTuple):
     """Their squared norms."""
     offsets: Tensor
     """|a| [A] of the anchors that are far out, 0 for the others (see `Rows`)."""
+    twins: Tensor
+    """Of references that are equal bit for bit: each but the first, and the first, [2, n].
+
+    A product of matrices may round equal columns differently, which would break ties.
+    """
     unit: float
     """What features were divided by, lest squares over- or underflow: mostly 1."""
 
@@ -130,26 +146,29 @@ class RowMaker:
         unit = power_of_two(points)
         moved = centre(points if unit == 1.0 else [x / unit for x in points])
         squares = [x.square().sum(1) for x in moved]
-        return NearOrigin(moved, squares, far_offsets(squares[0], squares[-1]), unit)
+        offsets = far_offsets(squares[0], squares[-1])
+        return NearOrigin(moved, squares, offsets, twins(moved[-1], squares[-1]), unit)
 
-    def self_gradient(self, v: Tensor, points: Tensor) -> Tensor:
-        """Σ_j (V_ij + V_ji) (x_i − x_j) [B, D] of a batch that is its own reference.
+    def with_mirror(self, v: Tensor) -> Tensor:
+        """V + Vᵀ; V may be overwritten."""
+        return v + v.T
 
-        One product with V + Vᵀ, where V x and Vᵀ x would be two. V may be overwritten. As a difference
-        of two sums it cancels where what pulls at x_i is much nearer than the origin: near duplicates,
-        and what no shift could bring near. Such rows are summed again from the differences, where
-        looking for them is free, on the CPU.
+    def pull(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Σ_j v_ij (x_i − y_j) [n, D] of v [n, m], contiguous or a contiguous one's transpose.
+
+        By a product of matrices. As a difference of two sums it cancels where what pulls at x_i is much
+        nearer to it than the origin: near duplicates, and what no shift could bring near. Such rows are
+        summed again from the differences, where looking for them is free, on the CPU.
         """
-        v = v + v.T
         if v.numel() <= FEW_PAIRS:
-            return pulls(v, points, points)
-        grad = (points * v.sum(1, keepdim=True)).addmm_(v, points, alpha=-1)
-        if points.device.type == "cpu":
-            terms = v.norm(dim=1) * points.norm(dim=1)
+            return pull_by_differences(v, x, y)
+        grad = (x * v.sum(1, keepdim=True)).addmm_(v, y, alpha=-1)
+        if x.device.type == "cpu":
+            terms = v.norm(dim=1) * x.norm(dim=1)
             rows = torch.nonzero(grad.norm(dim=1) < CANCELLED * terms)[:, 0]
-            block = max(1, (1 << 20) // points.numel())  # rows whose differences are in memory
+            block = max(1, (1 << 20) // y.numel())  # rows whose differences are in memory
             for part in rows.split(block):
-                grad[part] = pulls(v[part], points[part], points)
+                grad[part] = pull_by_differences(v[part], x[part], y)
         return grad
 
 
