@@ -1,7 +1,7 @@
 # make demo    distil a student on 1,797 real images, print the table, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
-# make gpu     on a machine with a GPU: build, tests, sanitizers, benchmarks, into RESULTS
+# make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest
 #
 # Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
 # constraints.txt, the C++ build. `make test PYTHON=python3 NO_VENV=1` uses the interpreter at hand

@@ -29,7 +29,7 @@ import setuptools
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-OLDEST_SETUPTOOLS = 77  # the first that reads a licence as pyproject.toml writes it
+OLDEST_SETUPTOOLS = 64  # the first that installs a package in place from pyproject.toml
 OLDEST_TORCH = "2.10"
 RECORD = "pc_kernels/_build.json"
 CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
@@ -305,6 +305,7 @@ def extension_arguments() -> dict[str, Any]:
         "ext_modules": extensions,
         "cmdclass": {"build_ext": build, "build_py": RecordedPython},
         "install_requires": requirements(extensions),
+        "license": "MIT",  # pyproject.toml has no way to write it that all versions of setuptools take
     }
 
 

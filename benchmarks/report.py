@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,22 +119,28 @@ def markdown(results: Results, targets: list[Target], about: dict[str, Any]) -> 
     return "\n".join(lines)
 
 
-def write_csv(path: Path, results: Results) -> None:
+def as_csv(results: Results) -> str:
     """A line for each row, times in seconds."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        head = ["table", "size", "contender", "status", "detail", "p20_s", "median_s", "p80_s"]
-        writer.writerow([*head, "runs", "to_floor", "extra_bytes", "worst_error"])
-        for row in results.rows:
-            times = [row.percentile(p) for p in (20, 50, 80)]
-            worst = max(row.errors.values(), default=None)
-            head = [row.table, row.size, row.label, row.status, row.detail, *times]
-            writer.writerow(
-                [*head, len(row.seconds), results.to_floor(row), row.extra_bytes, worst]
-            )
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    head = ["table", "size", "contender", "status", "detail", "p20_s", "median_s", "p80_s"]
+    writer.writerow([*head, "runs", "to_floor", "extra_bytes", "worst_error"])
+    for row in results.rows:
+        times = [row.percentile(p) for p in (20, 50, 80)]
+        worst = max(row.errors.values(), default=None)
+        head = [row.table, row.size, row.label, row.status, row.detail, *times]
+        writer.writerow([*head, len(row.seconds), results.to_floor(row), row.extra_bytes, worst])
+    return file.getvalue()
 
 
-def write_json(path: Path, results: Results, targets: list[Target], about: dict[str, Any]) -> None:
+def read_json(path: Path) -> list[Row]:
+    """The rows of a report."""
+    names = {field.name for field in fields(Row)}
+    read = json.loads(path.read_text("utf-8"))["rows"]
+    return [Row(**{name: row[name] for name in names}) for row in read]
+
+
+def as_json(results: Results, targets: list[Target], about: dict[str, Any]) -> str:
     """Everything, raw times too."""
     content = {
         "about": about,
@@ -142,4 +150,4 @@ def write_json(path: Path, results: Results, targets: list[Target], about: dict[
         ],
         "rows": [row.as_dict() for row in results.rows],
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

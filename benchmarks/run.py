@@ -7,7 +7,8 @@ r"""Benchmarks of pc_kernels against its peers, each checked before it is timed.
 
 A contender that a size is too large for is shown as such, with what was predicted from its last
 smaller size. Results go to benchmarks/results/: a Markdown report (printed too), CSV, JSON with the raw
-times, and a PNG.
+times, and a PNG if matplotlib is installed. They are written after every size; --resume takes sizes that
+are there already as they are.
 
 torchsort is timed if it is installed. Its build fails where nvcc is on PATH and CUDA_HOME is not set,
 so without a GPU hide nvcc from it; the compiler must be on the PATH that is left:
@@ -26,6 +27,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ import report
 import targets
 import torch
 from contenders import Contender, contenders, prepare
+from files import write
 from measure import (
     FEWEST_ROUNDS,
     Failure,
@@ -168,6 +171,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--threads", type=int, help="default: what torch picks")
     add("--quick", action="store_true", help="two small sizes, a few runs, nothing compiled")
     add("--large", action="store_true", help="one run at a batch of 65536 (GPU: 131072), D=128")
+    add("--resume", action="store_true", help="go on with the results in --out")
     parsed = parser.parse_args(arguments)
     if min(parsed.sizes) < 4:
         parser.error("--sizes: a batch has at least 4 rows")
@@ -190,46 +194,50 @@ def choose(options: argparse.Namespace) -> list[Contender]:
     return [c for c in found if c.key in options.contenders]
 
 
-def measure_all(options: argparse.Namespace, found: list[Contender]) -> Results:
-    """Every contender at every size, and the large batch."""
+def measure_all(
+    options: argparse.Namespace,
+    found: list[Contender],
+    rows: list[Row],
+    keep: Callable[[Results], None],
+) -> None:
+    """Every contender at every size, and the large batch, after the rows that are there; keeps each."""
     device = torch.device(options.device)
     room = 0.7 * free_memory(device)
     if options.memory_limit is not None:
         room = options.memory_limit * 2**30
     limits = Limits(options.max_seconds, room, 0.02 if options.quick else 1.0)
-    admit, rows = Admission(limits), []
+    admit = Admission(limits)
     spec = Spec(0, options.student_dim, options.teacher_dim, options.device)
-    for size in sorted(set(options.sizes)):
+    for size in sorted(set(options.sizes) - set(Results(rows).sizes)):
         rows += bench(found, replace(spec, size=size), admit, limits)
+        keep(Results(rows))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if options.large:
+    if options.large and not any(row.table == "large" for row in rows):
         ours = next(c for c in contenders(device) if c.table == "loss" and c.obstacle is None)
         size, wide = large.SIZES[device.type], large.DIMENSION
         rows.append(large.run(ours, Spec(size, wide, wide, options.device)))
-    return Results(rows)
+        keep(Results(rows))
 
 
-def write(options: argparse.Namespace, command: str, results: Results, about: dict) -> None:
-    """The report, printed and in all its forms."""
+def stem(options: argparse.Namespace) -> Path:
+    """The results' path without its ending."""
+    return options.out / machine.file_stem(torch.device(options.device), torch.get_num_threads())
+
+
+def write_all(options: argparse.Namespace, about: dict, results: Results) -> None:
+    """The report in all its forms."""
     device = torch.device(options.device)
     found = contenders(device)
     ours = next(c.key for c in found if c.table == "loss" and c.obstacle is None)
     goals = targets.gpu_targets if device.type == "cuda" else targets.cpu_targets
     reached = goals(results, ours)
-    about |= {"command": command}
-    about |= {"student_dim": options.student_dim, "teacher_dim": options.teacher_dim}
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = machine.file_stem(device, torch.get_num_threads())
-    text = report.markdown(results, reached, about)
-    print(text)
-    (options.out / f"{stem}.md").write_text(text)
-    report.write_csv(options.out / f"{stem}.csv", results)
-    report.write_json(options.out / f"{stem}.json", results, reached, about)
-    from plot import draw  # after all is written: matplotlib may be missing
-
-    draw(options.out / f"{stem}.png", results, about)
+    path = stem(options)
+    write(path.with_suffix(".json"), report.as_json(results, reached, about))
+    write(path.with_suffix(".csv"), report.as_csv(results))
+    write(path.with_suffix(".md"), report.markdown(results, reached, about))
 
 
 def command_line(options: argparse.Namespace, arguments: list[str]) -> str:
@@ -251,9 +259,20 @@ def main(arguments: list[str] | None = None) -> None:
     warm_up_processes()
     device = torch.device(options.device)
     about = machine.describe(device, torch.get_num_threads())
+    about |= {"command": command_line(options, arguments)}
+    about |= {"student_dim": options.student_dim, "teacher_dim": options.teacher_dim}
+    path = stem(options)
+    before = path.with_suffix(".json")
+    rows = report.read_json(before) if options.resume and before.exists() else []
     with capped_memory(device):
-        results = measure_all(options, choose(options))
-    write(options, command_line(options, arguments), results, about)
+        measure_all(options, choose(options), rows, partial(write_all, options, about))
+    print(path.with_suffix(".md").read_text("utf-8"))
+    try:
+        from plot import draw
+    except ImportError as error:
+        note(f"no picture: {error}")
+    else:
+        draw(path.with_suffix(".png"), Results(rows), about)
 
 
 if __name__ == "__main__":

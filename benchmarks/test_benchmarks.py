@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from contenders import run_loss, run_rank
 from gate import Check, check_loss, difference
 from measure import Failure, plan_rounds, take_turns
 from problem import Problem, Result, Spec, exact_soft_rank
+from rows import Row
 from targets import Target
 
 import pc_kernels
@@ -135,3 +137,27 @@ def test_quick_run(tmp_path: Path):
     assert all(row["seconds"] and row["errors"] for row in timed)
     eager = [row for row in rows if row["key"] == "eager"]
     assert {row["status"] for row in eager} == {"out of memory"}
+
+
+def test_results_outlive_what_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written after each size, and --resume goes on with the next."""
+    arguments = ["--quick", "--sizes", "8", "16", "--out", str(tmp_path), "--contenders", "floor"]
+    measured: list[int] = []
+
+    def bench(found, spec, admit, limits):
+        measured.append(spec.size)
+        if measured == [8, 16]:
+            raise KeyboardInterrupt
+        return [Row("yardstick", spec.size, "floor", "GEMM floor", seconds=[1.0])]
+
+    monkeypatch.setattr(run, "bench", bench)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(arguments)
+    read = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
+    assert [row["size"] for row in read] == [8]
+    run.main([*arguments, "--resume"])
+    assert measured == [8, 16, 16]
+    read = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
+    assert [(row["size"], row["p50"]) for row in read] == [(8, 1.0), (16, 1.0)]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".json"}

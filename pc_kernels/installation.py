@@ -25,7 +25,7 @@ EXTENSIONS = {"cpu": "C++", "cuda": "CUDA"}
 """The compiled extensions by the device that they serve, and what they are called."""
 COSTS = {"cpu": "about 10 times slower", "cuda": "many times slower"}
 NEEDS = {
-    "cpu": f"{BUILD} in the source folder, with setuptools>=77, ninja and a C++20 compiler",
+    "cpu": f"{BUILD} in the source folder, with setuptools>=64, ninja and a C++20 compiler",
     "cuda": f"`pip install triton`, or {BUILD} in the source folder, with nvcc and ninja",
 }
 
