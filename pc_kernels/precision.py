@@ -13,9 +13,14 @@ import torch
 EXACT = ("ieee", "none")
 """Values of a switch under which products of float32 are exact to rounding."""
 
+SWITCHES = ("mkldnn", "cuda")
+
 
 class FullPrecision:
     """A context in which PyTorch's switches for products of float32 are at full precision.
+
+    `torch.set_float32_matmul_precision`, from before there was a switch for each library, is turned with
+    them: PyTorch raises where it reads what it set and finds that a switch contradicts.
 
     The switches are global to the process. So contexts of several threads count as one: the first to
     enter turns the switches, the last to leave turns them back. In between, other threads have full
@@ -28,16 +33,18 @@ class FullPrecision:
         self._lock = threading.Lock()
         self._inside = 0
         self._before: dict[str, str] = {}
+        self._all_before: str | None = None
 
     def __enter__(self) -> None:
         """Turns the switches that are not at full precision."""
         with self._lock:
             self._inside += 1
-            for name in ("mkldnn", "cuda"):
-                switch = _switch(name)
-                if switch.fp32_precision not in EXACT:
-                    self._before[name] = switch.fp32_precision
-                    switch.fp32_precision = "ieee"
+            before, all_before = _settings(), _setting_of_all()
+            self._before |= {name: was for name, was in before.items() if was not in EXACT}
+            if all_before not in ("highest", None):
+                self._all_before = all_before
+                torch.set_float32_matmul_precision("highest")
+            _turn({name: "ieee" if was not in EXACT else was for name, was in before.items()})
 
     def __exit__(self, *error: object) -> None:
         """Turns them back, if nobody is inside any more and nobody else has."""
@@ -47,10 +54,12 @@ class FullPrecision:
                 self._restore()
 
     def _restore(self) -> None:
-        for name, value in self._before.items():
-            if _switch(name).fp32_precision == "ieee":
-                _switch(name).fp32_precision = value
+        now = _settings()
+        if self._all_before is not None and _setting_of_all() == "highest":
+            torch.set_float32_matmul_precision(self._all_before)
+        _turn({name: self._before.get(name, is_) if is_ == "ieee" else is_ for name, is_ in now.items()})
         self._before.clear()
+        self._all_before = None
 
     def leave_all(self) -> None:
         """For a forked process: the threads that were inside are not there, nor who held the lock."""
@@ -61,6 +70,24 @@ class FullPrecision:
 
 def _switch(name: str) -> Any:
     return getattr(torch.backends, name).matmul
+
+
+def _settings() -> dict[str, str]:
+    return {name: _switch(name).fp32_precision for name in SWITCHES}
+
+
+def _turn(settings: dict[str, str]) -> None:
+    for name, value in settings.items():
+        if _switch(name).fp32_precision != value:
+            _switch(name).fp32_precision = value
+
+
+def _setting_of_all() -> str | None:
+    """What `torch.set_float32_matmul_precision` set, None where a switch contradicts it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 _full_precision = FullPrecision()

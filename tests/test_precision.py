@@ -92,6 +92,42 @@ def test_who_turns_the_switch_meanwhile() -> None:
     assert setting() == "bf16"
 
 
+@pytest.mark.parametrize("asked", ["high", "medium", "highest"])
+def test_the_older_switch_agrees(asked: str) -> None:
+    """PyTorch, and code that it compiles, may read it inside; outside it is as it was."""
+    torch.set_float32_matmul_precision(asked)
+    try:
+        before = torch.backends.cuda.matmul.fp32_precision, setting()
+        seen = []
+
+        def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
+            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()))
+            return torch.cdist(a, b)
+
+        x = torch.randn(5, 3)
+        pc_kernels.perception_coherence_loss(x, x, dissimilarity=dissimilarity)
+        assert set(seen) == {(False, "highest")}
+        assert torch.get_float32_matmul_precision() == asked
+        assert torch.backends.cuda.matmul.allow_tf32 == (asked != "highest")
+        assert (torch.backends.cuda.matmul.fp32_precision, setting()) == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_contradiction_outside_stays_there() -> None:
+    """Whoever turned the older switch and one of the newer ones gets back what they had."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        with FullPrecision():
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert setting() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_fork_while_a_thread_is_inside() -> None:
     """The child has neither the thread nor its lock: it computes, and has the caller's setting."""
