@@ -34,7 +34,7 @@ OLDEST_TORCH = "2.10"
 RECORD = "pc_kernels/_build.json"
 CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
-CUDA_ARCHITECTURES = ["8.0", "9.0", "12.0"]
+CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 PROBE = """
 #ifdef _OPENMP
@@ -156,13 +156,13 @@ def cuda_extension() -> Any:
     home = re.search(r"^#\$ TOP=(.+)$", ask_nvcc("--dryrun", "-x", "cu", "-c", os.devnull), re.M)
     if home is not None:
         cpp_extension.CUDA_HOME = os.path.normpath(home.group(1))
-    architectures = ";".join(cuda_architectures())
-    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(cuda_architectures())
+    codes = ";".join(re.findall(r",code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags())))
     return cpp_extension.CUDAExtension(
         "pc_kernels._C_cuda",
         CUDA_SOURCES,
         depends=glob("csrc/*.h") + glob("csrc/cuda/*.*h"),
-        define_macros=[("PCK_CUDA_ARCHITECTURES", f'"{architectures}"'), for_torch()],
+        define_macros=[("PCK_CUDA_ARCHITECTURES", f'"{codes}"'), for_torch()],
         extra_compile_args={
             "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
             "nvcc": ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"],

@@ -20,18 +20,18 @@ from .precision import exact_arithmetic
 from .recipe import Recipe
 
 CPU_CHUNK_BYTES = 256 << 20
+CUDA_CHUNK_BYTES = 2 << 30
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """Working memory that a sweep allows itself: 256 MiB, on a GPU a quarter of what is free.
+    """Working memory that a sweep allows itself: 256 MiB, on a GPU 2 GiB or an eighth of what it has.
 
-    What is free is not asked for while a CUDA graph is captured: only work for the GPU belongs there.
+    That is the same from call to call, captured in a CUDA graph or not: chunks of another size sum in
+    another order, and what is free must not decide a result's bits.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
         return CPU_CHUNK_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max((free + reusable) // 4, CPU_CHUNK_BYTES)
+    return min(torch.cuda.get_device_properties(device).total_memory // 8, CUDA_CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,12 @@ class Batch:
         return Pairs(own, mask[start:stop].contiguous())
 
 
-def chunk_anchors(batch: Batch, recipe: Recipe, engine: Backend) -> int:
+def chunk_anchors(
+    batch: Batch, recipe: Recipe, engine: Backend, sides: Sequence[Side], with_grad: bool
+) -> int:
     """Anchors a chunk: as many as the recipe's `chunk_bytes` holds, at least 1.
 
-    An anchor takes a row of the teacher and of each student, and the backend's working memory. No more
+    An anchor takes a row of each side, and the working memory of the backend and of a side. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
     a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are
     then symmetric, and half of some suffices.
@@ -105,10 +107,11 @@ def chunk_anchors(batch: Batch, recipe: Recipe, engine: Backend) -> int:
     budget = recipe.chunk_bytes
     if budget is None:
         budget = default_chunk_bytes(batch.teacher.device)
-    rows = 1 + len(batch.students)
-    row = batch.references * (rows * batch.dtype.itemsize + engine.working_bytes_of(recipe))
-    fitting = max(1, budget // max(row, 1))
-    whole = batch.references * row <= min(budget, engine.whole_bytes)
+    working = engine.working_bytes_of(recipe) + max(side.pair_bytes(with_grad) for side in sides)
+    row = batch.references * (len(sides) * batch.dtype.itemsize + working)
+    most = min(side.most_pairs for side in sides) // max(batch.references, 1)
+    fitting = max(1, min(budget // max(row, 1), most))
+    whole = batch.references * row <= min(budget, engine.whole_bytes) and batch.references <= most
     if whole and batch.teacher_refs is None and not batch.given:
         return max(1, batch.references)
     return min(fitting, engine.chunk_rows)
@@ -128,7 +131,8 @@ def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[T
         weights = batch.weights.to(batch.dtype).contiguous()
         losses = torch.empty_like(weights)
         recipes = [_in_units(recipe, student) for student in students]
-        anchors, chunk = len(batch.teacher), chunk_anchors(batch, recipe, engine)
+        anchors = len(batch.teacher)
+        chunk = chunk_anchors(batch, recipe, engine, [*students, teacher], with_grad)
         for start in range(0, anchors, chunk):
             stop = min(start + chunk, anchors)
             pairs = batch.pairs(start, stop)

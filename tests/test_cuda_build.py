@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from shim import FLAGS, KERNELS, ROOT, SHIM, build, compiler
+from torch.utils import cpp_extension
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS, cuda_extension_obstacle
+from pc_kernels.backends.architectures import runs_on
 
-ARCHITECTURES = ["80", "90", "120"]
+ARCHITECTURES = ["80", "90", "100", "120"]
 
 
 def test_no_races(tmp_path: Path) -> None:
@@ -122,6 +126,69 @@ def test_the_backend_says_why_it_is_not_usable() -> None:
     with pytest.raises(ValueError, match="backend 'cuda' is not usable here"):
         pc_kernels.hard_rank(torch.zeros(3), backend="cuda")
     assert list(BACKENDS).index("cuda") < list(BACKENDS).index("torch")
+
+
+RUNS = {
+    "sm_80": [(8, 0), (8, 6), (8, 9)],
+    "sm_86": [(8, 6), (8, 9)],
+    "sm_87": [(8, 7), (8, 9)],
+    "sm_90": [(9, 0)],
+    "sm_90a": [(9, 0)],
+    "sm_100": [(10, 0), (10, 3)],
+    "sm_100a": [(10, 0)],
+    "sm_100f": [(10, 0), (10, 3)],
+    "sm_103": [(10, 3)],
+    "sm_120": [(12, 0), (12, 1)],
+    "compute_90": [(9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)],
+    "compute_90a": [(9, 0)],
+    "compute_120": [(12, 0), (12, 1)],
+}
+"""Of GPUS, those that run each code."""
+GPUS = [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)]
+
+
+@pytest.mark.parametrize("code", RUNS)
+def test_which_gpus_run_a_code(code: str) -> None:
+    assert [gpu for gpu in GPUS if runs_on(code, gpu)] == RUNS[code]
+
+
+def test_a_gpu_without_code_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before anything is launched, in words; `auto` goes on to the next backend."""
+    module = SimpleNamespace(architectures="sm_80;sm_90;sm_120;compute_120")
+    monkeypatch.setattr(pc_kernels, "_C_cuda", module, raising=False)
+    monkeypatch.setattr("pc_kernels.backends.compiled.cuda_extension_obstacle", lambda: None)
+    device, capability = torch.device("cuda"), [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    assert BACKENDS["cuda"].obstacle(device, torch.float32) is None
+    for gpu in [(10, 0), (10, 3), (7, 5)]:
+        capability[0] = gpu
+        reason = str(BACKENDS["cuda"].obstacle(device, torch.float32))
+        assert "no code for this GPU, of compute capability {}.{}".format(*gpu) in reason
+        assert "sm_80, sm_90, sm_120, compute_120" in reason
+        assert reason.endswith("TORCH_CUDA_ARCH_LIST={}.{}".format(*gpu))
+
+
+def test_what_is_compiled_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Recorded as nvcc is told, names included; by default every GPU from 8.0 on has code."""
+    monkeypatch.setenv("PC_KERNELS_CUDA", "0")
+    monkeypatch.setenv("PC_KERNELS_CPU", "0")
+    monkeypatch.setattr("setuptools.setup", lambda **given: None)
+    monkeypatch.chdir(tmp_path)
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    extension = setup["cuda_extension"]
+    known = "\n".join(f"compute_{a}" for a in (75, 80, 86, 90, 100, 103, 110, 120, 121))
+    monkeypatch.setitem(extension.__globals__, "ask_nvcc", lambda *_: known)
+    monkeypatch.setattr(cpp_extension, "CUDAExtension", lambda *_, **given: given["define_macros"])
+    wanted = {
+        "": ["compute_120", "sm_100", "sm_120", "sm_80", "sm_90"],
+        "Hopper": ["compute_90", "sm_90"],
+        "8.6, 9.0a": ["sm_86", "sm_90a"],
+    }
+    for asked, codes in wanted.items():
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+        recorded = dict(extension())["PCK_CUDA_ARCHITECTURES"].strip('"').split(";")
+        assert sorted(recorded) == codes
+    assert all(any(runs_on(c, gpu) for c in wanted[""]) for gpu in [(8, 9), (10, 3), (12, 1)])
 
 
 def setup_py(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from compare import (
     own_leaf,
 )
 from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
-from shim import ShimBackend
+from shim import ALL_SHARED, ShimBackend
 from torch import Generator, Tensor
 
 import pc_kernels
@@ -335,6 +335,15 @@ def test_rows_at_any_address(backend: str, rng: Generator) -> None:
     moved = torch.empty(3 * m + 1)[1:].view(3, m).copy_(x)
     assert moved.data_ptr() % 16 != x.data_ptr() % 16
     assert torch.equal(engine.hard_rank(x), engine.hard_rank(moved))
+
+
+def test_the_limit_of_shared_memory_does_not_depend_on_the_launch(backend: str) -> None:
+    """It is the kernel's: a thread of the host that lowered it would spoil another's launch."""
+    engine = BACKENDS[backend]
+    assert isinstance(engine, ShimBackend)
+    for m in (300, 3):
+        engine.hard_rank(torch.rand(1, m))
+        assert engine.library.latest_limit() == ALL_SHARED
 
 
 def test_dissimilarities_alone(backend: str, rng: Generator) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from compare import BACKEND_NAMES
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pc_kernels.sweep import CPU_CHUNK_BYTES, default_chunk_bytes
+from pc_kernels.backends.base import FusedBackend
+from pc_kernels.dissimilarities import Points, Side
+from pc_kernels.dissimilarities.others import CityblockSide, MaskedSide
+from pc_kernels.recipe import Recipe
+from pc_kernels.sweep import Batch, chunk_anchors, default_chunk_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 
@@ -106,15 +113,41 @@ def test_coherence(python: Callable[..., Any]) -> None:
     assert got <= allowed(1536, 32, 32 * MIB), f"{got / MIB:.0f} MiB"
 
 
-def test_what_is_free_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of it; but nobody asks while a CUDA graph is captured."""
-    device = torch.device("cuda")
-    cuda = torch.cuda
-    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (40 << 30, 80 << 30))
-    monkeypatch.setattr(cuda, "memory_reserved", lambda device: 9 << 30)
-    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 5 << 30)
-    monkeypatch.setattr(cuda, "is_current_stream_capturing", lambda: False)
-    assert default_chunk_bytes(device) == 11 << 30
-    monkeypatch.setattr(cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.delattr(cuda, "mem_get_info")
-    assert default_chunk_bytes(device) == CPU_CHUNK_BYTES
+def test_what_is_free_on_a_gpu_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of another size would sum in another order; nor does it matter that a graph is captured."""
+    device, cuda = torch.device("cuda"), torch.cuda
+    for name in ("mem_get_info", "memory_reserved", "is_current_stream_capturing"):
+        monkeypatch.delattr(cuda, name)
+    for total, wanted in ((144 << 30, 2 << 30), (8 << 30, 1 << 30)):
+        about = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(cuda, "get_device_properties", lambda device, about=about: about)
+        assert default_chunk_bytes(device) == wanted
+
+
+def test_cityblock_on_a_gpu_counts_what_its_backward_takes() -> None:
+    """PyTorch's CUDA kernel keeps every pair's gradients of all features, and counts pairs in an int."""
+    with FakeTensorMode():
+        x, y = (torch.empty(rows, 512, device="cuda") for rows in (8192, 1 << 20))
+        wide, many = CityblockSide(Points(x, None)), CityblockSide(Points(x, y))
+        narrow = CityblockSide(Points(torch.empty(8192, 20, device="cuda"), None))
+    assert wide.pair_bytes(True) == 4 * 512 + 4 and wide.pair_bytes(False) == 12
+    assert narrow.pair_bytes(False) == 0
+    gram = Side()
+    students, weights = [torch.empty(8192, 512)], torch.empty(1, 8192)
+
+    def anchors(side: Side, references: Tensor | None, budget: int, with_grad: bool = True) -> int:
+        batch = Batch(students, students[0], None, references, weights, None, None, given=False)
+        recipe = Recipe(chunk_bytes=budget)
+        return chunk_anchors(batch, recipe, FusedBackend(), [side, gram], with_grad)
+
+    assert anchors(gram, None, 2 << 30) == anchors(narrow, None, 64 << 30) == 8192
+    chunk = anchors(wide, None, 2 << 30)
+    assert chunk * 8192 * (4 * 512 + 12) <= 2 << 30 < (chunk + 1) * 8192 * (4 * 512 + 12)
+    assert anchors(wide, None, 2 << 30, with_grad=False) == 8192
+    chunk = anchors(many, torch.empty(1 << 20, 1), 1 << 50)
+    assert chunk == 2047
+
+
+def test_a_mask_passes_on_what_its_side_takes() -> None:
+    side = MaskedSide(CityblockSide, Points(torch.randn(3, 40), None))
+    assert side.pair_bytes(True) == side.pair_bytes(False) == 12

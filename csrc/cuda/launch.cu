@@ -83,6 +83,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options,
                        : std::min(kThreads<false>, threads_most),
              in_shared,
              shared_bytes,
+             shared_most,
              in_shared ? 0 : blocks * layout.bytes()};
   return cudaSuccess;
 }

@@ -83,8 +83,10 @@ template <class Stage, class AnyTaps>
 cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps) {
   const auto kernel =
       launch.in_shared ? stage_kernel<Stage, AnyTaps, true> : stage_kernel<Stage, AnyTaps, false>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(launch.shared_bytes));
+  // The limit is the kernel's, whoever launches it: all threads of the host set it alike, lest one lowers
+  // it between another's setting and launching.
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_most);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(launch.blocks));

@@ -19,6 +19,7 @@ struct Launch {
   int threads;     // of a block
   bool in_shared;  // whether a row's working memory is shared memory
   int64_t shared_bytes;
+  int shared_most;  // that a block of the device may have
   int64_t workspace_bytes;
   void* workspace = nullptr;  // global memory, of as many bytes, that the caller provides
   cudaStream_t stream = nullptr;

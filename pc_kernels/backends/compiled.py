@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..installation import OTHER_TORCH, why_not_loaded
+from .architectures import architecture_obstacle
 from .base import FusedBackend
 
 if TYPE_CHECKING:
@@ -178,13 +178,4 @@ def _architecture_obstacle(device: torch.device) -> str | None:
     """Why kernels of the loaded CUDA extension do not run on this GPU, or None."""
     from .. import _C_cuda
 
-    oldest = min(
-        tuple(map(int, re.findall(r"\d+", a)[:2])) for a in _C_cuda.architectures.split(";")
-    )
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= oldest:
-        return None
-    return (
-        f"it was built for compute capability {_C_cuda.architectures}, this GPU has "
-        f"{capability[0]}.{capability[1]}: rebuild with TORCH_CUDA_ARCH_LIST set"
-    )
+    return architecture_obstacle(_C_cuda.architectures, torch.cuda.get_device_capability(device))

@@ -35,6 +35,16 @@ class CityblockSide(Side):
         self._references = points.anchors if points.references is None else points.references
         self._grad_anchors = torch.zeros_like(self._anchors)
         self._grad_references = torch.zeros_like(self._references)
+        self._on_gpu = self._anchors.device.type == "cuda"
+        if self._on_gpu:  # a block of threads each in cdist, a 32-bit index in its backward
+            self.most_pairs = (1 << 31) - 1
+
+    def pair_bytes(self, with_grad: bool) -> int:
+        """A term and its sum; going back Vᵀ, and in PyTorch's CUDA kernel the gradients of all features."""
+        width, size = self._anchors.shape[1], self._anchors.dtype.itemsize
+        forth = size + 8 if width > CITYBLOCK_WIDTH else 0
+        back = size + (size * width if self._on_gpu else 0)
+        return max(forth, back) if with_grad else forth
 
     def rows(self, start: int, stop: int) -> Rows:
         """Σ_d |a_d − b_d|, in blocks of features: cdist sums one by one, and roundings add up."""
@@ -157,6 +167,11 @@ class MaskedSide(Side):
             references, self._reference_poison = _quarantine(points.references)
         self._side = side(Points(anchors, references))
         self.unit = self._side.unit
+        self.most_pairs = self._side.most_pairs
+
+    def pair_bytes(self, with_grad: bool) -> int:
+        """The side's."""
+        return self._side.pair_bytes(with_grad)
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of the side, poisoned where they must be."""

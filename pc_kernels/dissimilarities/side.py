@@ -32,6 +32,12 @@ class Side:
 
     unit = 1.0
     """What the dissimilarities of `rows` are to be multiplied by: 1 but for extreme features."""
+    most_pairs = 1 << 62
+    """The most that a chunk may have."""
+
+    def pair_bytes(self, with_grad: bool) -> int:
+        """Working memory for each pair of a chunk, beside the rows."""
+        return 0
 
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of anchors start … stop−1."""

@@ -63,8 +63,8 @@ def perception_coherence_loss(
         penalty: ℓ of a residual of ranks: a row of `pc_kernels.formulas.PENALTIES`, "squared" by
             default.
         reduction: "mean" or "sum" over anchors, or "none": one value an anchor.
-        chunk_bytes: working memory of the pass over anchors; default 256 MiB, or more on a GPU that
-            has it free.
+        chunk_bytes: working memory of the pass over anchors; default 256 MiB, on a GPU 2 GiB or an
+            eighth of what it has.
         process_group: a torch.distributed group whose ranks hold parts of one joint batch; see
             `pc_kernels.training.distributed`.
         backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see

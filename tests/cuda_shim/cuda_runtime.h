@@ -45,6 +45,7 @@ struct Device {
   int threads = 16;
 };
 inline Device device;
+inline int latest_limit = 0;  // of dynamic shared memory that a kernel was given
 
 inline constexpr int kFill = 0x7f;  // memory nobody wrote: 3.4e38, or a far index
 
@@ -143,6 +144,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  shim::latest_limit = bytes;
   return bytes <= shim::device.shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
 }
 

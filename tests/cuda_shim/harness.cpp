@@ -26,6 +26,10 @@ void configure(int threads, int shared_bytes) {
   shim::device.shared_bytes = shared_bytes;
 }
 
+int latest_limit() {
+  return shim::latest_limit;
+}
+
 // The structs of csrc/stages.h, as tests/shim.py lays them out.
 int hard_rank(int64_t rows, const HardRank* stage) {
   return run(rows, stage->points.count, *stage);
