@@ -73,6 +73,7 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
         recipe.penalty,
         recipe.chunk_bytes,
         recipe.backend,
+        recipe.products,
         with_grad,
     )
     return losses, gradients
@@ -103,6 +104,7 @@ def ranking_loss(
     penalty: str,
     chunk_bytes: int | None,
     backend: str,
+    products: str,
     with_grad: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """`sweep` for recipes of names; the arguments are the fields of `Batch` and `Recipe`."""
@@ -120,6 +122,7 @@ def ranking_loss(
         penalty,
         chunk_bytes=chunk_bytes,
         backend=backend,
+        products=products,
     )
     batch = Batch(
         students, teacher, student_refs, teacher_refs, weights, pair_mask, self_start, given

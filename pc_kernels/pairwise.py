@@ -85,12 +85,11 @@ def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tenso
         points = Points.of(x, y, dtype)
         unit = 1.0
         if metric in POWERS:
-            unit = power_of_two([p for p in points if p is not None])
+            unit = power_of_two([p for p in points[:2] if p is not None])
         if unit != 1.0:
             references = points.references
-            points = Points(
-                points.anchors / unit, None if references is None else references / unit
-            )
+            scaled = None if references is None else references / unit
+            points = Points(points.anchors / unit, scaled)
         side = make_side(metric, points, with_grad=True)
         rows = side.rows(0, x.shape[0])
         if rows.gram is not None:  # distances themselves are wanted, not their differences

@@ -57,7 +57,12 @@ class FullPrecision:
         now = _settings()
         if self._all_before is not None and _setting_of_all() == "highest":
             torch.set_float32_matmul_precision(self._all_before)
-        _turn({name: self._before.get(name, is_) if is_ == "ieee" else is_ for name, is_ in now.items()})
+        _turn(
+            {
+                name: self._before.get(name, is_) if is_ == "ieee" else is_
+                for name, is_ in now.items()
+            }
+        )
         self._before.clear()
         self._all_before = None
 

@@ -16,6 +16,7 @@ from typing import Any, TypedDict, TypeVar
 from .checks import one_of
 from .dissimilarities import Dissimilarity, check_dissimilarity
 from .formulas import RELAXATIONS, Relaxation
+from .products import DEPTHS
 from .rules import RowRule, rule_called, rule_names
 
 SCALES = ("std", None)
@@ -39,6 +40,7 @@ class Options(MatrixOptions, total=False):
 
     dissimilarity: Dissimilarity
     teacher_dissimilarity: Dissimilarity | None
+    products: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Recipe:
     """Working memory of the pass over anchors; None: see `sweep.default_chunk_bytes`."""
     backend: str = "auto"
     """What computes: see `python -m pc_kernels.info`."""
+    products: str = "ieee"
+    """How inner products of features are taken: a choice of `products.DEPTHS`."""
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -77,6 +81,7 @@ class Recipe:
         one_of("scale", self.scale, SCALES)
         one_of("penalty", self.penalty, rule_names())
         one_of("reduction", self.reduction, REDUCTIONS)
+        one_of("products", self.products, tuple(DEPTHS))
         if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
             raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):

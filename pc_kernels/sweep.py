@@ -73,10 +73,11 @@ class Batch:
             students = [GivenSide(d.to(self.dtype), with_grad) for d in self.students]
             return list(students), GivenSide(self.teacher.to(self.dtype), False)
         masked = self.pair_mask is not None
-        points = [Points.of(s, self.student_refs, self.dtype) for s in self.students]
+        way = recipe.products
+        points = [Points.of(s, self.student_refs, self.dtype, way) for s in self.students]
         # Squares rank as distances do, and no root rounds to a tie.
         name = "sqeuclidean" if recipe.of_teacher == "euclidean" else recipe.of_teacher
-        of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype)
+        of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype, way)
         return (
             [
                 make_side(recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine)

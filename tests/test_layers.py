@@ -157,7 +157,7 @@ def test_compile_and_opcheck(rng: Generator) -> None:
     layered = pc_kernels.MultiLayerPerceptionCoherenceLoss()
     compiled = torch.compile(layered, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(students, teacher), layered(students, teacher))
-    options = ("euclidean", "cosine", "logistic", 0.1, "std", "squared", None, "auto")
+    options = ("euclidean", "cosine", "logistic", 0.1, "std", "squared", None, "auto", "ieee")
     arguments = (students, teacher, None, None, torch.rand(2, 8), None, 0, False, *options)
     op = torch.ops.pc_kernels.ranking_loss.default
     torch.library.opcheck(op, (*arguments, False), test_utils=UTILS)

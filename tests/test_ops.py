@@ -29,7 +29,18 @@ def test_opcheck_of_the_loss(metric: str, with_refs: bool, with_grad: bool, rng:
     s, t = features(rng, 6)
     refs = features(rng, 5) if with_refs else (None, None)
     own = None if with_refs else 0
-    options = (own, False, metric, "euclidean", *OPTIONS, "squared", None, "auto", with_grad)
+    options = (
+        own,
+        False,
+        metric,
+        "euclidean",
+        *OPTIONS,
+        "squared",
+        None,
+        "auto",
+        "ieee",
+        with_grad,
+    )
     for keep in (None, torch.rand(6, 5 if with_refs else 6, generator=rng) < 0.8):
         arguments = ([s], t, *refs, torch.rand(1, 6), keep, *options)
         torch.library.opcheck(OPS.ranking_loss.default, arguments)
@@ -40,7 +51,18 @@ def test_opcheck_of_the_loss(metric: str, with_refs: bool, with_grad: bool, rng:
 def test_opcheck_of_the_loss_of_matrices(dtype: torch.dtype, rng: Generator) -> None:
     d_s, d_t = torch.rand(2, 5, 5, generator=rng).to(dtype)
     for with_grad in (False, True):
-        options = (0, True, "euclidean", "euclidean", *OPTIONS, "huber", None, "auto", with_grad)
+        options = (
+            0,
+            True,
+            "euclidean",
+            "euclidean",
+            *OPTIONS,
+            "huber",
+            None,
+            "auto",
+            "ieee",
+            with_grad,
+        )
         for keep in (None, torch.rand(1, 5, generator=rng) < 0.8):
             arguments = ([own_leaf(d_s)], d_t, None, None, torch.rand(1, 5), keep, *options)
             torch.library.opcheck(OPS.ranking_loss.default, arguments)

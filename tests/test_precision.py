@@ -101,7 +101,9 @@ def test_the_older_switch_agrees(asked: str) -> None:
         seen = []
 
         def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
-            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()))
+            seen.append(
+                (torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
+            )
             return torch.cdist(a, b)
 
         x = torch.randn(5, 3)

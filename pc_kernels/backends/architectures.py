@@ -1,4 +1,4 @@
-"""Which GPUs run what nvcc compiled: rules of the CUDA programming guide ("Application Compatibility")."""
+"""Which GPUs run what nvcc compiled: the CUDA programming guide, "Application Compatibility"."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..installation import OTHER_TORCH, why_not_loaded
+from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
 from .base import FusedBackend
 
@@ -97,7 +98,7 @@ class CpuBackend(CompiledBackend):
         made: Tensor = torch.ops.pc_kernels.cpu_empty_rows(like, rows, columns)
         return made
 
-    def near_origin(self, points: list[Tensor]) -> NearOrigin:
+    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """See `RowMaker`; a few passes over the features, by threads."""
         moved, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
         return NearOrigin(moved or points, *rest)
@@ -107,8 +108,10 @@ class CpuBackend(CompiledBackend):
         mirrored: Tensor = torch.ops.pc_kernels.cpu_with_mirror(v)
         return mirrored
 
-    def pull(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
         """See `RowMaker`."""
+        if products.parts:
+            return super().pull(v, x, y, products)
         pulled: Tensor = torch.ops.pc_kernels.cpu_pull(v, x, y, FEW_PAIRS, CANCELLED)
         return pulled
 

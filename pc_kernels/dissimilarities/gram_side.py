@@ -6,6 +6,8 @@ turns them into dissimilarities where it ranks them, and hands back V(i, j) (gra
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,8 @@ class GramSide(Side):
         self.name = name
         self._maker = maker
         self._shared = points.references is None
-        given = [x for x in points if x is not None]
-        near = self._near_origin(given)
+        self._products = points.products
+        near = self._near_origin([x for x in points[:2] if x is not None])
         self.unit = near.unit ** GRAM[name].power
         self._scale = near.unit
         self._anchors, self._references = near.points[0], near.points[-1]
@@ -40,21 +42,26 @@ class GramSide(Side):
         self._offsets = near.offsets
         self._twins = near.twins
         wide = self._anchors.shape[1] >= MIRROR_WIDTH
-        self._halves = self._shared and wide and self._anchors.device.type == "cpu"
-        self._products: Tensor | None = None
+        on_cpu = self._anchors.device.type == "cpu" and not self._products.parts
+        self._halves = self._shared and wide and on_cpu
+        self._values: Tensor | None = None
         self._grad_anchors = torch.zeros_like(self._anchors[:0])
         self._grad_references: Tensor | None = None
 
     def _near_origin(self, points: list[Tensor]) -> NearOrigin:
         """The points that the products are of."""
-        return self._maker.near_origin(points)
+        return self._maker.near_origin(points, self._products)
+
+    def pair_bytes(self, with_grad: bool) -> int:
+        """See `Side`."""
+        return self._products.pair_bytes if with_grad else 0
 
     def rows(self, start: int, stop: int) -> Rows:
         """Inner products, or what goes straight to δ, in a buffer that the next chunk reuses."""
         anchors = self._anchors[start:stop]
-        if self._products is None or self._products.shape[0] < stop - start:
+        if self._values is None or self._values.shape[0] < stop - start:
             columns = self._references.shape[0]
-            self._products = self._maker.empty_rows(stop - start, columns, anchors)
+            self._values = self._maker.empty_rows(stop - start, columns, anchors)
         gram = Gram(
             anchors,
             self._references,
@@ -62,7 +69,7 @@ class GramSide(Side):
             self._reference_sq,
             self._offsets[start:stop],
         )
-        rows = Rows(self._products[: stop - start], self.name, gram)
+        rows = Rows(self._values[: stop - start], self.name, gram)
         rows.ready = self._maker.straight(rows)
         if not rows.ready:
             self._product(start, stop, rows.values)
@@ -74,7 +81,7 @@ class GramSide(Side):
     def _product(self, start: int, stop: int, products: Tensor) -> None:
         anchors = self._anchors[start:stop]
         if not self._halves:
-            torch.mm(anchors, self._references.T, out=products)
+            self._products.of_pairs(anchors, self._references, products)
             return
         if start > 0:
             torch.mm(anchors, self._references[:start].T, out=products[:, :start])
@@ -84,7 +91,8 @@ class GramSide(Side):
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
-        anchors, pull = self._anchors[start:stop], self._maker.pull
+        anchors = self._anchors[start:stop]
+        pull = partial(self._maker.pull, products=self._products)
         if self._shared and len(anchors) == len(self._anchors):  # one chunk is all there is
             self._grad_anchors = pull(self._maker.with_mirror(grad), anchors, anchors)
             return
@@ -118,6 +126,7 @@ class CosineSide(GramSide):
         A vector of zeros has no direction and is 1 from everything, exactly, as orthogonal ones are:
         (1 + 1)/2 - 0. Where there is one, nothing is shifted and all norms count as 1.
         """
+        self._products = self._products.of_float32()
         self._lifts = [_lift(x) for x in points]
         points = [x * lift for x, lift in zip(points, self._lifts, strict=True)]
         self._lengths = [_length(x) for x in points]

@@ -40,7 +40,7 @@ class CityblockSide(Side):
             self.most_pairs = (1 << 31) - 1
 
     def pair_bytes(self, with_grad: bool) -> int:
-        """A term and its sum; going back Vᵀ, and in PyTorch's CUDA kernel the gradients of all features."""
+        """A term and its sum; going back Vᵀ, and in PyTorch's CUDA kernel gradients of all features."""
         width, size = self._anchors.shape[1], self._anchors.dtype.itemsize
         forth = size + 8 if width > CITYBLOCK_WIDTH else 0
         back = size + (size * width if self._on_gpu else 0)
@@ -165,7 +165,7 @@ class MaskedSide(Side):
         references, self._reference_poison = None, self._anchor_poison
         if points.references is not None:
             references, self._reference_poison = _quarantine(points.references)
-        self._side = side(Points(anchors, references))
+        self._side = side(points._replace(anchors=anchors, references=references))
         self.unit = self._side.unit
         self.most_pairs = self._side.most_pairs
 

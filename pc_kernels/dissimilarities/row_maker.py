@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..products import IN_FLOAT32, Products
 from .rows import Rows
 
 FAR = 64
@@ -30,12 +31,13 @@ SMALLEST_BLOCK = 256
 """Rows of a block below which a GEMM is too small to be efficient."""
 
 
-def centre(points: list[Tensor]) -> list[Tensor]:
+def centre(points: list[Tensor], products: Products = IN_FLOAT32) -> list[Tensor]:
     """The points [·, D] shifted near the origin, where that costs no digit.
 
     Distances do not change under a shift, but |a|² + |b|² − 2ab loses what |a|² has more digits than
     |a − b|². The mean of each feature is rounded to a multiple of a power of two about as large as
-    the feature's spread, and a feature is shifted only if the subtraction is exact for every point.
+    the feature's spread, and a feature is shifted only if the subtraction is exact for every point, and
+    its products can be taken as before.
     Features that are centred already stay as they are, bit for bit.
     """
     references = points[-1]
@@ -50,8 +52,11 @@ def centre(points: list[Tensor]) -> list[Tensor]:
     quantum = torch.exp2(torch.ceil(torch.log2(deviation)) + 1)
     shift = torch.where(quantum > 0, torch.round(mean / quantum) * quantum, mean)
     shift = torch.where(shift.isfinite(), shift, 0)
-    exact = torch.stack([((x - shift) + shift == x).all(dim=0) for x in points]).all(dim=0)
-    shift = torch.where(exact, shift, 0)
+    moved = [x - shift for x in points]
+    exact = [
+        ((to + shift == x) & products.hold(to)).all(0) for x, to in zip(points, moved, strict=True)
+    ]
+    shift = torch.where(torch.stack(exact).all(0), shift, 0)
     return [x - shift for x in points]
 
 
@@ -141,10 +146,10 @@ class RowMaker:
         """
         return False
 
-    def near_origin(self, points: list[Tensor]) -> NearOrigin:
+    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """Points [·, D], the references last, made ready for products."""
         unit = power_of_two(points)
-        moved = centre(points if unit == 1.0 else [x / unit for x in points])
+        moved = centre(points if unit == 1.0 else [x / unit for x in points], products)
         squares = [x.square().sum(1) for x in moved]
         offsets = far_offsets(squares[0], squares[-1])
         return NearOrigin(moved, squares, offsets, twins(moved[-1], squares[-1]), unit)
@@ -153,7 +158,7 @@ class RowMaker:
         """V + Vᵀ; V may be overwritten."""
         return v + v.T
 
-    def pull(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
         """Σ_j v_ij (x_i − y_j) [n, D] of v [n, m], contiguous or a contiguous one's transpose.
 
         By a product of matrices. As a difference of two sums it cancels where what pulls at x_i is much
@@ -162,7 +167,7 @@ class RowMaker:
         """
         if v.numel() <= FEW_PAIRS:
             return pull_by_differences(v, x, y)
-        grad = (x * v.sum(1, keepdim=True)).addmm_(v, y, alpha=-1)
+        grad = x * v.sum(1, keepdim=True) - products.weighed(v, y)
         if x.device.type == "cpu":
             terms = v.norm(dim=1) * x.norm(dim=1)
             rows = torch.nonzero(grad.norm(dim=1) < CANCELLED * terms)[:, 0]

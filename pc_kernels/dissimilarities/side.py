@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..products import IN_FLOAT32, Products
 from .rows import Rows
 
 
@@ -17,14 +18,18 @@ class Points(NamedTuple):
     """[A, D]."""
     references: Tensor | None
     """[M, D]; None: the anchors themselves."""
+    products: Products = IN_FLOAT32
+    """How products of them are taken."""
 
     @classmethod
-    def of(cls, anchors: Tensor, references: Tensor | None, dtype: torch.dtype) -> Points:
+    def of(
+        cls, anchors: Tensor, references: Tensor | None, dtype: torch.dtype, products: str = "ieee"
+    ) -> Points:
         """Features as sides take them: contiguous, without a graph, in the compute dtype."""
-        ready = anchors.detach().to(dtype).contiguous()
-        if references is None:
-            return cls(ready, None)
-        return cls(ready, references.detach().to(dtype).contiguous())
+        given = [anchors] if references is None else [anchors, references]
+        ready = [x.detach().to(dtype).contiguous() for x in given]
+        way = Products.of(products, given, dtype)
+        return cls(ready[0], None if references is None else ready[1], way)
 
 
 class Side:

@@ -69,6 +69,9 @@ def perception_coherence_loss(
             `pc_kernels.training.distributed`.
         backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see
             `python -m pc_kernels.info`.
+        products: how inner products of features are taken: "ieee", in full float32; or in sums of
+            bfloat16 products, which a GPU's tensor cores multiply, "bf16x6" as exact and "bf16x3" with 16
+            bits. Features in half precision go there under "ieee" as well, on CUDA: that is exact.
 
     Returns:
         A scalar, or [A] for reduction "none". Fewer than two references rank nothing: 0. A NaN or an
