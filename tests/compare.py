@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import dissimilarities, formulas
 from pc_kernels.backends import BACKENDS
+from pc_kernels.dissimilarities.row_maker import PLAIN, RowMaker
 from pc_kernels.recipe import REDUCTIONS, SCALES
 
 __all__ = ["DISSIMILARITIES", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
@@ -277,3 +278,20 @@ def assert_losses(
         wanted, floor = wanted.sum(), floor.sum()
     assert loss.shape == wanted.shape
     assert_near("loss", loss, wanted, tolerances.loss_tolerance(dtype) * wanted.abs() + floor)
+
+
+def check_near_origin(maker: RowMaker, points: list[Tensor]) -> None:
+    """Shifted and scaled as by PyTorch; norms to rounding; the same anchors are far."""
+    wanted, got = PLAIN.near_origin(points), maker.near_origin(points)
+    for x, y in zip(got.points, wanted.points, strict=True):
+        # A mean that rounds otherwise may move a shift by a step: that costs no digit either.
+        assert torch.equal(x.isnan(), y.isnan()) and bool((x.isfinite() == y.isfinite()).all())
+        spread = y.nan_to_num(0, 0, 0).abs().amax() + 1
+        assert bool(((x - y).nan_to_num(0).abs() <= 4 * spread).all())
+    for x, squares in zip(got.points, got.squares, strict=True):
+        exact = x.double().square().sum(1)
+        near = torch.isclose(squares.double(), exact, rtol=8 * tolerances.U, atol=1e-37)
+        assert bool((near | ~exact.isfinite() | ~squares.isfinite()).all())
+    assert got.unit == wanted.unit
+    assert torch.equal(got.offsets > 0, wanted.offsets > 0)
+    assert torch.allclose(got.offsets, wanted.offsets, rtol=1e-5)

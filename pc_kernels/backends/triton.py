@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..dissimilarities.row_maker import NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..products import IN_FLOAT32, Products
 from .base import FusedBackend
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ class TritonBackend(FusedBackend):
         """See `Backend`."""
         _launch().dissimilarity(rows)
         return rows.values
+
+    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
+        """See `RowMaker`; three kernels. On a GPU extreme features over- and underflow."""
+        from ..triton_kernels.near_origin import near_origin
+
+        return near_origin(points, products)
 
     def straight(self, rows: Rows) -> bool:
         """See `RowMaker`: one kernel for narrow features, products and all."""
