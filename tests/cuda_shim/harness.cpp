@@ -10,7 +10,7 @@ using namespace pck;
 template <class Stage>
 static int run(int64_t rows, int64_t count, const Stage& stage) {
   cuda::Launch launch;
-  const cudaError_t error = cuda::plan_launch(rows, count, cuda::options_of(stage), &launch);
+  const cudaError_t error = cuda::plan_launch(rows, count, cuda::Needs(stage), &launch);
   if (error != cudaSuccess) return error;
   const auto words = static_cast<size_t>(launch.workspace_bytes / 16 + 1);
   std::vector<float4> workspace(words);

@@ -29,7 +29,7 @@ void check(cudaError_t error) {
 template <class Stage>
 void launch(int64_t rows, int64_t count, const Stage& stage) {
   cuda::Launch plan;
-  check(cuda::plan_launch(rows, count, cuda::options_of(stage), &plan));
+  check(cuda::plan_launch(rows, count, cuda::Needs(stage), &plan));
   std::vector<float4> workspace(static_cast<size_t>(plan.workspace_bytes / 16 + 1));
   plan.workspace = workspace.data();
   check(cuda::run(plan, stage));
@@ -103,7 +103,7 @@ void coherence(int64_t count, bool masked, const RankOptions& options) {
 int main() {
   const RankOptions everyday{Logistic::code, Huber::code, 0.1, true};
   const RankOptions nearly_hard{Normal::code, Squared::code, 1e-4, false};
-  for (const int shared_bytes : {232448, 2048}) {
+  for (const int shared_bytes : {232448, 40000, 15000}) {
     shim::device.shared_bytes = shared_bytes;
     for (const RankOptions& options : {everyday, nearly_hard}) {
       for (const int kind : {0, 1, 2}) ranks(2, 150, kind, options);

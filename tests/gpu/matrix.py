@@ -150,6 +150,16 @@ def ranks(bench: Bench) -> Iterator[None]:
                 yield
 
 
+def nearly_hard_rows(bench: Bench) -> Iterator[None]:
+    """Too wide for a grid, with and without a crowd in the middle."""
+    for m in bench.up_to(64, [40, 1025, 4097], [40, 1025]):
+        x = torch.randn(2, m, generator=bench.rng)
+        x[1, ::2] *= 1e-4
+        for scale in SCALES:
+            check_ranks(bench, x, temperature=3e-4, scale=scale)
+            yield
+
+
 def hard_ranks(bench: Bench) -> Iterator[None]:
     """Exact but for the last division, ties and all."""
     for m in bench.up_to(64, [*LENGTHS[:-1], 9000], [*FEW_LENGTHS[:-1], 9000]):
@@ -367,6 +377,7 @@ EVERYWHERE: list[Check] = [
     combinations,
     batches,
     ranks,
+    nearly_hard_rows,
     hard_ranks,
     hostile_features,
     masks,
