@@ -55,7 +55,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 on_every_device = pytest.mark.parametrize("backend", DEVICES, indirect=True)
 in_both_memories = pytest.mark.parametrize(
-    "backend", ["narrow warps", "a full multiprocessor", "global memory"], indirect=True
+    "backend", ["a full multiprocessor", "global memory"], indirect=True
 )
 
 
@@ -90,6 +90,38 @@ def test_long_rows(backend: str, name: str, rng: Generator) -> None:
     """On the grid, with gaps to close; many points in a cell, and thousands of cells."""
     for temperature in (0.1, 0.01):
         check_soft_rank(backend, make_rows(name, rng, 1, 3000), rng, temperature=temperature)
+
+
+@in_both_memories
+@pytest.mark.parametrize(
+    "name", ["heavy tails", "clumps and sparse values", "powers of two", "tiers"]
+)
+def test_crowds_among_scattered_points(backend: str, name: str, rng: Generator) -> None:
+    """Crowds have grids of their own, several where they are wide, points between them their pairs."""
+    m = 700
+    if name == "tiers":  # widths of all sizes, each with as many points
+        width = 10.0 ** (torch.arange(m) % 7).float()
+        x = (width * torch.randn(1, m, generator=rng))[:, torch.randperm(m, generator=rng)]
+    else:
+        x = make_rows(name, rng, 1, m)
+    for temperature, scale in ((1e-3, "std"), (1.0, "std"), (0.05, None), (1.0, None)):
+        for relaxation in RELAXATIONS:
+            options = {"relaxation": relaxation, "scale": scale, "temperature": temperature}
+            check_soft_rank(backend, x, rng, **options)
+    check_matrices(backend, x, torch.rand(1, m, generator=rng), rng, temperature=1e-3)
+
+
+def test_a_crowd_is_not_summed_over_all_pairs(backend: str, rng: Generator) -> None:
+    def seconds(m: int) -> float:
+        """Half of the points in one place, the others everywhere."""
+        x = 1e6 * torch.rand(1, m, generator=rng)
+        x[:, ::2] = torch.rand(1, (m + 1) // 2, generator=rng)
+        started = time.process_time()
+        pc_kernels.soft_rank(own_leaf(x), 1.0, backend=backend).sum().backward()
+        return time.process_time() - started
+
+    seconds(1024)
+    assert seconds(16384) < 64 * seconds(1024)  # all pairs take 256 times as long
 
 
 def test_nearly_hard_rows_are_not_summed_over_all_pairs(backend: str, rng: Generator) -> None:

@@ -106,13 +106,16 @@ def test_a_step_leaves_no_process_behind(gpu: SimpleNamespace, script: str, tmp_
 
 def test_a_tool_that_is_refused_is_skipped(gpu: SimpleNamespace, tmp_path: Path) -> None:
     """What it finds where it runs is a failure all the same."""
-    refused = step(gpu, "echo profiling is not permitted; exit 1", refusal=gpu.run.REFUSED)
+    refused = step(
+        gpu, "echo ========= Error: this is not permitted; exit 1", refusal=gpu.run.REFUSED
+    )
     outcome = gpu.run.run(refused, tmp_path, 10)
-    assert outcome.good and outcome.verdict == "skipped: profiling is not permitted"
+    assert outcome.good and outcome.verdict == "skipped: Error: this is not permitted"
     found = step(gpu, "echo ERROR SUMMARY: 2 errors; exit 9", refusal=gpu.run.REFUSED)
     assert gpu.run.run(found, tmp_path, 10).verdict == "failed (9)"
-    plain = step(gpu, "echo not permitted; exit 1")
-    assert not gpu.run.run(plain, tmp_path, 10).good
+    own = step(gpu, "echo RuntimeError: not permitted; exit 1", refusal=gpu.run.REFUSED)
+    (tmp_path / "step.log").unlink()
+    assert gpu.run.run(own, tmp_path, 10).verdict == "failed (1)"
 
 
 def test_steps_have_results_whatever_ends_the_run(gpu: SimpleNamespace, tmp_path: Path) -> None:

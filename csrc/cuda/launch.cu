@@ -12,10 +12,11 @@ namespace {
 
 // A row's range over its standard deviation decides how many cells it needs. Few rows exceed the first
 // of these; room up to the second is cheap enough to have. A row that needs more closes its gaps, or is
-// sorted and summed in windows.
+// sorted and goes in parts, for which a grid must be some supports wide (nearly_hard.cuh).
 constexpr double kUsualDeviations = 10.0;
 constexpr double kRoomyDeviations = 16.0;
 constexpr double kCellsOfNearlyHardRows = 1024;
+constexpr double kCellsOfParts = 256;
 
 constexpr int64_t kHeader = sizeof(Header);
 
@@ -27,19 +28,19 @@ struct Room {
 
 // `capacity`: the most cells that there is memory for.
 Room grid_room(int64_t count, const RankOptions& options, double capacity) {
-  const auto whole = [](double cells) {
-    return std::max(kFewestCells, (static_cast<int>(cells) + 3) / 4 * 4);
-  };
   const double points = static_cast<double>(count);
   const int inverse_step =
       visit(Relaxations{}, options.relaxation, [](auto row) { return decltype(row)::inverse_step; });
-  // A larger grid costs more than windows.
+  // A larger grid costs more than parts.
   const double limit = std::min({kMostCellsPerPoint * points, points * points / 8.0, capacity});
-  if (!options.scale_std) return {kFewestCells, whole(std::min(2.0 * points, limit))};
+  const auto whole = [=](double cells) {
+    const double wanted = std::min(std::max(cells, kCellsOfParts), limit);
+    return std::max(kFewestCells, (static_cast<int>(wanted) + 3) / 4 * 4);
+  };
+  if (!options.scale_std) return {whole(0.0), whole(2.0 * points)};
   const double deviation = inverse_step / options.temperature;
-  if (kUsualDeviations * deviation > limit)
-    return {kFewestCells, whole(std::min(kCellsOfNearlyHardRows, limit))};
-  return {whole(kUsualDeviations * deviation), whole(std::min(kRoomyDeviations * deviation, limit))};
+  if (kUsualDeviations * deviation > limit) return {whole(0.0), whole(kCellsOfNearlyHardRows)};
+  return {whole(kUsualDeviations * deviation), whole(kRoomyDeviations * deviation)};
 }
 
 // The device's shared memory, in bytes.

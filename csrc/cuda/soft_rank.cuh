@@ -1,5 +1,5 @@
 // A row's soft ranks and their gradient, whatever the row: the choice between the grid of grid.cuh and
-// the windows of nearly_hard.cuh, and what the scale of the temperature adds to the gradient.
+// the parts of nearly_hard.cuh, and what the scale of the temperature adds to the gradient.
 #pragma once
 
 #include <cmath>
@@ -66,7 +66,7 @@ PCK_DEVICE int place_points(Block& block, int count, const Range& range, double 
     cells = close_gaps(block, count, bins, scratch, bin_of) * kBand<R>;
     if (cells > most) return 0;
   }
-  const int digits = place_digits(cells);
+  const int digits = PlaceWords::digits_of(cells);
   const double unit = std::ldexp(1.0, digits);
   unsigned* const places = scratch.places;
   block.each(count, [&](int j) {
@@ -103,9 +103,10 @@ template <class R, class Take>
 PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const Taps<R>& taps, const Scratch& scratch,
                           Take take) {
   if (plan.way == Way::grid)
-    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), plan.count, taps, take);
-  window_rank_sums<R>(block, scratch.values, plan.count, plan.tau,
-                      [&](int j, float sum) { take(j, sum, 0.0f); });
+    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), PlaceWords(scratch, plan.cells),
+                             plan.count, taps, take);
+  const SortedRow<R> row(scratch, plan.count, plan.tau);
+  nearly_hard_rank_sums(block, row, taps, scratch, [&](int j, float sum) { take(j, sum, 0.0f); });
 }
 
 // scratch.product[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau), with the slopes in
@@ -118,14 +119,16 @@ PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const Taps<R>& tap
   float* const slope = scratch.target;
   float* const grad = scratch.product;
   if (plan.way == Way::grid) {
-    grid_rank_gradient<R>(block, Grid(plan.cells, scratch), plan.count, taps, slope, grad);
+    grid_density<R>(
+        block, Grid(plan.cells, scratch), PlaceWords(scratch, plan.cells), plan.count, taps,
+        [=](int j) { return slope[j]; }, [=](int j, float density) { grad[j] -= density; });
     if (scratch.places_overwrite()) restore();
     return;
   }
   block.each(plan.count,
              [&](int s) { spare[s] = grad[s]; });  // the places, while the gradient is found
   block.sync();
-  window_rank_gradient<R>(block, scratch.values, plan.count, plan.tau, slope, grad);
+  nearly_hard_gradient(block, SortedRow<R>(scratch, plan.count, plan.tau), taps, scratch, slope, grad);
   block.each(plan.count, [&](int s) { slope[s] = spare[s]; });
   block.sync();
   const int* const place = reinterpret_cast<const int*>(slope);
