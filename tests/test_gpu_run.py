@@ -191,6 +191,17 @@ def test_few_variants_where_they_compile(gpu: SimpleNamespace) -> None:
         assert set(chosen) == set(whole)
 
 
+def test_sanitizers_go_without_the_caching_allocator(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hides overruns; without it nothing can be captured in a CUDA graph."""
+    bench = gpu.matrix.Bench("cuda", "cuda", quick=True)
+    assert gpu.matrix.graphs in gpu.matrix.checks_for(bench)
+    for name, value in gpu.run.sanitizer("memcheck").environment.items():
+        monkeypatch.setenv(name, value)
+    assert gpu.matrix.graphs not in gpu.matrix.checks_for(bench)
+
+
 def test_a_failed_comparison_fails_its_check(
     gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
