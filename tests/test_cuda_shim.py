@@ -98,16 +98,17 @@ def test_long_rows(backend: str, name: str, rng: Generator) -> None:
 )
 def test_crowds_among_scattered_points(backend: str, name: str, rng: Generator) -> None:
     """Crowds have grids of their own, several where they are wide, points between them their pairs."""
-    m = 700
+    m = 400
     if name == "tiers":  # widths of all sizes, each with as many points
         width = 10.0 ** (torch.arange(m) % 7).float()
         x = (width * torch.randn(1, m, generator=rng))[:, torch.randperm(m, generator=rng)]
     else:
         x = make_rows(name, rng, 1, m)
-    for temperature, scale in ((1e-3, "std"), (1.0, "std"), (0.05, None), (1.0, None)):
-        for relaxation in RELAXATIONS:
-            options = {"relaxation": relaxation, "scale": scale, "temperature": temperature}
-            check_soft_rank(backend, x, rng, **options)
+    for i, (temperature, scale) in enumerate(
+        ((1e-3, "std"), (1.0, "std"), (0.05, None), (1.0, None))
+    ):
+        options = {"relaxation": RELAXATIONS[i % 2], "scale": scale, "temperature": temperature}
+        check_soft_rank(backend, x, rng, **options)
     check_matrices(backend, x, torch.rand(1, m, generator=rng), rng, temperature=1e-3)
 
 
