@@ -5,6 +5,7 @@ Start at `PerceptionCoherenceLoss`; the definitions are in `pc_kernels.reference
 
 from . import reference
 from .agreement import Coherence, coherence
+from .cdf import smooth_cdf
 from .installation import FallbackWarning
 from .losses import (
     MultiLayerPerceptionCoherenceLoss,
@@ -36,5 +37,6 @@ __all__ = [
     "perception_coherence_loss",
     "pool_features",
     "reference",
+    "smooth_cdf",
     "soft_rank",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import select
+from .cdf_rows import CdfRows, pulled, slope_of
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
 from .precision import exact_arithmetic
 from .recipe import Recipe
@@ -255,3 +256,94 @@ def hard_rank(x: Tensor, backend: str) -> Tensor:
 @fake("hard_rank")
 def _(x: Tensor, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@operator
+def smooth_cdf(
+    sources: Tensor,
+    queries: Tensor,
+    weights: Tensor | None,
+    source_offsets: Tensor | None,
+    query_offsets: Tensor | None,
+    source_mask: Tensor | None,
+    query_mask: Tensor | None,
+    temperature: float,
+    relaxation: str,
+    tail: str,
+    kernel: str,
+    backend: str,
+    with_sums: bool,
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Σ_k w_k K(±(y_j − x_k)/τ) at the queries y, and the same sums of K′; `CdfRows` has the shapes.
+
+    The sums come in the dtype that all tensors promote to, those of K′ in the compute dtype; empty where
+    not wanted.
+    The backward is the same operator once more, from the queries to the sources.
+    """
+    rows = CdfRows(
+        sources, queries, weights, source_offsets, query_offsets, source_mask, query_mask
+    )
+    rows.check()
+    recipe = rank_recipe(temperature, relaxation, None, backend)
+    dtype = compute_dtype(sources, queries, weights)
+    wanted = (kernel,) * with_sums + (slope_of(kernel),) * with_slopes
+    with exact_arithmetic(sources.device):
+        engine = select(backend, sources.device, dtype, "kernel_sums")
+        found = iter(engine.kernel_sums(rows.to(dtype, tail), recipe, wanted))
+    nothing = queries.new_empty(0, dtype=dtype)
+    sums = next(found) if with_sums else nothing
+    slopes = next(found) if with_slopes else nothing
+    return sums.to(rows.result_dtype).contiguous(), slopes.contiguous()
+
+
+@fake("smooth_cdf")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    rows = CdfRows(*arguments[:7])
+    with_sums, with_slopes = arguments[-2:]
+    shape = (rows.channels, *rows.queries.shape)
+    sums = rows.queries.new_empty(shape if with_sums else (0,), dtype=rows.result_dtype)
+    dtype = compute_dtype(rows.sources, rows.queries, rows.weights)
+    return sums, rows.queries.new_empty(shape if with_slopes else (0,), dtype=dtype)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[1])
+    ctx.options = inputs[7:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+@first_order_only
+def _cdf_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    """With F = Σ_k w_k K((y − x_k)/τ): ∂F/∂y = Σ w K′/τ, and to x and w go sums over the queries.
+
+    ∂L/∂w_k = Σ_j g_j K((y_j − x_k)/τ) and ∂L/∂x_k = −w_k/τ Σ_j g_j K′((y_j − x_k)/τ).
+    """
+    *tensors, slopes = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 14
+    rows = CdfRows(*tensors)
+    temperature, relaxation, tail, *options, _, with_slopes = ctx.options
+    to_x, to_y, to_w = ctx.needs_input_grad[:3]
+    if to_y and not with_slopes:
+        raise RuntimeError(
+            "pc_kernels::smooth_cdf was called with_slopes=False: it has no gradient in the queries"
+        )
+    sign, back = (1.0, "upper") if tail == "lower" else (-1.0, "lower")
+    grads: list[Tensor | None] = [None, None, None]
+    if to_x or to_w:
+        sums, pulls = torch.ops.pc_kernels.smooth_cdf(
+            *rows.turned(grad), temperature, relaxation, back, *options, to_w, to_x
+        )
+        if to_x:
+            grads[0] = -sign * pulled(pulls, rows.weights, rows.source_mask, temperature)
+        if to_w:
+            grads[2] = sums
+    if to_y:
+        grads[1] = sign * pulled(slopes, grad, rows.query_mask, temperature)
+    inputs = zip(grads, tensors, strict=False)
+    return (*(None if g is None else g.to(x.dtype) for g, x in inputs), *(None,) * 11)
+
+
+autograd("smooth_cdf", _cdf_backward, _save_rows)

@@ -151,13 +151,15 @@ def make_recipe(
     return Recipe(**positional, **options)
 
 
-def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> inspect.Signature:
+def signature_with(
+    function: Callable[..., Any], allowed: Sequence[str], of: type = Recipe
+) -> inspect.Signature:
     """The signature of a function that takes `**options`, with each of these and its default."""
     shown = [
         inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
         )
-        for f in fields(Recipe)
+        for f in fields(of)
         if f.name in allowed
     ]
     signature = inspect.signature(function)
@@ -169,11 +171,11 @@ def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> insp
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def shows_options(allowed: Sequence[str]) -> Callable[[F], F]:
+def shows_options(allowed: Sequence[str], of: type = Recipe) -> Callable[[F], F]:
     """Decorates a function that takes `**options`: help() then shows each with its default."""
 
     def decorate(function: F) -> F:
-        function.__signature__ = signature_with(function, allowed)  # type: ignore[attr-defined]
+        function.__signature__ = signature_with(function, allowed, of)  # type: ignore[attr-defined]
         return function
 
     return decorate

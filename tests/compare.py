@@ -26,7 +26,7 @@ PENALTIES = tuple(formulas.PENALTIES)
 RELAXATIONS = tuple(formulas.RELAXATIONS)
 
 
-def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
+def usable(dtype: torch.dtype = torch.float32, stage: str = "") -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
     import pytest
 
@@ -34,7 +34,7 @@ def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     for name, backend in BACKENDS.items():
         if not backend.serves(torch.device("cpu")):
             continue
-        reason = backend.obstacle(torch.device("cpu"), dtype)
+        reason = backend.obstacle_to(stage, torch.device("cpu"), dtype)
         marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
         parameters.append(pytest.param(name, marks=marks))
     return parameters
@@ -115,6 +115,37 @@ def check_soft_rank(
     allowed += tolerances.rounding(x.dtype) * wanted.magnitude.norm(dim=1)
     allowed += tolerances.subnormal_floor(x.dtype, x.shape[1])
     assert_norm_near("gradient", leaf.grad, wanted.grad, allowed)
+
+
+def check_smooth_cdf(
+    backend: str,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    rng: Generator,
+    **options: Any,
+) -> None:
+    """Sums of sources, queries and weights, and the gradients in all three; see tolerances.py."""
+    leaves = [None if x is None else own_leaf(x) for x in inputs]
+    sums = pc_kernels.smooth_cdf(*leaves, backend=backend, **options)
+    upstream = torch.randn(sums.shape, generator=rng).to(sums)
+    sums.backward(upstream)
+    wanted = truth.smooth_cdf(inputs, upstream, **options)
+    assert sums.shape == wanted.sums.shape
+    dtype = sums.dtype
+    relative = tolerances.grad_tolerance(dtype) - tolerances.GRAD + tolerances.RANK
+    if dtype == torch.float64:
+        relative = tolerances.DOUBLE_RANK
+    floor = tolerances.BEYOND_REACH * inputs[0].shape[-1] * wanted.largest_weight + 1e-37
+    assert_near("sums", sums, wanted.sums, relative * wanted.reach + floor)
+    for name, leaf, grad, size in zip(
+        ("sources", "queries", "weights"), leaves, wanted.grads, wanted.grad_sizes, strict=True
+    ):
+        if leaf is None:
+            continue
+        assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype
+        allowed = tolerances.grad_tolerance(leaf.dtype) * grad.norm()
+        allowed += tolerances.rounding(dtype) * size.norm()
+        allowed += tolerances.subnormal_floor(leaf.dtype, leaf.numel())
+        assert_norm_near(f"gradient in {name}", leaf.grad, grad, allowed)
 
 
 def check_matrices(

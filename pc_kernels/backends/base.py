@@ -13,6 +13,7 @@ from ..dissimilarities.rows import Chunk, Pairs, Rows
 from . import chain
 
 if TYPE_CHECKING:
+    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -24,6 +25,8 @@ class Backend(RowMaker):
     """
 
     name: str
+    lacks: tuple[str, ...] = ()
+    """Stages that it does not compute."""
     working_bytes = chain.WORKING_BYTES
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
@@ -34,6 +37,12 @@ class Backend(RowMaker):
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""
         raise NotImplementedError
+
+    def obstacle_to(self, stage: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute this stage on such tensors, or None."""
+        if stage in self.lacks:
+            return f"it has no kernels for {stage} yet; use backend='torch'"
+        return self.obstacle(device, dtype)
 
     def serves(self, device: torch.device) -> bool:
         """Whether `auto` may choose it for this device, if there is no obstacle."""
@@ -70,6 +79,14 @@ class Backend(RowMaker):
         keep: Tensor | None = None,
     ) -> Tensor:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
+        raise NotImplementedError
+
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """Σ_k w_k K((y_j − x_k)/τ) at the queries y, for each of these `formulas.KERNELS`.
+
+        [W, N, n], or [W, Q] of lists; 0 where a query is absent, NaN in rows with a NaN or an infinity,
+        in weights as well.
+        """
         raise NotImplementedError
 
     def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:

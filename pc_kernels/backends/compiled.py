@@ -77,6 +77,7 @@ class CpuBackend(CompiledBackend):
     """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
 
     name = "cpu"
+    lacks = ("kernel_sums",)
     chunk_rows = 1024
     whole_bytes = (
         64 << 20
@@ -120,6 +121,7 @@ class CudaBackend(CompiledBackend):
     """The CUDA extension (csrc/cuda): a block of threads a row."""
 
     name = "cuda"
+    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """CUDA devices."""

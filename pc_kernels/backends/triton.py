@@ -22,6 +22,7 @@ class TritonBackend(FusedBackend):
     """Triton kernels (triton_kernels/): a GPU and `pip install triton` are all they need."""
 
     name = "triton"
+    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """GPUs; the interpreter, on the CPU, is for tests."""
