@@ -86,6 +86,17 @@ struct Points {
   Present present;
 };
 
+// Rows of values: `count` of them each, or lists one after the other that `offsets` cuts out.
+struct Lists {
+  const float* x;
+  const int64_t* offsets;  // [rows + 1]; null: rows of `count`
+  int64_t count;
+  const bool* keep;  // like x; null: all are there
+
+  PCK_HD int64_t first(int64_t i) const { return offsets == nullptr ? i * count : offsets[i]; }
+  PCK_HD int64_t count_of(int64_t i) const { return first(i + 1) - first(i); }
+};
+
 // The stages. An absent value has rank, density and gradient 0. In a row whose ranks are not defined,
 // the results of all values that are there are NaN.
 
@@ -108,6 +119,19 @@ struct SoftRankBackward {
   const float* density;
   RankOptions options;
   float* grad_x;
+};
+
+// sum_k weight_k K((y_j - x_k)/tau) of sources x at queries y, for the kernels K that are wanted, each
+// the derivative of the next.
+struct KernelSums {
+  Lists sources, queries;
+  const float* weights;  // [channels, all sources]; null: one channel of ones
+  int64_t channels;
+  int64_t all_sources, all_queries;  // of all rows
+  RankOptions options;
+  float* density;  // [channels, all queries] each; null: not wanted
+  float* cdf;
+  float* integral;
 };
 
 // Dissimilarities, in place.

@@ -213,7 +213,8 @@ def test_extreme_temperatures(backend: str, rng: Generator) -> None:
     for temperature, wanted in ((1e-300, hard.sum(2)), (1e-60, hard.sum(2)), (1e300, y * 0 + 20.0)):
         leaves = own_leaf(x), own_leaf(y + 0.5)
         counts = pc_kernels.smooth_cdf(x, y, temperature=temperature, backend=backend)
-        assert torch.equal(counts.double(), wanted.double()), temperature
+        error = (counts.double() - wanted).abs()
+        assert (error <= tolerances.RANK * wanted).all(), temperature
         pc_kernels.smooth_cdf(*leaves, temperature=temperature, backend=backend).sum().backward()
         assert all((leaf.grad == 0).all() for leaf in leaves)
 

@@ -17,6 +17,7 @@ struct RowKernel {
 struct RowKernels : RowKernel<HardRank>,
                     RowKernel<SoftRank>,
                     RowKernel<SoftRankBackward>,
+                    RowKernel<KernelSums>,
                     RowKernel<DissimilarityRows>,
                     RowKernel<HardRankRows>,
                     RowKernel<CoherenceRows> {

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..formulas import KERNELS
 from ..installation import OTHER_TORCH, why_not_loaded
 from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
 from .base import FusedBackend
 
 if TYPE_CHECKING:
+    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -77,7 +79,6 @@ class CpuBackend(CompiledBackend):
     """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
 
     name = "cpu"
-    lacks = ("kernel_sums",)
     chunk_rows = 1024
     whole_bytes = (
         64 << 20
@@ -93,6 +94,16 @@ class CpuBackend(CompiledBackend):
         if dtype != torch.float32:
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
+
+    def kernel_sums(
+        self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]
+    ) -> list[Tensor]:
+        """See `Backend`; threads over rows, whatever their lengths."""
+        wanted = [kernel in kernels for kernel in KERNELS]
+        sums = torch.ops.pc_kernels.cpu_kernel_sums(
+            *rows, recipe.temperature, recipe.relaxation, wanted
+        )
+        return [sums[KERNELS.index(kernel)] for kernel in kernels]
 
     def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""
