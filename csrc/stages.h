@@ -125,6 +125,7 @@ struct SoftRankBackward {
 // the derivative of the next.
 struct KernelSums {
   Lists sources, queries;
+  bool upper;            // K((x_k - y_j)/tau) instead
   const float* weights;  // [channels, all sources]; null: one channel of ones
   int64_t channels;
   int64_t all_sources, all_queries;  // of all rows

@@ -28,11 +28,11 @@ def smooth_cdf(
     O(m + n) a row, forward and backward, at every temperature; with gradients to sources, queries and
     weights. Counts are not normalised. With the sources as queries, F(x_j) − ½ = (m − 1) `soft_rank`.
 
-    In float32 the error is relative to the count, for weights ≥ 0: under 2·10⁻⁶ of F, and 10⁻¹⁵ for every
-    source beyond the reach (34 τ above the query for "logistic", 8 τ for "normal"). Hence two tails:
-    "upper" counts from the top, Σ_k w_k Φ((x_k − y)/τ), and keeps the digits that the total less the
-    "lower" has lost where little lies above. With weights of both signs the error is relative to
-    Σ_k |w_k| Φ.
+    In float32 the error is relative to the count, for weights ≥ 0: under 2·10⁻⁶ of F(y), for "normal" of
+    F(y + 1.5 τ), and 2·10⁻¹⁵ for every source beyond the reach (34 τ above the query, for "normal" 8 τ).
+    Hence two tails: "upper" counts from the top, Σ_k w_k Φ((x_k − y)/τ), and keeps the digits that the
+    total less the "lower" has lost where little lies above. With weights of both signs the error is
+    relative to Σ_k |w_k| Φ.
 
     Args:
         sources: x, [..., m]; or [S] with offsets.
@@ -55,7 +55,7 @@ def smooth_cdf(
     rows, channelled = _rows(sources, queries, weights, chosen)
     check_usable(chosen.backend, *rows[:3], stage="kernel_sums")
     sums, _ = torch.ops.pc_kernels.smooth_cdf(
-        *rows,
+        *rows[:7],
         chosen.recipe.temperature,
         chosen.relaxation,
         chosen.tail,
@@ -87,8 +87,8 @@ def _rows(sources: Any, queries: Any, weights: Any, options: CdfOptions) -> tupl
         weights = w.movedim(-2, 0) if channelled else w[None]
     check_mask("source_mask", options.source_mask, "sources", x)
     check_mask("query_mask", options.query_mask, "queries", y)
-    rows = CdfRows(x, y, weights, *(getattr(options, name) for name in CdfRows._fields[3:]))
-    check_same_device(**rows._asdict())
+    rows = CdfRows(x, y, weights, *(getattr(options, name) for name in CdfRows._fields[3:7]))
+    check_same_device(**dict(zip(CdfRows._fields[:7], rows[:7], strict=True)))
     return rows if lists else _matrices(rows), channelled
 
 

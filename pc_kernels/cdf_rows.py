@@ -117,6 +117,8 @@ class CdfRows(NamedTuple):
     source_mask: Tensor | None = None
     """Bool like the sources: False where one is absent."""
     query_mask: Tensor | None = None
+    upper: bool = False
+    """Counted from the highest value, of (x − y)/τ."""
 
     @property
     def channels(self) -> int:
@@ -165,7 +167,7 @@ class CdfRows(NamedTuple):
             )
 
     def turned(self, weights: Tensor) -> CdfRows:
-        """The queries as sources, with these weights."""
+        """The queries as sources, with these weights, and the other tail."""
         return CdfRows(
             self.queries,
             self.sources,
@@ -174,21 +176,31 @@ class CdfRows(NamedTuple):
             self.source_offsets,
             self.query_mask,
             self.source_mask,
+            not self.upper,
         )
 
-    def to(self, dtype: torch.dtype, tail: str) -> CdfRows:
-        """Contiguous and in this dtype; mirrored for the upper tail, whose mirror image is the lower."""
-
-        def values(x: Tensor) -> Tensor:
-            x = x.to(dtype).contiguous()
-            return -x if tail == "upper" else x
+    def to(self, dtype: torch.dtype) -> CdfRows:
+        """Contiguous, values and weights in this dtype."""
 
         def contiguous(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.contiguous()
 
-        weights = None if self.weights is None else self.weights.to(dtype).contiguous()
-        rest = map(contiguous, self[3:])
-        return CdfRows(values(self.sources), values(self.queries), weights, *rest)
+        return CdfRows(
+            self.sources.to(dtype).contiguous(),
+            self.queries.to(dtype).contiguous(),
+            None if self.weights is None else self.weights.to(dtype).contiguous(),
+            contiguous(self.source_offsets),
+            contiguous(self.query_offsets),
+            contiguous(self.source_mask),
+            contiguous(self.query_mask),
+            self.upper,
+        )
+
+    def as_lower(self) -> CdfRows:
+        """Mirrored if the upper tail is wanted: its mirror image is the lower."""
+        if not self.upper:
+            return self
+        return self._replace(sources=-self.sources, queries=-self.queries, upper=False)
 
     def matrices(self) -> Iterator[tuple[CdfRows, Tensor, Tensor]]:
         """Lists as rows of matrices, those of like size together: padded to four times their own at most.
@@ -228,15 +240,14 @@ def _both(there: Tensor, mask: Tensor | None, place: Tensor) -> Tensor:
 def pulled(
     slopes: Tensor, weights: Tensor | None, mask: Tensor | None, temperature: float
 ) -> Tensor:
-    """Σ over channels of weights · slopes / τ, 0 where the mask is False."""
-    if weights is None:
-        total = slopes[0]
-    else:
+    """Σ over channels of weights · slopes / τ, 0 where the mask is False; τ < 0 turns the sign."""
+    if weights is not None:
         weights = weights.to(slopes.dtype)
-        total = (weights if mask is None else torch.where(mask, weights, 0)).mul(slopes).sum(0)
-    inverse_overflows = temperature < 1e-30 and total.device.type != "mps"
-    wide = total.double() if inverse_overflows else total
-    return (wide / temperature).to(total.dtype)
+        slopes = (weights if mask is None else torch.where(mask, weights, 0)) * slopes
+    total = slopes[0] if len(slopes) == 1 else slopes.sum(0)
+    if abs(temperature) < 1e-30 and total.device.type != "mps":  # its inverse may leave float32
+        return (total.double() / temperature).to(total.dtype)
+    return total / temperature
 
 
 def check_mask(name: str, mask: object, other: str, values: Tensor) -> None:
@@ -270,6 +281,7 @@ def sums_by_matrices(
     rows: CdfRows, kernels: tuple[str, ...], compute: Callable[[CdfRows], list[Tensor]]
 ) -> list[Tensor]:
     """Sums of lists, for each kernel [W, Q], where `compute` makes those of matrices, [W, N, n]."""
+    rows = rows.as_lower()
     if rows.source_offsets is None:
         return compute(rows)
     totals = [rows.queries.new_zeros(rows.channels, rows.queries.shape[0]) for _ in kernels]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import select
-from .cdf_rows import CdfRows, pulled, slope_of
+from .cdf_rows import TAILS, CdfRows, pulled, slope_of
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
 from .precision import exact_arithmetic
 from .recipe import Recipe
@@ -281,16 +281,15 @@ def smooth_cdf(
     not wanted.
     The backward is the same operator once more, from the queries to the sources.
     """
-    rows = CdfRows(
-        sources, queries, weights, source_offsets, query_offsets, source_mask, query_mask
-    )
+    tensors = sources, queries, weights, source_offsets, query_offsets, source_mask, query_mask
+    rows = CdfRows(*tensors, upper=tail == "upper")
     rows.check()
     recipe = rank_recipe(temperature, relaxation, None, backend)
     dtype = compute_dtype(sources, queries, weights)
     wanted = (kernel,) * with_sums + (slope_of(kernel),) * with_slopes
     with exact_arithmetic(sources.device):
         engine = select(backend, sources.device, dtype, "kernel_sums")
-        found = iter(engine.kernel_sums(rows.to(dtype, tail), recipe, wanted))
+        found = iter(engine.kernel_sums(rows.to(dtype), recipe, wanted))
     nothing = queries.new_empty(0, dtype=dtype)
     sums = next(found) if with_sums else nothing
     slopes = next(found) if with_slopes else nothing
@@ -323,25 +322,26 @@ def _cdf_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     *tensors, slopes = ctx.saved_tensors
     if grad is None:
         return (None,) * 14
-    rows = CdfRows(*tensors)
     temperature, relaxation, tail, *options, _, with_slopes = ctx.options
+    rows = CdfRows(*tensors)._replace(upper=tail == "upper")
     to_x, to_y, to_w = ctx.needs_input_grad[:3]
     if to_y and not with_slopes:
         raise RuntimeError(
             "pc_kernels::smooth_cdf was called with_slopes=False: it has no gradient in the queries"
         )
-    sign, back = (1.0, "upper") if tail == "lower" else (-1.0, "lower")
+    rise = -temperature if rows.upper else temperature
     grads: list[Tensor | None] = [None, None, None]
     if to_x or to_w:
+        *turned, upper = rows.turned(grad)
         sums, pulls = torch.ops.pc_kernels.smooth_cdf(
-            *rows.turned(grad), temperature, relaxation, back, *options, to_w, to_x
+            *turned, temperature, relaxation, TAILS[upper], *options, to_w, to_x
         )
         if to_x:
-            grads[0] = -sign * pulled(pulls, rows.weights, rows.source_mask, temperature)
+            grads[0] = pulled(pulls, rows.weights, rows.source_mask, -rise)
         if to_w:
             grads[2] = sums
     if to_y:
-        grads[1] = sign * pulled(slopes, grad, rows.query_mask, temperature)
+        grads[1] = pulled(slopes, grad, rows.query_mask, rise)
     inputs = zip(grads, tensors, strict=False)
     return (*(None if g is None else g.to(x.dtype) for g, x in inputs), *(None,) * 11)
 

@@ -76,7 +76,7 @@ __attribute__((noinline)) void nearly_hard_sums(const Plan& whole, int64_t sourc
   sum_below(count, weight, out.integral != nullptr, scratch);
   const auto by_pairs = [&](Kernel kernel, float* values) {
     if (values == nullptr) return;
-    pairs_sums(kernel, kStep<R>, count, weight, scratch);
+    pairs_sums(kernel, kStep<R>, count, weight, sources, scratch);
     for (int64_t k = 0; k < count; ++k)
       if (order[k] >= sources) values[order[k] - sources] = static_cast<float>(scratch.sum[k]);
   };
@@ -105,42 +105,56 @@ __attribute__((noinline)) void nearly_hard_sums(const Plan& whole, int64_t sourc
   });
 }
 
-// A row's points, to Scratch::student: the sources, then the queries.
-inline void place_together(const Lists& sources, const Lists& queries, int64_t i, Scratch& scratch) {
+// A row's points, to Scratch::student: the sources, then the queries; mirrored for the upper tail,
+// whose mirror image is the lower.
+inline void place_together(const KernelSums& stage, int64_t i, Scratch& scratch) {
+  const Lists &sources = stage.sources, &queries = stage.queries;
   float* const x = scratch.student;
-  const int64_t m = sources.count_of(i), count = m + queries.count_of(i);
-  const bool* const source_keep = sources.keep == nullptr ? nullptr : sources.keep + sources.first(i);
-  const bool* const query_keep = queries.keep == nullptr ? nullptr : queries.keep + queries.first(i);
+  const int64_t m = sources.count_of(i), n = queries.count_of(i);
+  const float sign = stage.upper ? -1.0f : 1.0f;
+  for (int64_t j = 0; j < m; ++j) x[j] = sign * sources.x[sources.first(i) + j];
+  for (int64_t j = 0; j < n; ++j) x[m + j] = sign * queries.x[queries.first(i) + j];
+  if (sources.keep == nullptr && queries.keep == nullptr) return;
   const auto is_there = [&](int64_t j) {
-    const bool* const keep = j < m ? source_keep : query_keep;
-    return keep == nullptr || keep[j < m ? j : j - m];
+    const Lists& side = j < m ? sources : queries;
+    return side.keep == nullptr || side.keep[side.first(i) + (j < m ? j : j - m)];
   };
-  for (int64_t j = 0; j < m; ++j) x[j] = sources.x[sources.first(i) + j];
-  for (int64_t j = m; j < count; ++j) x[j] = queries.x[queries.first(i) + j - m];
-  if (source_keep == nullptr && query_keep == nullptr) return;
   int64_t present = 0;
-  while (present < count && !is_there(present)) ++present;
-  const float somewhere = present < count ? x[present] : 0.0f;
-  for (int64_t j = 0; j < count; ++j)
+  while (present < m + n && !is_there(present)) ++present;
+  const float somewhere = present < m + n ? x[present] : 0.0f;
+  for (int64_t j = 0; j < m + n; ++j)
     if (!is_there(j)) x[j] = somewhere;
 }
 
-// A channel's weights of a row's points, to Scratch::slope; false if one is not finite.
-inline bool weigh(const KernelSums& stage, int64_t i, int64_t channel, Scratch& scratch) {
-  float* const weight = scratch.slope;
-  const int64_t first = stage.sources.first(i), m = stage.sources.count_of(i);
+// A channel's weights of a row's points: to Scratch::slope, unless they lie ready. A row that is nearly
+// hard needs them of the queries, too, which weigh nothing.
+inline const float* weigh(const KernelSums& stage, int64_t i, int64_t channel, bool whole,
+                          Scratch& scratch) {
+  const Lists& sources = stage.sources;
+  const int64_t first = sources.first(i), m = sources.count_of(i);
   const float* const given =
       stage.weights == nullptr ? nullptr : stage.weights + channel * stage.all_sources + first;
+  if (sources.keep == nullptr && !whole) return given;
+  float* const weight = scratch.slope;
   for (int64_t j = 0; j < m; ++j) weight[j] = given == nullptr ? 1.0f : given[j];
-  if (stage.sources.keep != nullptr)
-    for (int64_t j = 0; j < m; ++j) weight[j] = stage.sources.keep[first + j] ? weight[j] : 0.0f;
+  if (sources.keep != nullptr)
+    for (int64_t j = 0; j < m; ++j) weight[j] = sources.keep[first + j] ? weight[j] : 0.0f;
   fill(weight + m, stage.queries.count_of(i), 0.0f);
-  return lane_sum(m, [=](int64_t j) { return weight[j] - weight[j]; }) == 0.0;
+  return weight;
+}
+
+inline bool weights_are_finite(const KernelSums& stage, int64_t i, Scratch& scratch) {
+  double poison = 0.0;  // 0 for finite weights, NaN otherwise
+  for (int64_t c = 0; stage.weights != nullptr && c < stage.channels; ++c) {
+    const float* const weight = weigh(stage, i, c, false, scratch);
+    poison += sum_over(weight, stage.sources.count_of(i), [](auto w) { return w - w; });
+  }
+  return poison == 0.0;
 }
 
 template <class R>
-inline void kernel_sums(const Plan& plan, int64_t sources, const KernelSumsOut& out, Scratch& scratch) {
-  const float* const weight = scratch.slope;
+inline void channel_sums(const Plan& plan, int64_t sources, const float* weight,
+                         const KernelSumsOut& out, Scratch& scratch) {
   if (plan.way == Way::grid)
     ordinary_sums<R>(plan, sources, weight, out, scratch);
   else
@@ -155,26 +169,24 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
   if (n == 0) return;
   const int64_t first = stage.queries.first(i);
   const bool* const asked = stage.queries.keep == nullptr ? nullptr : stage.queries.keep + first;
-  place_together(stage.sources, stage.queries, i, scratch);
-  bool finite = range_of(scratch.student, m + n).finite;
-  for (int64_t c = 0; c < stage.channels; ++c) finite = weigh(stage, i, c, scratch) && finite;
+  place_together(stage, i, scratch);
   visit(Relaxations{}, stage.options.relaxation, [&](auto relaxation) {
     using R = Far<decltype(relaxation)>;
     const Plan plan = plan_row<R>(scratch.student, m + n, stage.options, scratch);
+    const bool finite = plan.way != Way::undefined && weights_are_finite(stage, i, scratch);
     for (int64_t c = 0; c < stage.channels; ++c) {
       const int64_t start = c * stage.all_queries + first;
       const auto part = [&](float* sums) { return sums == nullptr ? nullptr : sums + start; };
       const KernelSumsOut out{part(stage.density), part(stage.cdf), part(stage.integral)};
+      const bool defined = finite && m > 0;
+      if (defined)
+        channel_sums<R>(plan, m, weigh(stage, i, c, scratch.in_order, scratch), out, scratch);
       float* const wanted[] = {out.density, out.cdf, out.integral};
-      for (float* const sums : wanted)
-        if (sums != nullptr) fill(sums, n, finite ? 0.0f : __builtin_nanf(""));
-      if (finite && m > 0) {
-        if (stage.channels > 1) weigh(stage, i, c, scratch);
-        kernel_sums<R>(plan, m, out, scratch);
+      for (float* const sums : wanted) {
+        if (sums == nullptr) continue;
+        if (!defined) fill(sums, n, finite ? 0.0f : __builtin_nanf(""));
+        for (int64_t j = 0; asked != nullptr && j < n; ++j) sums[j] = asked[j] ? sums[j] : 0.0f;
       }
-      for (float* const sums : wanted)
-        for (int64_t j = 0; sums != nullptr && asked != nullptr && j < n; ++j)
-          if (!asked[j]) sums[j] = 0.0f;
     }
   });
 }

@@ -134,9 +134,11 @@ void sum_below(int64_t count, const float* weight, bool with_ramp, Scratch& scra
 
 namespace {
 
-// Sums in double, one pair after another: in fp32 their roundings would add up.
-template <class R, class Weight>
-void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Scratch& scratch) {
+// Sums in double, one pair after another: in fp32 their roundings would add up. `asked`: whether a
+// point's sum is wanted.
+template <class R, class Weight, class Asked>
+void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Asked asked,
+               Scratch& scratch) {
   const double *const y = scratch.wide, *const below = scratch.below, *const ramp = scratch.ramp;
   double* const sum = scratch.sum;
   const auto sums_of = [&](auto value, auto over, auto of_below) {
@@ -144,11 +146,15 @@ void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Scra
     for_window(
         count, support, scratch, [&](int64_t k, int64_t first) { sum[k] += of_below(k, first); },
         [&](int64_t i, int64_t k, double gap) {
+          const bool to_upper = asked(k) && weight(i) != 0.0, to_lower = asked(i) && weight(k) != 0.0;
+          if (!to_upper && !to_lower) return;
           const double upper = value(gap);
-          sum[k] += weight(i) * upper;
-          sum[i] += weight(k) * over(gap, upper);
+          if (to_upper) sum[k] += weight(i) * upper;
+          if (to_lower) sum[i] += weight(k) * over(gap, upper);
         },
-        [&](int64_t k, int64_t i, double gap) { sum[k] += weight(i) * value(gap); });
+        [&](int64_t k, int64_t i, double gap) {
+          if (asked(k) && weight(i) != 0.0) sum[k] += weight(i) * value(gap);
+        });
   };
   switch (kernel) {  // `over` is the kernel at -gap
     case Kernel::density:
@@ -168,16 +174,18 @@ void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Scra
 
 }  // namespace
 
-void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight, Scratch& scratch) {
+void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight,
+                int64_t first_query, Scratch& scratch) {
   const int32_t* const order = scratch.order;
   visit(Relaxations{}, step.relaxation, [&](auto row) {
     using R = decltype(row);
-    if (weight == nullptr)
-      sum_pairs<R>(kernel, step.support, count, [](int64_t) { return 1.0; }, scratch);
-    else
-      sum_pairs<R>(
-          kernel, step.support, count, [=](int64_t k) { return static_cast<double>(weight[order[k]]); },
+    if (weight == nullptr && first_query == 0)
+      return sum_pairs<R>(
+          kernel, step.support, count, [](int64_t) { return 1.0; }, [](int64_t) { return true; },
           scratch);
+    sum_pairs<R>(
+        kernel, step.support, count, [=](int64_t k) { return static_cast<double>(weight[order[k]]); },
+        [=](int64_t k) { return order[k] >= first_query; }, scratch);
   });
 }
 

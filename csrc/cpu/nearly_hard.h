@@ -31,8 +31,10 @@ int64_t place_nearly_hard(const float* x, int64_t count, double tau, const Step&
 void sum_below(int64_t count, const float* weight, bool with_ramp, Scratch& scratch);
 
 // The sums of a kernel, after sum_below, and those of rank_gradient before they are divided by tau, of
-// the points that see few others, pair by pair, to Scratch::sum in order. `slope` is by point.
-void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight, Scratch& scratch);
+// the points that see few others, pair by pair, to Scratch::sum in order. `slope` is by point. Of a
+// kernel, those at the points from `first_query` on.
+void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight,
+                int64_t first_query, Scratch& scratch);
 void pairs_rank_gradient(const Step& step, int64_t count, const float* slope, Scratch& scratch);
 
 // Adds to the integrals at the points from `first_query` on what closed gaps have taken of them: from

@@ -71,7 +71,7 @@ constexpr int64_t kMostPoints = int64_t{1} << 27;  // their cells are counted in
 std::tuple<Tensor, Tensor, Tensor> kernel_sums(
     const Tensor& sources, const Tensor& queries, const OptionalTensor& weights,
     const OptionalTensor& source_offsets, const OptionalTensor& query_offsets,
-    const OptionalTensor& source_mask, const OptionalTensor& query_mask, double temperature,
+    const OptionalTensor& source_mask, const OptionalTensor& query_mask, bool upper, double temperature,
     const std::string& relaxation, std::array<bool, 3> wanted) {
   const Lists x = checked_lists("sources", sources, source_offsets, source_mask);
   const Lists y = checked_lists("queries", queries, query_offsets, query_mask);
@@ -91,14 +91,16 @@ std::tuple<Tensor, Tensor, Tensor> kernel_sums(
   std::array<Tensor, 3> sums;
   std::array<float*, 3> to{};
   for (size_t k = 0; k < sums.size(); ++k) {
-    sums[k] = wanted[k] ? at::empty(shape, queries.options()) : at::empty({0}, queries.options());
+    sums[k] =
+        wanted[k] ? empty_rows(channels, queries.numel()).view(shape) : empty_rows(0, 0).view({0});
     if (wanted[k]) to[k] = sums[k].mutable_data_ptr<float>();
   }
   const int64_t points = sources.numel() + queries.numel();
-  Cpu::run_rows(rows, points / std::max<int64_t>(rows, 1), most,
-                KernelSums{x, y, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
-                           channels, sources.numel(), queries.numel(),
-                           rank_options(relaxation, temperature, false), to[0], to[1], to[2]});
+  Cpu::run_rows(
+      rows, points / std::max<int64_t>(rows, 1), most,
+      KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
+                 channels, sources.numel(), queries.numel(),
+                 rank_options(relaxation, temperature, false), to[0], to[1], to[2]});
   return {sums[0], sums[1], sums[2]};
 }
 
@@ -110,8 +112,8 @@ TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
               torch::dispatch(at::kCPU, &empty_rows_like));
   library.def(
       "cpu_kernel_sums(Tensor sources, Tensor queries, Tensor? weights, Tensor? source_offsets, "
-      "Tensor? query_offsets, Tensor? source_mask, Tensor? query_mask, float temperature, "
-      "str relaxation, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+      "Tensor? query_offsets, Tensor? source_mask, Tensor? query_mask, bool upper, "
+      "float temperature, str relaxation, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
       torch::dispatch(at::kCPU, &kernel_sums));
 }
 

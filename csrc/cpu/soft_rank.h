@@ -125,7 +125,7 @@ __attribute__((noinline)) void nearly_hard_rank_sums(const Plan& whole, float* r
   double* const sum = scratch.sum;
   const int32_t* const order = scratch.order;
   sum_below(count, nullptr, false, scratch);
-  pairs_sums(Kernel::cdf, kStep<R>, count, nullptr, scratch);
+  pairs_sums(Kernel::cdf, kStep<R>, count, nullptr, 0, scratch);
   for_pieces<R>(count, scratch, [&](const Piece& piece, const Plan& plan) {
     density_on_grid<R>(plan, nullptr, scratch);
     integrate<R>(plan, scratch);

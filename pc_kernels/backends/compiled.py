@@ -95,9 +95,7 @@ class CpuBackend(CompiledBackend):
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
 
-    def kernel_sums(
-        self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]
-    ) -> list[Tensor]:
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """See `Backend`; threads over rows, whatever their lengths."""
         wanted = [kernel in kernels for kernel in KERNELS]
         sums = torch.ops.pc_kernels.cpu_kernel_sums(
