@@ -8,9 +8,18 @@ from .agreement import Coherence, coherence
 from .cdf import smooth_cdf
 from .installation import FallbackWarning
 from .losses import (
+    ApproxMRRLoss,
+    ApproxNDCGLoss,
+    AUCLoss,
+    AveragePrecisionLoss,
+    KendallLoss,
     MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
     PerceptionCoherenceLoss,
+    RankNetLoss,
+    RecallAtKLoss,
+    SmoothAPLoss,
+    SpearmanLoss,
     coherence_loss_from_dissimilarities,
     perception_coherence_loss,
 )
@@ -23,12 +32,21 @@ from .training.queue import FeatureQueue
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUCLoss",
+    "ApproxMRRLoss",
+    "ApproxNDCGLoss",
+    "AveragePrecisionLoss",
     "Coherence",
     "FallbackWarning",
     "FeatureQueue",
+    "KendallLoss",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
+    "RankNetLoss",
+    "RecallAtKLoss",
+    "SmoothAPLoss",
+    "SpearmanLoss",
     "cached_backward",
     "coherence",
     "coherence_loss_from_dissimilarities",

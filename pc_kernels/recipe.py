@@ -7,13 +7,11 @@ it apart, for their schemas.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, TypedDict, TypeVar
 
-from .checks import one_of
+from .checks import check_positive, one_of
 from .dissimilarities import Dissimilarity, check_dissimilarity
 from .formulas import RELAXATIONS, Relaxation
 from .products import DEPTHS
@@ -33,6 +31,10 @@ class MatrixOptions(TypedDict, total=False):
     reduction: str
     chunk_bytes: int | None
     backend: str
+
+
+SCORE_OPTIONS = ("relaxation", "temperature", "reduction", "backend")
+"""The options of a loss of scores."""
 
 
 class Options(MatrixOptions, total=False):
@@ -82,11 +84,7 @@ class Recipe:
         one_of("penalty", self.penalty, rule_names())
         one_of("reduction", self.reduction, REDUCTIONS)
         one_of("products", self.products, tuple(DEPTHS))
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
-            raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be finite and > 0; got {self.temperature}")
-        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "temperature", check_positive("temperature", self.temperature))
         if self.chunk_bytes is not None:
             if isinstance(self.chunk_bytes, bool) or not isinstance(self.chunk_bytes, int):
                 came = type(self.chunk_bytes).__name__
@@ -152,12 +150,26 @@ def make_recipe(
 
 
 def signature_with(
-    function: Callable[..., Any], allowed: Sequence[str], of: type = Recipe
+    function: Callable[..., Any],
+    allowed: Sequence[str],
+    of: type = Recipe,
+    defaults: Mapping[str, Any] | None = None,
 ) -> inspect.Signature:
-    """The signature of a function that takes `**options`, with each of these and its default."""
+    """The signature of a function that takes `**options`, with each of these and its default.
+
+    Args:
+        function: what takes them.
+        allowed: their names.
+        of: the dataclass that they are fields of.
+        defaults: those that are not its own.
+    """
+    defaults = defaults or {}
     shown = [
         inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(f.name, f.default),
+            annotation=f.type,
         )
         for f in fields(of)
         if f.name in allowed

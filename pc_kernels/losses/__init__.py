@@ -1,16 +1,35 @@
-"""The losses: coherence.py is the one to read first; ranking.py is what losses of features share."""
+"""The losses: coherence.py is the one to read first; ranking.py is what losses of features share.
 
+Those of retrieval, of lists, of correlation and of binary scores are built on `smooth_cdf`: retrieval.py,
+listwise.py, correlation.py, classification.py.
+"""
+
+from .classification import AUCLoss, AveragePrecisionLoss
 from .coherence import PerceptionCoherenceLoss, perception_coherence_loss
+from .correlation import KendallLoss, SpearmanLoss
 from .function import PerceptionCoherenceFunction, Task
 from .layers import MultiLayerPerceptionCoherenceLoss
+from .listwise import ApproxMRRLoss, ApproxNDCGLoss, ListLoss, RankNetLoss
 from .matrices import coherence_loss_from_dissimilarities
 from .ranking import RankingLoss, ranking_loss
+from .retrieval import RecallAtKLoss, RetrievalLoss, SmoothAPLoss
 
 __all__ = [
+    "AUCLoss",
+    "ApproxMRRLoss",
+    "ApproxNDCGLoss",
+    "AveragePrecisionLoss",
+    "KendallLoss",
+    "ListLoss",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
+    "RankNetLoss",
     "RankingLoss",
+    "RecallAtKLoss",
+    "RetrievalLoss",
+    "SmoothAPLoss",
+    "SpearmanLoss",
     "Task",
     "coherence_loss_from_dissimilarities",
     "perception_coherence_loss",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ..backends import check_usable
 from ..checks import check_features, check_weighting
-from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
+from ..recipe import FEATURE_OPTIONS, Options, Recipe
 from ..training.distributed import (
     Group,
     gather_batch,
@@ -22,6 +21,7 @@ from ..training.distributed import (
     together,
 )
 from .function import PerceptionCoherenceFunction, Task
+from .module import RecipeModule
 from .weighting import anchor_weights, shares
 
 
@@ -115,7 +115,7 @@ def _joint_loss(inputs: Inputs, recipe_of: MakeRecipe, group: Group) -> Tensor:
     return joint_loss(losses, recipe.reduction, group)
 
 
-class RankingLoss(nn.Module):
+class RankingLoss(RecipeModule):
     """A ranking loss of features, as a module: a subclass says in `fixed` which row rule it is.
 
     Each option is an attribute, which may be set between calls, and is then checked.
@@ -123,27 +123,11 @@ class RankingLoss(nn.Module):
     Args, result and errors: see `perception_coherence_loss`, less the options that are fixed.
     """
 
-    fixed: ClassVar[Mapping[str, Any]] = {}
-    """Options that define the loss, and that the user therefore cannot choose."""
-    options: ClassVar[tuple[str, ...]] = FEATURE_OPTIONS
-    """The names of the options that the user has."""
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Gives the subclass its options, as attributes and for help()."""
-        super().__init_subclass__(**arguments)
-        cls.options = tuple(name for name in FEATURE_OPTIONS if name not in cls.fixed)
-        cls.__signature__ = signature_with(RankingLoss, cls.options)
-        for name in cls.options:
-            setattr(cls, name, _option(name))
-
     def __init__(
         self, *values: Any, process_group: Group | None = None, **options: Unpack[Options]
     ) -> None:
         """Checks the options, so that a mistake shows where it is made."""
-        super().__init__()
-        recipe = make_recipe(type(self).__name__, options, self.options, values)
-        self.recipe = replace(recipe, **self.fixed)
+        super().__init__(*values, **options)
         self.process_group = process_group
 
     def forward(
@@ -159,19 +143,3 @@ class RankingLoss(nn.Module):
         """The loss of features [A, Ds] and [A, Dt], against references [M, Ds] and [M, Dt] if given."""
         inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
         return ranking_loss(inputs, lambda: self.recipe, self.process_group)
-
-    def extra_repr(self) -> str:
-        """The options, for printing."""
-        shown = (
-            name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes")
-        )
-        return ", ".join(f"{name}={getattr(self.recipe, name)!r}" for name in shown)
-
-
-def _option(name: str) -> property:
-    """An attribute that is a field of the recipe."""
-
-    def change(module: RankingLoss, value: Any) -> None:
-        module.recipe = replace(module.recipe, **{name: value})
-
-    return property(lambda module: getattr(module.recipe, name), change)

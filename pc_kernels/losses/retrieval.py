@@ -1,0 +1,337 @@
+"""Losses of retrieval: embeddings that should find those of their own class first.
+
+A query ranks the references by similarity. Smooth-AP and Recall@k are functions of the soft ranks of its
+positives alone, R(j) = 1 + Σ_{k≠j} Φ((s_k − s_j)/τ) for a positive j, from the top; so with B queries, M
+references and P positives they cost O(B M), where the formulas cost B² M or, positives alone, B M P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._standin import smooth_cdf
+from ..checks import (
+    check_cutoffs,
+    check_positive,
+    check_retrieval,
+    compute_dtype,
+    first_order_only,
+)
+from ..precision import exact_arithmetic
+from ..recipe import SCORE_OPTIONS, Recipe
+from ..sweep import default_chunk_bytes
+from .module import RecipeModule
+
+RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
+WORKING_BYTES = 48
+"""Working memory for each similarity of a chunk: it, its gradient, and what the soft ranks take."""
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Which references are of each query's class."""
+
+    place: Tensor
+    """int64 [M], references in order of their labels."""
+    start: Tensor
+    """int64 [B], where a query's own begin in that order."""
+    count: Tensor
+    """int64 [B], how many they are."""
+    own: bool
+    """Whether the references are the queries, query i reference i."""
+
+    @classmethod
+    def of(cls, labels: Tensor, ref_labels: Tensor | None) -> Positives:
+        """By labels [B], and [M] of the references if these are not the queries themselves."""
+        theirs = labels if ref_labels is None else ref_labels
+        ordered, place = theirs.sort(stable=True)
+        start = torch.searchsorted(ordered, labels)
+        stop = torch.searchsorted(ordered, labels, right=True)
+        return cls(place, start, stop - start, ref_labels is None)
+
+    def others(self) -> Tensor:
+        """How many positives a query has beside itself: int64 [B]."""
+        return self.count - 1 if self.own else self.count
+
+    def columns(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of some queries [C]: their places among the references, padded, and what is there."""
+        count = self.count[queries][:, None]
+        rank = torch.arange(int(count.max()) if count.numel() else 0, device=queries.device)
+        present = rank < count
+        inside = torch.where(present, self.start[queries][:, None] + rank, 0)
+        return self.place[inside], present
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some queries, and what they see."""
+
+    recipe: Recipe
+    similarity: Tensor
+    """[C, M]."""
+    counts: Tensor | None
+    """bool [C, M]: False for the query itself, where it does not count; None: all count."""
+    positive: Tensor
+    """int64 [C, P], its positives among the references, padded."""
+    present: Tensor
+    """bool [C, P]: False for padding, and for the query itself where it does not count."""
+    itself: Tensor
+    """bool [C, P]: where a positive is the query."""
+
+    def places(self) -> Tensor:
+        """R(j) [C, P], the soft rank of each positive among all references, from 1."""
+        return self._places(self.similarity, self.counts)
+
+    def places_among_positives(self) -> Tensor:
+        """R_pos(j) [C, P], its soft rank among the positives."""
+        return self._places(self.similarity.gather(1, self.positive), self.present)
+
+    def _places(self, sources: Tensor, mask: Tensor | None) -> Tensor:
+        count = smooth_cdf(
+            sources,
+            self.similarity.gather(1, self.positive),
+            temperature=self.recipe.temperature,
+            relaxation=self.recipe.relaxation,
+            tail="upper",
+            source_mask=mask,
+            query_mask=self.present,
+            backend=self.recipe.backend,
+        )
+        return count + 0.5  # the positive itself has counted Φ(0) = ½, and should count 1
+
+
+PerQuery = Callable[[Chunk], Tensor]
+"""The losses [C] of a chunk."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `RetrievalFunction` does, beside the tensors."""
+
+    recipe: Recipe
+    positives: Positives
+    with_query: bool
+    """Whether a query counts among its own references."""
+    per_query: PerQuery
+
+    def chunk(self, queries: Tensor, similarity: Tensor) -> Chunk:
+        """What these queries [C] see, by their similarities [C, M] to the references."""
+        positive, present = self.positives.columns(queries)
+        itself = present & (positive == queries[:, None]) if self.positives.own else present & False
+        counts = None
+        if self.positives.own and not self.with_query:
+            columns = torch.arange(similarity.shape[1], device=similarity.device)
+            counts = columns != queries[:, None]
+            present = present & ~itself
+        return Chunk(self.recipe, similarity, counts, positive, present, itself)
+
+    def sweep(
+        self, embeddings: Tensor, refs: Tensor | None, weights: Tensor, with_grad: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses [B], and with_grad the gradients of Σ_i weights_i L_i in embeddings and in refs.
+
+        Queries go through in chunks; only a chunk's similarities are in memory at any time. Queries with
+        as many positives go together, so that little is padding, and those without positives not at all.
+        """
+        references = embeddings if refs is None else refs
+        losses = weights.new_zeros(len(embeddings))
+        grads = [torch.zeros_like(x) for x in (embeddings, refs) if x is not None and with_grad]
+        others = self.positives.others()
+        ranked = others.argsort(descending=True)[: int((others > 0).sum())]
+        budget = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
+        rows = max(1, budget // (WORKING_BYTES * max(1, len(references))))
+        with exact_arithmetic(embeddings.device):
+            for queries in ranked.split(rows):
+                anchors = embeddings[queries]
+                similarity = (anchors @ references.T).requires_grad_(with_grad)
+                with torch.set_grad_enabled(with_grad):
+                    values = self.per_query(self.chunk(queries, similarity))
+                losses[queries] = values.detach()
+                if with_grad:
+                    (slope,) = torch.autograd.grad(values, similarity, weights[queries])
+                    grads[0].index_add_(0, queries, slope @ references)
+                    grads[-1].addmm_(slope.T, anchors)
+        return losses, grads
+
+
+class RetrievalFunction(torch.autograd.Function):
+    """Σ_i w_i L_i of queries, or for reduction "none" all L_i.
+
+    As in `PerceptionCoherenceFunction` the forward computes the gradients in the same pass, and the
+    backward scales them; for "none" the backward runs a second pass with the incoming weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, refs: Tensor | None, weights: Tensor, search: Search
+    ) -> Tensor:
+        """The loss of embeddings [B, D] and references [M, D] or None, weights [B]."""
+        ctx.search, ctx.at_once = search, search.recipe.reduction != "none"
+        wanted = any(ctx.needs_input_grad)
+        losses, grads = search.sweep(embeddings, refs, weights, wanted and ctx.at_once)
+        if wanted:
+            ctx.save_for_backward(*(grads if ctx.at_once else (embeddings, refs)))
+        return (losses * weights).sum() if ctx.at_once else losses
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the embeddings and of the references."""
+        if ctx.at_once:
+            grads = [saved * grad_loss for saved in ctx.saved_tensors]
+        else:
+            _, grads = ctx.search.sweep(*ctx.saved_tensors, grad_loss, True)
+        return (grads[0], grads[1] if len(grads) > 1 else None, None, None)
+
+
+class RetrievalLoss(RecipeModule):
+    """A loss of retrieval, as a module: a subclass says in `per_query` what a query's loss is."""
+
+    allowed = RETRIEVAL_OPTIONS
+    defaults: ClassVar = {"temperature": 0.01}
+
+    def __init__(self, *, normalize: bool = True, with_query: bool = True, **options: Any) -> None:
+        """See the subclass."""
+        super().__init__(**options)
+        self.normalize, self.with_query = normalize, with_query
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, called as the losses of pytorch-metric-learning are.
+
+        Args:
+            embeddings: [B, D], the queries; float32, float64, bfloat16 or float16.
+            labels: integers [B]. Classes may be of any sizes.
+            indices_tuple: None: a miner's tuples mean nothing to a loss of whole rankings.
+            ref_emb: references [M, D]; by default the batch itself. They get gradients too.
+            ref_labels: [M].
+
+        Returns:
+            A scalar, or [B] for reduction "none". A query without a positive, other than itself, has loss
+            0 and does not count in the mean. A NaN or an infinity makes the losses that see it NaN.
+
+        Raises:
+            TypeError, ValueError: an argument is not what is said here.
+        """
+        check_retrieval(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        recipe = self.recipe
+        dtype = compute_dtype(embeddings, ref_emb)
+        queries, refs = (
+            None if x is None else self._points(x.to(dtype)) for x in (embeddings, ref_emb)
+        )
+        assert queries is not None
+        positives = Positives.of(labels, ref_labels)
+        counted = positives.others() > 0
+        search = Search(recipe, positives, self.with_query, self.per_query)
+        weights = counted.to(dtype)
+        if recipe.reduction == "mean":
+            weights = weights / counted.sum().clamp(min=1)
+        return RetrievalFunction.apply(queries, refs, weights, search)
+
+    def _points(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(x) if self.normalize else x
+
+    def per_query(self, chunk: Chunk) -> Tensor:
+        """The losses [C] of a chunk, differentiable in its similarities."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        return f"{super().extra_repr()}, normalize={self.normalize}, with_query={self.with_query}"
+
+
+class SmoothAPLoss(RetrievalLoss):
+    """1 − (1/P) Σ_{j∈pos} R_pos(j)/R(j), the average precision of a query's soft ranking.
+
+    Brown, Xie, Kalogeiton & Zisserman, "Smooth-AP: smoothing the path towards large-scale image
+    retrieval" (ECCV 2020). As in their code the query is itself a reference and a positive. Unlike it,
+    classes may differ in size, and references may be given.
+
+    Example:
+        >>> loss_fn = pc_kernels.SmoothAPLoss(temperature=0.01)
+        >>> loss = loss_fn(embeddings, labels)                                    # [B, D], [B]
+        >>> loss = loss_fn(embeddings, labels, ref_emb=bank, ref_labels=bank_labels)
+
+    Args:
+        normalize: whether embeddings are scaled to length 1 first, so that similarities are cosines.
+        with_query: whether a query counts among its own references. Given references it never does.
+        relaxation: the CDF Φ: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic" by default.
+        temperature: τ, in units of the similarity. > 0.
+        reduction: "mean" or "sum" over queries with positives, or "none": one value a query.
+        chunk_bytes: working memory of the pass over queries; default 256 MiB, or more on a GPU.
+        backend: see `python -m pc_kernels.info`.
+    """
+
+    def per_query(self, chunk: Chunk) -> Tensor:
+        """See `RetrievalLoss`."""
+        precision = chunk.places_among_positives() / chunk.places()
+        present = chunk.present
+        return 1 - torch.where(present, precision, 0).sum(1) / present.sum(1)
+
+
+class RecallAtKLoss(RetrievalLoss):
+    """1 − mean_K min(K, Σ_{j∈pos} σ((K − R(j))/τ_K)) / min(K, P), recall in a query's first K, smoothed.
+
+    Patel, Tolias & Matas, "Recall@k surrogate loss with large batches and similarity mixup" (CVPR
+    2022). P positives beside the query. In their code the query is a reference of its own nevertheless,
+    and takes the first place; in the paper it is not: `with_query=False`. A K beyond the number of
+    references is that number.
+
+    Example:
+        >>> loss_fn = pc_kernels.RecallAtKLoss(k=(1, 2, 4, 8, 16))
+        >>> loss = loss_fn(embeddings, labels)    # [B, D], [B]
+
+    Args:
+        k: the K to average over.
+        k_temperature: τ_K, one for all K, or one for each; by default K itself, as in their code.
+        normalize: as for `SmoothAPLoss`, and so is the rest.
+    """
+
+    def __init__(
+        self,
+        k: Sequence[int] = (1, 2, 4, 8, 16),
+        *,
+        k_temperature: float | Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        """Checks the options, so that a mistake shows where it is made."""
+        super().__init__(**options)
+        self.k = check_cutoffs(k)
+        given = self.k if k_temperature is None else k_temperature
+        self.k_temperature = _one_for_each(given, len(self.k))
+
+    def per_query(self, chunk: Chunk) -> Tensor:
+        """See `RetrievalLoss`."""
+        place = chunk.places()
+        wanted = chunk.present & ~chunk.itself
+        positives = wanted.sum(1)
+        recall = place.new_zeros(len(place))
+        for k, temperature in zip(self.k, self.k_temperature, strict=True):
+            k = min(k, chunk.similarity.shape[1])
+            inside = torch.sigmoid((k - place) / temperature)
+            found = torch.where(wanted, inside, 0).sum(1).clamp(max=k)
+            recall = recall + found / positives.clamp(max=k)
+        return 1 - recall / len(self.k)
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        return f"k={self.k}, k_temperature={self.k_temperature}, {super().extra_repr()}"
+
+
+def _one_for_each(given: object, count: int) -> tuple[float, ...]:
+    """One τ_K for each K; raises otherwise."""
+    values = tuple(given) if isinstance(given, Sequence) else (given,) * count
+    if len(values) != count:
+        raise ValueError(f"k_temperature must be one number, or {count} as k is; got {given!r}")
+    return tuple(check_positive("k_temperature", value) for value in values)
