@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,8 +83,7 @@ class Lists:
 
     def sum(self, x: Tensor, owner: Tensor | None = None) -> Tensor:
         """Σ x [N] by list, or by these owners: [L]; in float64 where the device has it, or in int64."""
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        kind = wide if x.is_floating_point() else torch.int64
+        kind = wide_dtype(x.device) if x.is_floating_point() else torch.int64
         owner = self.owner if owner is None else owner
         return x.new_zeros(self.count, dtype=kind).index_add(0, owner, x.to(kind))
 
@@ -94,24 +94,39 @@ class Lists:
 
     def ordered(self, *keys: Tensor) -> Tensor:
         """The places of the items by list, then by these keys [N], the first one first; ties in order."""
-        place = torch.arange(self.owner.numel(), device=self.owner.device)
-        lists = (self.owner,) if self.count > 1 else ()
-        for key in (*reversed(keys), *lists):
-            place = place[key[place].argsort(stable=True)]
-        return place
+        return sorted_by(*((self.owner,) if self.count > 1 else ()), *keys)
 
     def undefined(self) -> Tensor:
         """NaN for lists with a score or a label that is not finite, 0 for the others: [L]."""
-        labels = (
-            self.labels if self.labels.is_floating_point() else self.labels.to(self.scores.dtype)
-        )
-        bad = ~(self.scores.detach().isfinite() & labels.isfinite())
+        bad = ~(self.scores.detach().isfinite() & self.labels.isfinite())
         return torch.where(self.sum(bad) > 0, torch.nan, 0.0).to(self.scores.dtype)
+
+
+def sorted_by(*keys: Tensor) -> Tensor:
+    """The places of n items by these keys [n], the first one first; ties in order."""
+    place = keys[-1].argsort(stable=True)
+    for key in reversed(keys[:-1]):
+        place = place[key[place].argsort(stable=True)]
+    return place
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What sums over a list are taken in: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def ends(lengths: Tensor) -> Tensor:
     """Offsets [L + 1] of segments of these lengths [L]."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+class PerList(NamedTuple):
+    """What a loss or a metric says of L lists."""
+
+    values: Tensor
+    """[L]."""
+    counted: Tensor
+    """bool [L]: whether there is anything to rank; where not, the value is not in the mean."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +157,17 @@ def hard_places(lists: Lists, by: Tensor) -> Tensor:
     order = lists.ordered(-by)
     runs = runs_of(by[order], lists.owner[order])
     first = lists.offsets()[lists.owner[order]]
-    place = torch.empty_like(by, dtype=torch.float64)
-    place[order] = (runs.start - first).double() + (runs.length + 1) / 2
+    place = torch.empty_like(by, dtype=wide_dtype(by.device))
+    place[order] = (runs.start - first) + (runs.length + 1).to(place) / 2
+    return place
+
+
+def best_places(lists: Lists) -> Tensor:
+    """The places 1, 2, … [N] that the items of a list have if ordered by their labels."""
+    order = lists.ordered(-lists.labels.to(lists.scores.dtype))
+    place = torch.empty_like(lists.scores)
+    start = lists.offsets()[lists.owner]
+    place[order] = (torch.arange(start.numel(), device=start.device) - start + 1).to(place)
     return place
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..pair_counts import PairCounts, pair_counts_by_sorting
 from . import chain
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Backend(RowMaker):
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mid-ranks of the rows of x [N, m]; a row with a NaN is NaN where it is kept."""
         raise NotImplementedError
+
+    def pair_counts(self, x: Tensor, y: Tensor, offsets: Tensor) -> PairCounts:
+        """How x and y [N] order the pairs of lists with these offsets [L + 1]; no NaN among them."""
+        return pair_counts_by_sorting(x, y, offsets)
 
     def soft_rank(
         self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None

@@ -13,6 +13,7 @@ from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import KERNELS
 from ..installation import OTHER_TORCH, why_not_loaded
+from ..pair_counts import PairCounts, pairs_of
 from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
 from .base import FusedBackend
@@ -107,6 +108,11 @@ class CpuBackend(CompiledBackend):
         """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""
         made: Tensor = torch.ops.pc_kernels.cpu_empty_rows(like, rows, columns)
         return made
+
+    def pair_counts(self, x: Tensor, y: Tensor, offsets: Tensor) -> PairCounts:
+        """See `Backend`; by merging, a list at a time."""
+        counts = torch.ops.pc_kernels.cpu_pair_counts(x, y, offsets)
+        return PairCounts(pairs_of(offsets.diff()), *counts.unbind(1))
 
     def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """See `RowMaker`; a few passes over the features, by threads."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..lists import Lists, halved
+from ..lists import Lists, PerList, halved
 from ..recipe import Recipe
-from .listwise import ListLoss, PerList, crossings, soft_places
+from .listwise import ListLoss, crossings, soft_places
 
 
 class AUCLoss(ListLoss):
@@ -18,12 +18,12 @@ class AUCLoss(ListLoss):
     Example:
         >>> loss = pc_kernels.AUCLoss()(scores, is_positive)    # [items] or [lists, items]
 
-    Args: as for `ApproxNDCGLoss`. Labels are bool, or 0 and 1 (what is not 0 is positive).
+    Args: as for `ApproxNDCGLoss`. Labels are bool, or 0 and 1 (what is above 0 is positive).
     """
 
     def per_list(self, lists: Lists, recipe: Recipe) -> PerList:
         """See `ListLoss`."""
-        positive = lists.labels != 0
+        positive = lists.labels > 0
         hits = lists.sum(positive)
         pairs = hits * (lists.lengths() - hits)
         wrong = crossings(halved(lists, lists.owner, positive), lists, recipe)
@@ -39,12 +39,12 @@ class AveragePrecisionLoss(ListLoss):
     Example:
         >>> loss = pc_kernels.AveragePrecisionLoss()(scores, is_positive)    # [items] or [lists, items]
 
-    Args: as for `ApproxNDCGLoss`. Labels are bool, or 0 and 1 (what is not 0 is positive).
+    Args: as for `ApproxNDCGLoss`. Labels are bool, or 0 and 1 (what is above 0 is positive).
     """
 
     def per_list(self, lists: Lists, recipe: Recipe) -> PerList:
         """See `ListLoss`."""
-        hits = lists.select(lists.labels != 0)
+        hits = lists.select(lists.labels > 0)
         precision = soft_places(hits, hits, recipe) / soft_places(hits, lists, recipe)
         count = hits.lengths()
         return PerList(1 - hits.sum(precision) / count.clamp(min=1), count > 0)

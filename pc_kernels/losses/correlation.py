@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from ..lists import Lists, hard_places, pairs_told_apart
+from ..lists import Lists, PerList, hard_places, pairs_told_apart, wide_dtype
 from ..recipe import Recipe
-from .listwise import ListLoss, PerList, misordered, soft_places
+from .listwise import ListLoss, misordered, soft_places
 
 
 class SpearmanLoss(ListLoss):
@@ -29,9 +29,10 @@ class SpearmanLoss(ListLoss):
 
     def per_list(self, lists: Lists, recipe: Recipe) -> PerList:
         """See `ListLoss`; the ranks of a list of n items have mean (n + 1)/2, soft or hard."""
-        middle = ((lists.lengths() + 1).double() / 2)[lists.owner]
-        rank = soft_places(lists, lists, recipe).double() - middle
-        target = hard_places(lists, lists.labels.double()) - middle
+        wide = wide_dtype(lists.scores.device)
+        middle = ((lists.lengths() + 1).to(wide) / 2)[lists.owner]
+        rank = soft_places(lists, lists, recipe).to(wide) - middle
+        target = hard_places(lists, lists.labels.to(rank)) - middle
         spread, target_spread = lists.sum(rank.square()), lists.sum(target.square())
         counted = lists.varied(lists.labels)
         norm = spread * target_spread

@@ -6,24 +6,15 @@ list of n items costs O(n), in place of the n² of the formulas (for RankNet O(n
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._standin import smooth_cdf
-from ..lists import Halves, Lists, pairs_told_apart, told_apart
+from ..lists import Halves, Lists, PerList, best_places, pairs_told_apart, told_apart
 from ..recipe import SCORE_OPTIONS, Recipe
 from .module import RecipeModule, reduced
-
-
-class PerList(NamedTuple):
-    """What a loss says of L lists."""
-
-    losses: Tensor
-    """[L]."""
-    counted: Tensor
-    """bool [L]: whether there is anything to rank; where not, the loss is 0 and not in the mean."""
 
 
 class ListLoss(RecipeModule):
@@ -148,15 +139,6 @@ class ApproxNDCGLoss(ListLoss):
         return PerList(1 - dcg / torch.where(counted, best, 1), counted)
 
 
-def best_places(lists: Lists) -> Tensor:
-    """The places 1, 2, … [N] that the items of a list have if ordered by their labels."""
-    order = lists.ordered(-lists.labels.to(lists.scores.dtype))
-    place = torch.empty_like(lists.scores)
-    start = lists.offsets()[lists.owner]
-    place[order] = (torch.arange(start.numel(), device=start.device) - start + 1).to(place)
-    return place
-
-
 class ApproxMRRLoss(ListLoss):
     """1 − Σ_j (y_j/R(j)) / Σ_j y_j: the mean reciprocal rank of the relevant items, labels y ≥ 0.
 
@@ -171,7 +153,7 @@ class ApproxMRRLoss(ListLoss):
 
     def per_list(self, lists: Lists, recipe: Recipe) -> PerList:
         """See `ListLoss`."""
-        relevant = lists.select(lists.labels != 0)
+        relevant = lists.select(lists.labels > 0)
         label = relevant.labels.to(lists.scores.dtype)
         total = relevant.sum(label)
         found = relevant.sum(label / soft_places(relevant, lists, recipe))

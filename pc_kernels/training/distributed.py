@@ -59,7 +59,7 @@ def gather_batch(
             every rank, so that none waits for the others).
         Exception: from `check`.
     """
-    _check_member(group)
+    check_member(group)
     own_error, options = None, {}
     try:
         options = {name: described(value) for name, value in check().items()}
@@ -126,7 +126,7 @@ def described(value: object) -> str:
     return f"function {getattr(value, '__module__', None)}.{named}"
 
 
-def _check_member(group: object) -> None:
+def check_member(group: object) -> None:
     """Raises unless this process belongs to the group."""
     if group is not dist.GroupMember.NON_GROUP_MEMBER:
         if not isinstance(group, Group):
