@@ -154,20 +154,21 @@ def runs_of(*keys: Tensor) -> Runs:
 
 def hard_places(lists: Lists, by: Tensor) -> Tensor:
     """The mid-rank of each item from its list's top by descending `by` [N]: [N], from 1; exact."""
+    by = by.to(wide_dtype(by.device))
     order = lists.ordered(-by)
     runs = runs_of(by[order], lists.owner[order])
     first = lists.offsets()[lists.owner[order]]
-    place = torch.empty_like(by, dtype=wide_dtype(by.device))
-    place[order] = (runs.start - first) + (runs.length + 1).to(place) / 2
+    place = torch.empty_like(by)
+    place[order] = (runs.start - first) + (runs.length + 1).to(by) / 2
     return place
 
 
 def best_places(lists: Lists) -> Tensor:
-    """The places 1, 2, … [N] that the items of a list have if ordered by their labels."""
-    order = lists.ordered(-lists.labels.to(lists.scores.dtype))
-    place = torch.empty_like(lists.scores)
+    """The places 1, 2, … [N] that the items of a list have if ordered by their labels; int64."""
+    labels = lists.labels.to(wide_dtype(lists.labels.device))
     start = lists.offsets()[lists.owner]
-    place[order] = (torch.arange(start.numel(), device=start.device) - start + 1).to(place)
+    place = torch.empty_like(start)
+    place[lists.ordered(-labels)] = torch.arange(1, start.numel() + 1, device=start.device) - start
     return place
 
 

@@ -32,7 +32,7 @@ class SpearmanLoss(ListLoss):
         wide = wide_dtype(lists.scores.device)
         middle = ((lists.lengths() + 1).to(wide) / 2)[lists.owner]
         rank = soft_places(lists, lists, recipe).to(wide) - middle
-        target = hard_places(lists, lists.labels.to(rank)) - middle
+        target = hard_places(lists, lists.labels) - middle
         spread, target_spread = lists.sum(rank.square()), lists.sum(target.square())
         counted = lists.varied(lists.labels)
         norm = spread * target_spread

@@ -134,7 +134,7 @@ class ApproxNDCGLoss(ListLoss):
         gainful = lists.select(gain != 0)
         place = soft_places(gainful, lists, recipe)
         dcg = gainful.sum(gain[gain != 0] / torch.log2(1 + place))
-        best = lists.sum(gain / torch.log2(1 + best_places(lists)))
+        best = lists.sum(gain / torch.log2(1 + best_places(lists).to(gain)))
         counted = best > 0
         return PerList(1 - dcg / torch.where(counted, best, 1), counted)
 

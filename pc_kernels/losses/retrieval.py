@@ -34,7 +34,7 @@ WORKING_BYTES = 48
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Queries:
     """Some queries, and what they see."""
 
     recipe: Recipe
@@ -71,7 +71,7 @@ class Chunk:
         return count + 0.5  # the positive itself has counted Φ(0) = ½, and should count 1
 
 
-PerQuery = Callable[[Chunk], Tensor]
+PerQuery = Callable[[Queries], Tensor]
 """The losses [C] of a chunk."""
 
 
@@ -85,7 +85,7 @@ class Search:
     """Whether a query counts among its own references."""
     per_query: PerQuery
 
-    def chunk(self, queries: Tensor, similarity: Tensor) -> Chunk:
+    def chunk(self, queries: Tensor, similarity: Tensor) -> Queries:
         """What these queries [C] see, by their similarities [C, M] to the references."""
         positive, present = self.positives.columns(queries)
         itself = present & (positive == queries[:, None]) if self.positives.own else present & False
@@ -94,7 +94,7 @@ class Search:
             columns = torch.arange(similarity.shape[1], device=similarity.device)
             counts = columns != queries[:, None]
             present = present & ~itself
-        return Chunk(self.recipe, similarity, counts, positive, present, itself)
+        return Queries(self.recipe, similarity, counts, positive, present, itself)
 
     def sweep(
         self, embeddings: Tensor, refs: Tensor | None, weights: Tensor, with_grad: bool
@@ -208,7 +208,7 @@ class RetrievalLoss(RecipeModule):
     def _points(self, x: Tensor) -> Tensor:
         return torch.nn.functional.normalize(x) if self.normalize else x
 
-    def per_query(self, chunk: Chunk) -> Tensor:
+    def per_query(self, chunk: Queries) -> Tensor:
         """The losses [C] of a chunk, differentiable in its similarities."""
         raise NotImplementedError
 
@@ -239,7 +239,7 @@ class SmoothAPLoss(RetrievalLoss):
         backend: see `python -m pc_kernels.info`.
     """
 
-    def per_query(self, chunk: Chunk) -> Tensor:
+    def per_query(self, chunk: Queries) -> Tensor:
         """See `RetrievalLoss`."""
         precision = chunk.places_among_positives() / chunk.places()
         present = chunk.present
@@ -277,7 +277,7 @@ class RecallAtKLoss(RetrievalLoss):
         given = self.k if k_temperature is None else k_temperature
         self.k_temperature = _one_for_each(given, len(self.k))
 
-    def per_query(self, chunk: Chunk) -> Tensor:
+    def per_query(self, chunk: Queries) -> Tensor:
         """See `RetrievalLoss`."""
         place = chunk.places()
         wanted = chunk.present & ~chunk.itself

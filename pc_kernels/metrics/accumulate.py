@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..agreement import coherence_sums
 from ..checks import check_cutoffs, check_features, check_retrieval
+from ..dissimilarities import Dissimilarity
 from ..lists import Lists
 from ..recipe import Recipe
 from ..reference import Coherence
@@ -51,6 +52,7 @@ class ListMetric(Metric):
     def __init__(self, *, process_group: Group | None = None, **options: Any) -> None:
         """Takes the options of the metric of lists, and the ranks that share the data."""
         super().__init__(process_group)
+        of_lists.check_options(type(self).measure, options)
         self.options = options
 
     def reset(self) -> None:
@@ -209,10 +211,16 @@ class RetrievalMetric(PoolMetric):
 class CoherenceMetric(PoolMetric):
     """`coherence` of all inputs, each an anchor among the others."""
 
-    def __init__(self, *, process_group: Group | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dissimilarity: Dissimilarity = "euclidean",
+        teacher_dissimilarity: Dissimilarity | None = None,
+        process_group: Group | None = None,
+    ) -> None:
         """Options as for `coherence`."""
         super().__init__(process_group)
-        self.recipe = Recipe(**options)
+        self.recipe = Recipe(dissimilarity, teacher_dissimilarity)
 
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """Takes features [B, Ds] and [B, Dt] of the same inputs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -77,9 +77,17 @@ def per_list_of(lists: Lists, per_list: Callable[..., PerList], **options: Any) 
     return PerList(torch.where(unknown, torch.nan, values), counted | unknown)
 
 
+def check_options(measure: Measure, options: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError unless a metric has these options."""
+    inspect.signature(measure.per_list).bind(None, **options)
+    if options.get("k") is not None:
+        check_cutoffs((options["k"],))
+
+
 def _share(part: Tensor, whole: Tensor) -> PerList:
     """Part of whole [L]; lists of nothing do not count."""
-    return PerList(part / torch.where(whole == 0, 1, whole), whole != 0)
+    wide = wide_dtype(part.device)
+    return PerList(part.to(wide) / torch.where(whole == 0, 1, whole), whole != 0)
 
 
 def _top(place: Tensor, k: int | None) -> Tensor:
@@ -117,7 +125,8 @@ def ndcg(lists: Lists, *, k: int | None = None) -> PerList:
     Järvelin & Kekäläinen (2002) with the gains of Burges et al. (2005). scikit-learn's `ndcg_score` takes
     2^y − 1 as its y_true, and averages gains over ties. A list without a label above 0 does not count.
     """
-    place, best = hard_places(lists, lists.scores), best_places(lists)
+    place = hard_places(lists, lists.scores)
+    best = best_places(lists).to(place)
     gain = torch.exp2(lists.labels.to(place)) - 1
     dcg, ideal = (
         lists.sum(torch.where(_top(x, k), gain / torch.log2(1 + x), 0)) for x in (place, best)
@@ -130,7 +139,7 @@ def mrr(lists: Lists, *, k: int | None = None) -> PerList:
     """One over the place of a list's first positive (label above 0), 0 if that is beyond k."""
     place = hard_places(lists, lists.scores)
     found = torch.where(_top(place, k) & (lists.labels > 0), 1 / place, 0)
-    first = found.new_zeros(lists.count).index_reduce_(0, lists.owner, found, "amax")
+    first = found.new_zeros(lists.count).scatter_reduce(0, lists.owner, found, "amax")
     return PerList(first, lists.sum(lists.labels > 0) > 0)
 
 
