@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import pc_kernels
+from pc_kernels import metrics
 
 
 @torch.no_grad()
@@ -82,6 +83,33 @@ def queue_of(scenario: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
     )
     queue.enqueue(x[mine], teacher[mine])
     return tuple(queue)
+
+
+def flattened(found: Any) -> list[float]:
+    """The numbers of a result."""
+    if isinstance(found, Tensor):
+        return [float(found)]
+    parts = found.values() if isinstance(found, dict) else found
+    return [number for part in parts for number in flattened(part)]
+
+
+def metrics_of(x: Tensor, teacher: Tensor, mine: slice, group: Any = None) -> Tensor:
+    """Metrics of these rows, batch by batch: of lists, of a pool, of retrieval, of coherence."""
+    kinds = (metrics.NDCG, metrics.AUC, metrics.RetrievalMetric, metrics.CoherenceMetric)
+    made = [kind(process_group=group) for kind in kinds]
+    if x[mine].numel():
+        for features, targets in zip(x[mine].split(10), teacher[mine].split(10), strict=True):
+            lists, classes = (features, features > 1), targets[:, 0].long()
+            given = (lists, lists, (features, classes), (features, targets))
+            for metric, data in zip(made, given, strict=True):
+                metric.update(*data)
+    return torch.tensor(flattened([metric.compute() for metric in made]))
+
+
+def share_of(rank: int, rows: int) -> slice:
+    """Two thirds for the first rank, the rest for the second, and nothing for the others."""
+    ends = (0, 2 * rows // 3, rows)
+    return slice(*(ends[rank : rank + 2] if rank < 2 else (rows, rows)))
 
 
 QUEUE_SIZE = 8
@@ -195,6 +223,10 @@ def main() -> None:
     )
     results = {name: run(scenario, rank) for name, scenario in scenarios.items()}
     results["queue"] = queue_of(next(iter(scenarios.values())), rank)
+    first = next(iter(scenarios.values()))
+    data = first["x"], first["teacher"]
+    mine = share_of(rank, len(first["x"]))
+    results["metrics"] = metrics_of(*data, mine, dist.group.WORLD)
     alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}

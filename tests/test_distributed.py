@@ -20,6 +20,7 @@ from ranks_together import (
     WRONG_ON_RANK_1,
     WRONG_OPTIONS,
     grads_of,
+    metrics_of,
     model_of,
     step,
 )
@@ -207,3 +208,12 @@ def test_queues_are_the_same_on_every_rank(outcome: Any) -> None:
         got = torch.cat([student, teacher], 1)
         assert sorted(got.tolist()) == sorted(wanted.tolist())
         assert torch.equal(student, queues[0][0]) and torch.equal(teacher, queues[0][1])
+
+
+def test_metrics_are_those_of_all_data(outcome: Any) -> None:
+    """On every rank, ranks without data too."""
+    planned, ranks = outcome
+    first = next(iter(planned.values()))
+    wanted = metrics_of(first["x"], first["teacher"], slice(None))
+    for results, _ in ranks:
+        assert torch.allclose(results["metrics"], wanted, rtol=NEAR)

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
+from ranks_together import flattened
 from test_errors import raises
 from torch import Generator, Tensor
 
@@ -207,14 +208,6 @@ def test_batch_by_batch(rng: Generator) -> None:
                 metric.update(*part)
             got = metric.compute()
             assert list(flattened(got)) == pytest.approx(list(flattened(wanted)), rel=1e-6)
-
-
-def flattened(found: Any) -> list[float]:
-    """The numbers of a result."""
-    if isinstance(found, Tensor):
-        return [float(found)]
-    parts = found.values() if isinstance(found, dict) else found
-    return [number for part in parts for number in flattened(part)]
 
 
 @pytest.mark.parametrize(

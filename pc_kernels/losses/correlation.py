@@ -45,10 +45,10 @@ class KendallLoss(ListLoss):
     """1 − τ̃ = 2 · the mean of Φ((s_j − s_i)/τ) over the pairs with targets t_i > t_j.
 
     τ̃ is Kendall's correlation with 2Φ(Δ/τ) − 1, for the logistic tanh(Δ/2τ), in place of the sign of a
-    difference of predictions; pairs with equal targets do not count. Zheng et al., "Improving few-shot
-    image classification with Kendall's rank correlation" (2023) smooth the sign so. Any targets at all
-    cost ⌈log₂ n⌉ passes over n items, never all pairs. A list of equal targets is 0 and not in the
-    mean.
+    difference of predictions; pairs with equal targets do not count. After Zheng et al., "Improving
+    few-shot image classification with Kendall's rank correlation" (2023), who have the product of both
+    differences in the tanh. Any targets cost ⌈log₂ n⌉ passes over n items, never all pairs. A list of equal
+    targets is 0 and not in the mean.
 
     Example:
         >>> loss = pc_kernels.KendallLoss()(predictions, targets)    # [items] or [lists, items]
