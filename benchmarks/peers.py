@@ -1,4 +1,4 @@
-r"""The ranking losses against their direct formulas, as their users would write them, forward and backward.
+r"""The ranking losses against their direct formulas as one would write them, forward and backward.
 
     python benchmarks/run.py peers            # some minutes on 2 cores
     python benchmarks/run.py peers --quick    # seconds: small sizes
@@ -23,8 +23,8 @@ from torch import Tensor
 import pc_kernels
 
 NEAR = 1e-3
-"""Relative, of the value and in norm of the gradient: at τ = 0.01 the rounding of a similarity, 1e-7, is 1e-5 of
-a rank's argument, in either; and the formulas sum thousands of terms in float32."""
+"""Relative, of the value and in norm of the gradient: at τ = 0.01 the rounding of a similarity, 1e-7, is
+1e-5 of a rank's argument, in either; and the formulas sum thousands of terms in float32."""
 TAU = 0.01
 CPU = torch.device("cpu")
 Loss = Callable[[Tensor], Tensor]

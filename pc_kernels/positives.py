@@ -18,21 +18,24 @@ class Positives:
     """int64 [B], where a query's own begin in that order."""
     count: Tensor
     """int64 [B], how many they are."""
-    own: bool
-    """Whether the references are the queries, query i reference i."""
+    self_start: int | None
+    """Query i is reference self_start + i; None: it is none of them."""
 
     @classmethod
-    def of(cls, labels: Tensor, ref_labels: Tensor | None) -> Positives:
+    def of(
+        cls, labels: Tensor, ref_labels: Tensor | None, self_start: int | None = None
+    ) -> Positives:
         """By labels [B], and [M] of the references if these are not the queries themselves."""
-        theirs = labels if ref_labels is None else ref_labels
+        labels = labels.long()
+        theirs = labels if ref_labels is None else ref_labels.long()
         ordered, place = theirs.sort(stable=True)
         start = torch.searchsorted(ordered, labels)
         stop = torch.searchsorted(ordered, labels, right=True)
-        return cls(place, start, stop - start, ref_labels is None)
+        return cls(place, start, stop - start, 0 if ref_labels is None else self_start)
 
     def others(self) -> Tensor:
         """How many positives a query has beside itself: int64 [B]."""
-        return self.count - 1 if self.own else self.count
+        return self.count if self.self_start is None else self.count - 1
 
     def columns(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Those of some queries [C]: their places among the references, padded, and what is there."""
@@ -41,3 +44,9 @@ class Positives:
         present = rank < count
         inside = torch.where(present, self.start[queries][:, None] + rank, 0)
         return self.place[inside], present
+
+    def itself(self, queries: Tensor, columns: Tensor) -> Tensor:
+        """Where these columns, [C, P] or [M], are the queries [C] themselves: bool [C, P] or [C, M]."""
+        if self.self_start is None:
+            return torch.zeros_like(queries, dtype=torch.bool)[:, None]
+        return columns == self.self_start + queries[:, None]

@@ -112,6 +112,18 @@ def share_of(rank: int, rows: int) -> slice:
     return slice(*(ends[rank : rank + 2] if rank < 2 else (rows, rows)))
 
 
+def retrieval_of(x: Tensor, teacher: Tensor, mine: slice, group: Any = None) -> list[Any]:
+    """Losses of retrieval, and the gradients in all embeddings that this rank's come to."""
+    found = []
+    for kind, reduction in ((pc_kernels.SmoothAPLoss, "mean"), (pc_kernels.RecallAtKLoss, "none")):
+        leaf = x.clone().requires_grad_()
+        loss_fn = kind(temperature=0.1, reduction=reduction, process_group=group)
+        loss = loss_fn(leaf[mine], teacher[mine, 0].long())
+        loss.sum().backward()
+        found.append((loss.detach(), leaf.grad))
+    return found
+
+
 QUEUE_SIZE = 8
 
 WRONG_ON_RANK_1 = {
@@ -227,6 +239,7 @@ def main() -> None:
     data = first["x"], first["teacher"]
     mine = share_of(rank, len(first["x"]))
     results["metrics"] = metrics_of(*data, mine, dist.group.WORLD)
+    results["retrieval"] = retrieval_of(*data, mine, dist.group.WORLD)
     alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}

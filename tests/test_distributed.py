@@ -22,6 +22,7 @@ from ranks_together import (
     grads_of,
     metrics_of,
     model_of,
+    retrieval_of,
     step,
 )
 
@@ -217,3 +218,14 @@ def test_metrics_are_those_of_all_data(outcome: Any) -> None:
     wanted = metrics_of(first["x"], first["teacher"], slice(None))
     for results, _ in ranks:
         assert torch.allclose(results["metrics"], wanted, rtol=NEAR)
+
+
+def test_losses_of_retrieval_are_those_of_all_data(outcome: Any) -> None:
+    planned, ranks = outcome
+    first = next(iter(planned.values()))
+    wanted = retrieval_of(first["x"], first["teacher"], slice(None))
+    for i, (loss, grad) in enumerate(wanted):
+        losses, grads = zip(*(results["retrieval"][i] for results, _ in ranks), strict=True)
+        for got in losses if loss.dim() == 0 else [torch.cat(losses)]:
+            assert torch.allclose(got, loss, rtol=NEAR, atol=NEAR)
+        assert (torch.stack(grads).mean(0) - grad).norm() <= NEAR * grad.norm()

@@ -47,8 +47,8 @@ class KendallLoss(ListLoss):
     τ̃ is Kendall's correlation with 2Φ(Δ/τ) − 1, for the logistic tanh(Δ/2τ), in place of the sign of a
     difference of predictions; pairs with equal targets do not count. After Zheng et al., "Improving
     few-shot image classification with Kendall's rank correlation" (2023), who have the product of both
-    differences in the tanh. Any targets cost ⌈log₂ n⌉ passes over n items, never all pairs. A list of equal
-    targets is 0 and not in the mean.
+    differences in the tanh. Any targets cost ⌈log₂ n⌉ passes over n items, never all pairs. A list of
+    equal targets is 0 and not in the mean.
 
     Example:
         >>> loss = pc_kernels.KendallLoss()(predictions, targets)    # [items] or [lists, items]

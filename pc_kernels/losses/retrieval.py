@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from ..positives import Positives
 from ..precision import exact_arithmetic
 from ..recipe import SCORE_OPTIONS, Recipe
 from ..sweep import default_chunk_bytes
+from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
 from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
@@ -88,11 +90,11 @@ class Search:
     def chunk(self, queries: Tensor, similarity: Tensor) -> Queries:
         """What these queries [C] see, by their similarities [C, M] to the references."""
         positive, present = self.positives.columns(queries)
-        itself = present & (positive == queries[:, None]) if self.positives.own else present & False
+        itself = present & self.positives.itself(queries, positive)
         counts = None
-        if self.positives.own and not self.with_query:
-            columns = torch.arange(similarity.shape[1], device=similarity.device)
-            counts = columns != queries[:, None]
+        if self.positives.self_start is not None and not self.with_query:
+            references = torch.arange(similarity.shape[1], device=similarity.device)
+            counts = ~self.positives.itself(queries, references)
             present = present & ~itself
         return Queries(self.recipe, similarity, counts, positive, present, itself)
 
@@ -158,13 +160,22 @@ class RetrievalFunction(torch.autograd.Function):
 class RetrievalLoss(RecipeModule):
     """A loss of retrieval, as a module: a subclass says in `per_query` what a query's loss is."""
 
-    allowed = RETRIEVAL_OPTIONS
-    defaults: ClassVar = {"temperature": 0.01}
+    allowed = RETRIEVAL_OPTIONS defaults: ClassVar = {"temperature": 0.01} alike: ClassVar[tuple[str,
+    ...]] = ("relaxation", "temperature", "reduction", "normalize", "with_query")
+    """What the ranks of a group must have alike."""
 
-    def __init__(self, *, normalize: bool = True, with_query: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        normalize: bool = True,
+        with_query: bool = True,
+        process_group: Group | None = None,
+        **options: Any,
+    ) -> None:
         """See the subclass."""
         super().__init__(**options)
         self.normalize, self.with_query = normalize, with_query
+        self.process_group = process_group
 
     def forward(
         self,
@@ -190,22 +201,49 @@ class RetrievalLoss(RecipeModule):
         Raises:
             TypeError, ValueError: an argument is not what is said here.
         """
-        check_retrieval(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        recipe = self.recipe
-        dtype = compute_dtype(embeddings, ref_emb)
-        queries, refs = (
-            None if x is None else self._points(x.to(dtype)) for x in (embeddings, ref_emb)
-        )
-        assert queries is not None
-        positives = Positives.of(labels, ref_labels)
+        check = partial(check_retrieval, embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        start = None
+        if self.process_group is None:
+            check()
+            queries = self._points(embeddings, ref_emb)
+            refs = None if ref_emb is None else self._points(ref_emb, embeddings)
+        else:
+            queries, refs, ref_labels, start = self._gathered(embeddings, labels, ref_emb, check)
+        positives = Positives.of(labels, ref_labels, start)
         counted = positives.others() > 0
-        search = Search(recipe, positives, self.with_query, self.per_query)
-        weights = counted.to(dtype)
-        if recipe.reduction == "mean":
-            weights = weights / counted.sum().clamp(min=1)
-        return RetrievalFunction.apply(queries, refs, weights, search)
+        total = counted.sum()
+        if self.process_group is not None:
+            total = sum_over_ranks(total, self.process_group)
+        weights = counted.to(queries.dtype)
+        if self.recipe.reduction == "mean":
+            weights = weights / total.clamp(min=1)
+        search = Search(self.recipe, positives, self.with_query, self.per_query)
+        loss = RetrievalFunction.apply(queries, refs, weights, search)
+        if self.process_group is None:
+            return loss
+        return joint_loss(loss, self.recipe.reduction, self.process_group)
 
-    def _points(self, x: Tensor) -> Tensor:
+    def _gathered(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, check: Callable[[], None]
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """This rank's points, those of all ranks and their labels, and where this rank's begin."""
+        assert self.process_group is not None
+
+        def agreed() -> dict[str, Any]:
+            check()
+            if ref_emb is not None:
+                raise ValueError("process_group gathers the references itself: leave ref_emb out")
+            return {name: getattr(self, name) for name in self.alike}
+
+        column = labels.reshape(-1, 1).long() if isinstance(labels, Tensor) else labels
+        names = ("embeddings", "labels")
+        joint = gather_batch(embeddings, column, None, agreed, self.process_group, names)
+        points = self._points(joint.student)
+        mine = points[joint.start : joint.start + len(embeddings)]
+        return mine, points, joint.teacher[:, 0], joint.start
+
+    def _points(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = x.to(compute_dtype(x, other))
         return torch.nn.functional.normalize(x) if self.normalize else x
 
     def per_query(self, chunk: Queries) -> Tensor:
@@ -237,6 +275,8 @@ class SmoothAPLoss(RetrievalLoss):
         reduction: "mean" or "sum" over queries with positives, or "none": one value a query.
         chunk_bytes: working memory of the pass over queries; default 256 MiB, or more on a GPU.
         backend: see `python -m pc_kernels.info`.
+        process_group: a torch.distributed group whose ranks hold parts of one joint batch: every rank's
+            embeddings are queries, and references of all (`pc_kernels.training.distributed`).
     """
 
     def per_query(self, chunk: Queries) -> Tensor:
@@ -263,6 +303,8 @@ class RecallAtKLoss(RetrievalLoss):
         k_temperature: τ_K, one for all K, or one for each; by default K itself, as in their code.
         normalize: as for `SmoothAPLoss`, and so is the rest.
     """
+
+    alike: ClassVar[tuple[str, ...]] = (*RetrievalLoss.alike, "k", "k_temperature")
 
     def __init__(
         self,

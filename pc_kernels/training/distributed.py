@@ -23,6 +23,8 @@ from torch import Tensor
 from ..checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
+KINDS = (*FLOATS, torch.int64)
+"""Dtypes of what ranks gather."""
 
 
 class JointBatch(NamedTuple):
@@ -42,16 +44,18 @@ def gather_batch(
     pair_mask: Tensor | None,
     check: Callable[[], Mapping[str, Any]],
     group: Group,
+    names: tuple[str, str] = ("student", "teacher"),
 ) -> JointBatch:
     """The joint batch, after all ranks have agreed that nothing is wrong with any part of it.
 
     Args:
         student: this rank's features [A, Ds].
-        teacher: this rank's features [A, Dt].
+        teacher: this rank's features [A, Dt], or int64.
         pair_mask: this rank's, bool [A, M] or None.
         check: raises an error if this rank's arguments are not in order; returns the options that all
             ranks must have alike, by name.
         group: the ranks that share the batch.
+        names: of student and teacher, for errors.
 
     Raises:
         TypeError, ValueError: this process is not in the group; or options, widths or dtypes differ, a
@@ -64,7 +68,7 @@ def gather_batch(
     try:
         options = {name: described(value) for name, value in check().items()}
         columns = 0 if pair_mask is None else pair_mask.shape[1]
-        kinds = (FLOATS.index(student.dtype), FLOATS.index(teacher.dtype))
+        kinds = (KINDS.index(student.dtype), KINDS.index(teacher.dtype))
         row = [1, *student.shape, teacher.shape[1], *kinds, columns, _digest(options)]
     except Exception as error:
         own_error = error
@@ -80,7 +84,7 @@ def gather_batch(
     if len({row[7] for row in table}) > 1:
         _refuse_options(options, group)
     sizes = [row[1] for row in table]
-    _check_table(table, sum(sizes))
+    _check_table(table, sum(sizes), names)
     return JointBatch(
         _AllGather.apply(student, sizes, group),
         _all_gather(teacher.detach(), sizes, group),
@@ -160,12 +164,12 @@ def _refuse_options(own: Mapping[str, str], group: Group) -> None:
     )
 
 
-def _check_table(table: list[list[int]], rows: int) -> None:
+def _check_table(table: list[list[int]], rows: int, given: tuple[str, str]) -> None:
     """Raises ValueError unless the ranks' tensors make one batch of this many rows."""
-    names = ("student width", "teacher width", "student dtype", "teacher dtype")
+    names = [f"{argument} {what}" for what in ("width", "dtype") for argument in given]
     for argument, values in zip(names, zip(*(row[2:6] for row in table), strict=True), strict=True):
         if len(set(values)) > 1:
-            shown = [str(FLOATS[v]) for v in values] if "dtype" in argument else list(values)
+            shown = [str(KINDS[v]) for v in values] if "dtype" in argument else list(values)
             raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
     masks = [row[6] for row in table]
     if any(columns not in (0, 1, rows) for columns in masks):
