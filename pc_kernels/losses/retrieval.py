@@ -160,8 +160,15 @@ class RetrievalFunction(torch.autograd.Function):
 class RetrievalLoss(RecipeModule):
     """A loss of retrieval, as a module: a subclass says in `per_query` what a query's loss is."""
 
-    allowed = RETRIEVAL_OPTIONS defaults: ClassVar = {"temperature": 0.01} alike: ClassVar[tuple[str,
-    ...]] = ("relaxation", "temperature", "reduction", "normalize", "with_query")
+    allowed = RETRIEVAL_OPTIONS
+    defaults: ClassVar = {"temperature": 0.01}
+    alike: ClassVar[tuple[str, ...]] = (
+        "relaxation",
+        "temperature",
+        "reduction",
+        "normalize",
+        "with_query",
+    )
     """What the ranks of a group must have alike."""
 
     def __init__(
