@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._standin import smooth_cdf
+from ..cdf import smooth_cdf
 from ..lists import Halves, Lists, PerList, best_places, pairs_told_apart, told_apart
 from ..recipe import SCORE_OPTIONS, Recipe
 from .module import RecipeModule, reduced

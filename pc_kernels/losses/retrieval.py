@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._standin import smooth_cdf
+from ..cdf import smooth_cdf
 from ..checks import (
     check_cutoffs,
     check_positive,
@@ -31,8 +31,8 @@ from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ran
 from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
-WORKING_BYTES = 48
-"""Working memory for each similarity of a chunk: it, its gradient, and what the soft ranks take."""
+WORKING_BYTES = 320
+"""Working memory for each similarity of a chunk, as the `torch` backend takes it: most is its grids'."""
 
 
 @dataclass(frozen=True)
