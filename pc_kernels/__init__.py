@@ -3,7 +3,7 @@
 Start at `PerceptionCoherenceLoss`; the definitions are in `pc_kernels.reference`.
 """
 
-from . import reference
+from . import metrics, reference
 from .agreement import Coherence, coherence
 from .cdf import smooth_cdf
 from .installation import FallbackWarning
@@ -51,6 +51,7 @@ __all__ = [
     "coherence",
     "coherence_loss_from_dissimilarities",
     "hard_rank",
+    "metrics",
     "pairwise_dissimilarity",
     "perception_coherence_loss",
     "pool_features",

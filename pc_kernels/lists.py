@@ -172,6 +172,17 @@ def best_places(lists: Lists) -> Tensor:
     return place
 
 
+def gains(lists: Lists) -> Tensor:
+    """What NDCG gives for an item's label, (2^y − 1)/2^Y with Y the list's largest: [N], in float64.
+
+    NDCG is a ratio of gains, so that 2^Y, which may be beyond any float, cancels.
+    """
+    labels = lists.labels.to(wide_dtype(lists.labels.device))
+    largest = labels.new_zeros(lists.count).scatter_reduce(0, lists.owner, labels, "amax")
+    largest = largest[lists.owner]
+    return torch.exp2(labels - largest) - torch.exp2(-largest)
+
+
 @dataclass(frozen=True)
 class Halves:
     """Segments with items below and above: every pair of one below and one above is told apart."""

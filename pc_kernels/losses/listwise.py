@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cdf import smooth_cdf
-from ..lists import Halves, Lists, PerList, best_places, pairs_told_apart, told_apart
+from ..lists import Halves, Lists, PerList, best_places, gains, pairs_told_apart, told_apart
 from ..recipe import SCORE_OPTIONS, Recipe
 from .module import RecipeModule, reduced
 
@@ -130,11 +130,11 @@ class ApproxNDCGLoss(ListLoss):
 
     def per_list(self, lists: Lists, recipe: Recipe) -> PerList:
         """See `ListLoss`; ranks are asked for only where there is a gain."""
-        gain = torch.exp2(lists.labels.to(lists.scores.dtype)) - 1
+        gain = gains(lists)
+        best = lists.sum(gain / torch.log2(1 + best_places(lists).to(gain)))
         gainful = lists.select(gain != 0)
         place = soft_places(gainful, lists, recipe)
         dcg = gainful.sum(gain[gain != 0] / torch.log2(1 + place))
-        best = lists.sum(gain / torch.log2(1 + best_places(lists).to(gain)))
         counted = best > 0
         return PerList(1 - dcg / torch.where(counted, best, 1), counted)
 

@@ -32,7 +32,7 @@ from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
 WORKING_BYTES = 320
-"""Working memory for each similarity of a chunk, as the `torch` backend takes it: most is its grids'."""
+"""Working memory for each source and query of a chunk, as the `torch` backend takes it: mostly grids."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class Search:
         others = self.positives.others()
         ranked = others.argsort(descending=True)[: int((others > 0).sum())]
         budget = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
-        rows = max(1, budget // (WORKING_BYTES * max(1, len(references))))
+        seen = len(references) + 2 * int(others.max()) if len(others) else 1
+        rows = max(1, budget // (WORKING_BYTES * seen))
         with exact_arithmetic(embeddings.device):
             for queries in ranked.split(rows):
                 anchors = embeddings[queries]

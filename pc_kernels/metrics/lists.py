@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backends import select
 from ..checks import check_cutoffs, one_of
-from ..lists import Lists, PerList, best_places, hard_places, wide_dtype
+from ..lists import Lists, PerList, best_places, gains, hard_places, wide_dtype
 
 
 class Measure(Protocol):
@@ -127,7 +127,7 @@ def ndcg(lists: Lists, *, k: int | None = None) -> PerList:
     """
     place = hard_places(lists, lists.scores)
     best = best_places(lists).to(place)
-    gain = torch.exp2(lists.labels.to(place)) - 1
+    gain = gains(lists)
     dcg, ideal = (
         lists.sum(torch.where(_top(x, k), gain / torch.log2(1 + x), 0)) for x in (place, best)
     )
