@@ -30,11 +30,20 @@ class RecipeModule(nn.Module):
         """Gives the subclass its options, as attributes and for help()."""
         super().__init_subclass__(**arguments)
         cls.options = tuple(name for name in cls.allowed if name not in cls.fixed)
-        signature = signature_with(cls.__init__, cls.options, defaults=cls.defaults)
-        _, *shown = signature.parameters.values()
-        cls.__signature__ = signature.replace(parameters=shown)
+        cls.__signature__ = cls._shown()
         for name in cls.options:
             setattr(cls, name, _option(name))
+
+    @classmethod
+    def _shown(cls) -> inspect.Signature:
+        """The parameters of its own, those of the class that it extends, and the options."""
+        signature = signature_with(cls.__init__, cls.options, defaults=cls.defaults)
+        _, *own = signature.parameters.values()
+        names = {*FEATURE_OPTIONS, *(parameter.name for parameter in own)}
+        extended = inspect.signature(cls.__bases__[0]).parameters.values()
+        more = [p for p in extended if p.kind is p.KEYWORD_ONLY and p.name not in names]
+        count = len(own) - len(cls.options)
+        return inspect.Signature([*own[:count], *more, *own[count:]])
 
     def __init__(self, *values: Any, **options: Any) -> None:
         """Checks the options, so that a mistake shows where it is made."""

@@ -44,8 +44,6 @@ def of_lists(per_list: Callable[..., PerList]) -> Measure:
     "none". It returns float64; NaN for what does not count and for a list with a NaN.
     """
 
-    @functools.wraps(per_list)
-    @torch.no_grad()
     def measure(
         scores: Tensor,
         labels: Tensor,
@@ -56,16 +54,17 @@ def of_lists(per_list: Callable[..., PerList]) -> Measure:
         **options: Any,
     ) -> Tensor:
         one_of("reduction", reduction, ("mean", "none"))
-        lists = Lists.of(scores, labels, mask, offsets)
-        values, counted = per_list_of(lists, per_list, **options)
+        with torch.no_grad():
+            lists = Lists.of(scores, labels, mask, offsets)
+            values, counted = per_list_of(lists, per_list, **options)
         if reduction == "none":
             return torch.where(counted, values, torch.nan).view(lists.shape)
         return torch.where(counted, values, 0).sum() / counted.sum()
 
+    *shared, _ = inspect.signature(measure).parameters.values()
     _, *own = inspect.signature(per_list).parameters.values()
-    shared = inspect.signature(measure, follow_wrapped=False).parameters.values()
-    shown = [p for p in shared if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    measure.__signature__ = inspect.Signature([*shown, *own])  # type: ignore[attr-defined]
+    functools.update_wrapper(measure, per_list)
+    measure.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     measure.per_list = per_list  # type: ignore[attr-defined]
     return measure  # type: ignore[return-value]
 
