@@ -45,7 +45,7 @@ class Queries:
     counts: Tensor | None
     """bool [C, M]: False for the query itself, where it does not count; None: all count."""
     positive: Tensor
-    """int64 [C, P], its positives among the references, padded."""
+    """[C, P], the similarities of its positives among the references, padded."""
     present: Tensor
     """bool [C, P]: False for padding, and for the query itself where it does not count."""
     itself: Tensor
@@ -57,12 +57,12 @@ class Queries:
 
     def places_among_positives(self) -> Tensor:
         """R_pos(j) [C, P], its soft rank among the positives."""
-        return self._places(self.similarity.gather(1, self.positive), self.present)
+        return self._places(self.positive, self.present)
 
     def _places(self, sources: Tensor, mask: Tensor | None) -> Tensor:
         count = smooth_cdf(
             sources,
-            self.similarity.gather(1, self.positive),
+            self.positive,
             temperature=self.recipe.temperature,
             relaxation=self.recipe.relaxation,
             tail="upper",
@@ -87,16 +87,27 @@ class Search:
     """Whether a query counts among its own references."""
     per_query: PerQuery
 
-    def chunk(self, queries: Tensor, similarity: Tensor) -> Queries:
-        """What these queries [C] see, by their similarities [C, M] to the references."""
-        positive, present = self.positives.columns(queries)
-        itself = present & self.positives.itself(queries, positive)
+    def losses(
+        self, queries: Tensor, similarity: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses [C] of queries [C] by their similarities [C, M]; with weights, the gradient of Σ w L."""
+        column, present = self.positives.columns(queries)
+        itself = present & self.positives.itself(queries, column)
         counts = None
         if self.positives.self_start is not None and not self.with_query:
             references = torch.arange(similarity.shape[1], device=similarity.device)
             counts = ~self.positives.itself(queries, references)
             present = present & ~itself
-        return Queries(self.recipe, similarity, counts, positive, present, itself)
+        seen = [
+            x.requires_grad_(weights is not None)
+            for x in (similarity, similarity.gather(1, column))
+        ]
+        with torch.set_grad_enabled(weights is not None):
+            values = self.per_query(Queries(self.recipe, seen[0], counts, seen[1], present, itself))
+        if weights is None:
+            return values, None
+        slope, slope_of_positives = torch.autograd.grad(values, seen, weights)
+        return values.detach(), slope.scatter_add_(1, column, slope_of_positives)
 
     def sweep(
         self, embeddings: Tensor, refs: Tensor | None, weights: Tensor, with_grad: bool
@@ -117,12 +128,9 @@ class Search:
         with exact_arithmetic(embeddings.device):
             for queries in ranked.split(rows):
                 anchors = embeddings[queries]
-                similarity = (anchors @ references.T).requires_grad_(with_grad)
-                with torch.set_grad_enabled(with_grad):
-                    values = self.per_query(self.chunk(queries, similarity))
-                losses[queries] = values.detach()
-                if with_grad:
-                    (slope,) = torch.autograd.grad(values, similarity, weights[queries])
+                w = weights[queries] if with_grad else None
+                losses[queries], slope = self.losses(queries, anchors @ references.T, w)
+                if slope is not None:
                     grads[0].index_add_(0, queries, slope @ references)
                     grads[-1].addmm_(slope.T, anchors)
         return losses, grads
