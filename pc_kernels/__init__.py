@@ -7,10 +7,13 @@ from . import reference
 from .agreement import Coherence, coherence
 from .installation import FallbackWarning
 from .losses import (
+    ContrastiveLoss,
     MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
     PerceptionCoherenceLoss,
+    SoftTargets,
     coherence_loss_from_dissimilarities,
+    contrastive_loss,
     perception_coherence_loss,
 )
 from .pairwise import pairwise_dissimilarity
@@ -23,14 +26,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coherence",
+    "ContrastiveLoss",
     "FallbackWarning",
     "FeatureQueue",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
+    "SoftTargets",
     "cached_backward",
     "coherence",
     "coherence_loss_from_dissimilarities",
+    "contrastive_loss",
     "hard_rank",
     "pairwise_dissimilarity",
     "perception_coherence_loss",

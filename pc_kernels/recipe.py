@@ -80,22 +80,9 @@ class Recipe:
         one_of("relaxation", self.relaxation, tuple(RELAXATIONS))
         one_of("scale", self.scale, SCALES)
         one_of("penalty", self.penalty, rule_names())
-        one_of("reduction", self.reduction, REDUCTIONS)
         one_of("products", self.products, tuple(DEPTHS))
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
-            raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be finite and > 0; got {self.temperature}")
-        object.__setattr__(self, "temperature", float(self.temperature))
-        if self.chunk_bytes is not None:
-            if isinstance(self.chunk_bytes, bool) or not isinstance(self.chunk_bytes, int):
-                came = type(self.chunk_bytes).__name__
-                raise TypeError(f"chunk_bytes must be an int or None; got {came}")
-            if self.chunk_bytes <= 0:
-                raise ValueError(f"chunk_bytes must be > 0; got {self.chunk_bytes}")
-        from .backends import BACKENDS  # which need the reference, which needs recipes
-
-        one_of("backend", self.backend, ("auto", *BACKENDS))
+        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
+        check_means(self.reduction, self.chunk_bytes, self.backend)
 
     @property
     def of_teacher(self) -> Dissimilarity:
@@ -119,6 +106,29 @@ class Recipe:
         return isinstance(self.dissimilarity, str) and isinstance(self.of_teacher, str)
 
 
+def positive(argument: str, given: object) -> float:
+    """`given` as a float; raises TypeError or ValueError unless it is a finite number > 0."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"{argument} must be a number; got {type(given).__name__}")
+    if not (given > 0 and math.isfinite(given)):
+        raise ValueError(f"{argument} must be finite and > 0; got {given}")
+    return float(given)
+
+
+def check_means(reduction: str, chunk_bytes: int | None, backend: str) -> None:
+    """Checks what every loss has: how anchors are summed up, in what memory, by what."""
+    one_of("reduction", reduction, REDUCTIONS)
+    if chunk_bytes is not None:
+        if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
+            came = type(chunk_bytes).__name__
+            raise TypeError(f"chunk_bytes must be an int or None; got {came}")
+        if chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes must be > 0; got {chunk_bytes}")
+    from .backends import BACKENDS  # which need the reference, which needs recipes
+
+    one_of("backend", backend, ("auto", *BACKENDS))
+
+
 FEATURE_OPTIONS = tuple(field.name for field in fields(Recipe))
 MATRIX_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name in MatrixOptions.__annotations__)
 
@@ -129,7 +139,14 @@ def make_recipe(
     allowed: Sequence[str] = FEATURE_OPTIONS,
     values: Sequence[Any] = (),
 ) -> Recipe:
-    """The recipe of the options that a user passed to the function `caller`.
+    """The recipe of the options that a user passed; see `named_options`."""
+    return Recipe(**named_options(caller, options, allowed, values))
+
+
+def named_options(
+    caller: str, options: Mapping[str, Any], allowed: Sequence[str], values: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The options that a user passed to the function `caller`, by name.
 
     Args:
         caller: its name, for errors.
@@ -138,7 +155,7 @@ def make_recipe(
         values: what was passed by position.
 
     Raises:
-        TypeError, ValueError: an option is not among the allowed ones, or not what `Recipe` says.
+        TypeError: an option is not among the allowed ones, or is there twice.
     """
     if len(values) > len(allowed):
         raise TypeError(f"{caller}() takes {len(allowed)} options; got {len(values)} by position")
@@ -148,16 +165,18 @@ def make_recipe(
             raise TypeError(f"{caller}() got {name!r} by position and by keyword")
         if name not in allowed:
             raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(allowed)}")
-    return Recipe(**positional, **options)
+    return {**positional, **options}
 
 
-def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> inspect.Signature:
+def signature_with(
+    function: Callable[..., Any], allowed: Sequence[str], recipe: type = Recipe
+) -> inspect.Signature:
     """The signature of a function that takes `**options`, with each of these and its default."""
     shown = [
         inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
         )
-        for f in fields(Recipe)
+        for f in fields(recipe)
         if f.name in allowed
     ]
     signature = inspect.signature(function)
@@ -169,11 +188,11 @@ def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> insp
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def shows_options(allowed: Sequence[str]) -> Callable[[F], F]:
+def shows_options(allowed: Sequence[str], recipe: type = Recipe) -> Callable[[F], F]:
     """Decorates a function that takes `**options`: help() then shows each with its default."""
 
     def decorate(function: F) -> F:
-        function.__signature__ = signature_with(function, allowed)  # type: ignore[attr-defined]
+        function.__signature__ = signature_with(function, allowed, recipe)  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -30,15 +30,15 @@ class JointBatch(NamedTuple):
 
     student: Tensor
     """[M, Ds]; gradients reach the ranks that hold the rows."""
-    teacher: Tensor
-    """[M, Dt]."""
+    teacher: Tensor | None
+    """[M, Dt], if there is a teacher."""
     start: int
     """The place of this rank's first row."""
 
 
 def gather_batch(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     pair_mask: Tensor | None,
     check: Callable[[], Mapping[str, Any]],
     group: Group,
@@ -47,7 +47,7 @@ def gather_batch(
 
     Args:
         student: this rank's features [A, Ds].
-        teacher: this rank's features [A, Dt].
+        teacher: this rank's features [A, Dt], or None on every rank.
         pair_mask: this rank's, bool [A, M] or None.
         check: raises an error if this rank's arguments are not in order; returns the options that all
             ranks must have alike, by name.
@@ -64,8 +64,9 @@ def gather_batch(
     try:
         options = {name: described(value) for name, value in check().items()}
         columns = 0 if pair_mask is None else pair_mask.shape[1]
-        kinds = (FLOATS.index(student.dtype), FLOATS.index(teacher.dtype))
-        row = [1, *student.shape, teacher.shape[1], *kinds, columns, _digest(options)]
+        width, kind = (0, 0) if teacher is None else (teacher.shape[1], FLOATS.index(teacher.dtype))
+        kinds = (FLOATS.index(student.dtype), kind)
+        row = [1, *student.shape, width, *kinds, columns, _digest(options)]
     except Exception as error:
         own_error = error
         row = [0] * 8
@@ -83,7 +84,7 @@ def gather_batch(
     _check_table(table, sum(sizes))
     return JointBatch(
         _AllGather.apply(student, sizes, group),
-        _all_gather(teacher.detach(), sizes, group),
+        None if teacher is None else _all_gather(teacher.detach(), sizes, group),
         sum(sizes[: dist.get_rank(group)]),
     )
 
@@ -197,6 +198,13 @@ def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
+
+
+def logsumexp_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """log Σ exp(x) over the ranks, without a gradient."""
+    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, x.detach().contiguous(), group=group)
+    return torch.stack(everyone).logsumexp(0)
 
 
 def joint_loss(losses: Tensor, reduction: str, group: Group) -> Tensor:
