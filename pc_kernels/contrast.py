@@ -1,9 +1,9 @@
 """The contrastive loss in passes over chunks of anchors: the logits are never stored as a whole.
 
 A chunk of anchors goes through product -> log-sum-exp -> loss -> slope -> gradient before the next one
-starts; beside the inputs and the gradients, only its logits live. Of a loss in both directions a first pass
-has the log-sum-exps of the columns. Its products are made again in the second, unless they all fit into
-`chunk_bytes`.
+starts; beside the inputs and the gradients, only its logits live. Of a loss in both directions a first
+pass has the log-sum-exps of the columns. Its products are made again in the second, unless they all fit
+into `chunk_bytes`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Candidates:
         check_weighting(self.weights, self.pair_mask, anchors, keys, self.queries.device)
         if len({x.dtype for x in (*self.tensors(), self.weights)}) > 1:
             raise TypeError("all tensors of the operator must have one dtype")
-        if not (0 <= self.start and self.start + anchors <= keys and self.columns <= keys):
+        if self.start < 0 or self.start + anchors > keys or self.columns > keys:
             raise ValueError(f"start {self.start}, columns {self.columns}: there are {keys} keys")
 
     def tensors(self) -> list[Tensor]:

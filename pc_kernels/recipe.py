@@ -110,9 +110,10 @@ def positive(argument: str, given: object) -> float:
     """`given` as a float; raises TypeError or ValueError unless it is a finite number > 0."""
     if isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{argument} must be a number; got {type(given).__name__}")
-    if not (given > 0 and math.isfinite(given)):
+    value = float(given)
+    if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{argument} must be finite and > 0; got {given}")
-    return float(given)
+    return value
 
 
 def check_means(reduction: str, chunk_bytes: int | None, backend: str) -> None:

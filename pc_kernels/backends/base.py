@@ -99,8 +99,8 @@ class Backend(RowMaker):
     def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
         """Losses [C] of a chunk of C anchors; with_grad, the logits are overwritten with slopes.
 
-        These are of Σ_i weights_i L_i, and what `rows.columns` adds. A row with a NaN or an infinity where
-        it is kept is NaN.
+        These are of Σ_i weights_i L_i, and what `rows.columns` adds. A row with a NaN or an infinity
+        where it is kept is NaN.
         """
         return contrast_rows.contrast_rows(rows, weights, with_grad)
 

@@ -1,8 +1,8 @@
 """The stages of the contrastive loss, `contrast_columns` and `contrast_rows`, in plain PyTorch.
 
-A row of logits z(i, j) is an anchor against all keys, one of which, its positive p, is the right one. With
-the log-sum-exp of the others, its negatives, both directions of the loss are one formula that loses no
-digit, however small the loss is:
+A row of logits z(i, j) is an anchor against all keys, one of which, its positive p, is the right one.
+With the log-sum-exp of the others, its negatives, rows and columns have one formula, which loses no digit
+however small the loss is:
 
     L_i = −log softmax_j(z_ij)[p] = softplus(ρ_i),   ρ_i = log Σ_{j≠p} exp z_ij − z_ip              (1)
     ∂L_i/∂z_ij = σ(ρ_i) · exp(z_ij) / Σ_{j≠p} exp z_ij,   ∂L_i/∂z_ip = −σ(ρ_i)                      (2)
@@ -155,7 +155,7 @@ def _sigmoid(rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
 
 
 def _distillation(rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
-    """KL(softmax(teacher) ‖ softmax(student)): Σ_j t_j (log t_j − log p_j), whose slopes are p_j − t_j."""
+    """KL(softmax(teacher) ‖ softmax(student)) = Σ_j t_j (log t_j − log p_j); its slopes are p_j − t_j."""
     z, y, keep = rows.values, rows.target, rows.keep
     assert y is not None
     if keep is not None:

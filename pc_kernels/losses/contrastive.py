@@ -1,10 +1,9 @@
 """The contrastive loss: InfoNCE, CLIP's and SigLIP's losses, and distillation by similarities.
 
-The path of a call: `contrastive_loss` here turns every option but the kernels' own into features (normalised,
-times the logit scale, with the bias as one more of them), so that logits are plain inner products and PyTorch
-itself has the gradients of temperature and bias -> `LossFunction` (function.py) is the custom backward ->
-`contrast` (contrast.py) goes through chunks of anchors -> a backend's `contrast_rows`
-(backends/contrast_rows.py has the formulas).
+The path of a call: `contrastive_loss` here puts normalisation, temperature and bias into the features, such
+that logits are plain inner products, and leaves their gradients to PyTorch -> `LossFunction` (function.py)
+is the custom backward -> `contrast` (contrast.py) goes through chunks of anchors -> a backend's
+`contrast_rows` makes losses and slopes of their logits (backends/contrast_rows.py has the formulas).
 """
 
 from __future__ import annotations
@@ -270,15 +269,15 @@ def contrastive_loss(
     Args:
         queries: features [A, D]; float32, float64, bfloat16 or float16. All is computed in float32, or in
             float64 if any input is, or if logits may exceed 128 (see docs/contrastive.md).
-        keys: features [A, D] of the same inputs; like the queries, they get gradients if they require them.
+        keys: features [A, D] of the same inputs; like the queries, they may require gradients.
         key_refs: [M, D], more negatives for every anchor: `_, key_refs = queue` of a `FeatureQueue`.
         targets: what the teacher says of the same inputs; it gets no gradient.
         weights: [A], how much each anchor counts: "mean" is Σ w_i L_i / Σ w_i (0 if all weights are 0),
             "sum" Σ w_i L_i, "none" w_i L_i. They get no gradient.
-        pair_mask: bool [A, A + M], or 1 in place of either; True where the pair counts. A masked pair is as
-            if that key were absent for that anchor, in either direction. An anchor without its positive,
-            or under targets and in the sigmoid form without any key, has loss 0 and does not count in the
-            mean.
+        pair_mask: bool [A, A + M], or 1 in place of either; True where the pair counts. A masked pair is
+            as if that key were absent for that anchor, in either direction. An anchor without its
+            positive (under targets and in the sigmoid form: without any key) has loss 0 and does not
+            count in the mean.
         temperature: τ > 0, 0.07 by default; a tensor of one number gets a gradient.
         logit_scale: 1/τ instead, as CLIP's models have it.
         bias: b, of the sigmoid form; a tensor of one number gets a gradient.

@@ -201,7 +201,7 @@ def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
 
 
 def logsumexp_over_ranks(x: Tensor, group: Group) -> Tensor:
-    """log Σ exp(x) over the ranks, without a gradient."""
+    """The logarithm of Σ exp(x) over the ranks, without a gradient."""
     everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, x.detach().contiguous(), group=group)
     return torch.stack(everyone).logsumexp(0)
