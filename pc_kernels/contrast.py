@@ -109,7 +109,8 @@ def contrast(batch: Candidates, recipe: Contrast, with_grad: bool) -> tuple[Tens
         engine = BACKENDS["torch"]
     with exact_arithmetic(device):
         chunks = _Chunks(batch, recipe, engine)
-        losses, weights = torch.empty_like(batch.weights), batch.weights
+        weights = batch.weights.contiguous()
+        losses = torch.empty_like(weights)
         if batch.columns:
             weights = weights / 2
             slopes, column_losses = chunks.columns(weights)
@@ -180,6 +181,7 @@ class _Chunks:
         if batch.group is not None:
             negatives = logsumexp_over_ranks(negatives, batch.group)
             of_all, positives = sum_over_ranks(torch.stack([of_all, positives]), batch.group)
+        negatives = torch.where(negatives == torch.inf, torch.nan, negatives)
         margin = negatives - positives
         pull = of_all * margin.sigmoid()
         shift = torch.where(negatives == -torch.inf, 0, negatives).to(weights.dtype)

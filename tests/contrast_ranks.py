@@ -5,6 +5,7 @@ python contrast_ranks.py RANK STORE FOLDER     scenarios from FOLDER/scenarios, 
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -73,8 +74,10 @@ def main() -> None:
     )
     results = {name: joint(scenario, rank, world) for name, scenario in planned.items()}
     torch.save((results, wrong(rank)), folder / f"results{rank}")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # not through Python's finalisation: see RUN_AND_LEAVE in test_distributed.py

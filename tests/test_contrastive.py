@@ -39,7 +39,9 @@ KINDS: dict[str, dict[str, Any]] = {
 class Case:
     """A batch of A anchors of width D, and M more keys."""
 
-    def __init__(self, rng: Generator, kind: str, sizes: tuple[int, int, int], **options: Any) -> None:
+    def __init__(
+        self, rng: Generator, kind: str, sizes: tuple[int, int, int], **options: Any
+    ) -> None:
         anchors, more, width = sizes
         self.options = {**KINDS[kind], **options}
         queries = torch.randn(anchors, width, generator=rng)
@@ -112,9 +114,7 @@ def test_formulas(backend: str, kind: str, rng: Generator) -> None:
 @pytest.mark.parametrize("temperature", [1e-4, 1e-3, 0.01, 1.0, 100.0])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
-def test_hostile_temperatures(
-    backend: str, kind: str, temperature: float, rng: Generator
-) -> None:
+def test_hostile_temperatures(backend: str, kind: str, temperature: float, rng: Generator) -> None:
     case = Case(rng, kind, (48, 16, 24))
     case.check(backend, temperature=temperature)
     if kind == "distillation":
@@ -306,7 +306,11 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"queries": "x"}, TypeError, "queries must be a torch.Tensor; got str"),
     ({"keys": torch.ones(3, 3)}, ValueError, "same inputs: got 4 and 3 rows"),
     ({"keys": torch.ones(4, 2)}, ValueError, "queries and keys must have the same width"),
-    ({"queries": torch.ones(4, 0), "keys": torch.ones(4, 0)}, ValueError, "queries has no features"),
+    (
+        {"queries": torch.ones(4, 0), "keys": torch.ones(4, 0)},
+        ValueError,
+        "queries has no features",
+    ),
     ({"key_refs": torch.ones(5, 2)}, ValueError, "queries and key_refs must have the same width"),
     ({"weights": torch.ones(3)}, ValueError, "weights must hold one for each anchor"),
     ({"pair_mask": torch.ones(4, 4)}, TypeError, "pair_mask must be a bool tensor"),

@@ -72,9 +72,9 @@ inline Wide exp_negative(Wide x) {
   return x < -87.0f ? Wide{} : p * power;
 }
 
-// log(1 + e) for 0 <= e <= 1: 2 artanh(e/(2 + e)).
-inline Wide log1p_unit(Wide e) {
-  const Wide s = e / (e + 2.0f), t = s * s;
+// log(1 + e) for 0 <= e <= 1: 2 artanh(s) of s = e/(2 + e).
+inline Wide log1p_of(Wide s) {
+  const Wide t = s * s;
   Wide series = t * (1.0f / 15) + (1.0f / 13);
   series = series * t + (1.0f / 11);
   series = series * t + (1.0f / 9);
@@ -175,8 +175,9 @@ inline Contrasted sigmoid_row(const ContrastRows& stage, int64_t i, float* row, 
   for_parts(stage.logits.count, [&](Part part) {
     const Wide v = part.load(row, kAbsent);
     const Wide e = exp_negative(-magnitude(v)), one = Wide{} + 1.0f;
-    sum.add(larger(v, Wide{}) + log1p_unit(e));
-    if (stage.with_grad) part.store(row, weight * (v > 0.0f ? one : e) / (e + 1.0f));
+    const Wide both = 1.0f / ((e + 1.0f) * (e + 2.0f));  // one division for two
+    sum.add(larger(v, Wide{}) + log1p_of(e * (e + 1.0f) * both));
+    if (stage.with_grad) part.store(row, (v > 0.0f ? one : e) * (e + 2.0f) * both * weight);
   });
   if (stage.with_grad)
     row[stage.logits.start + i] = static_cast<float>(-weight * softplus_slope(-positive));
@@ -261,10 +262,15 @@ inline void add_row(const float* row, int64_t count, float* top, double* total) 
     const Wide step = z - before, e = exp_negative(-magnitude(step)), one = Wide{} + 1.0f;
     const Wide kept = step > 0.0f ? e : one, added = step > 0.0f ? one : e;
     part.store(top, larger(z, before));
-    for (int64_t l = 0; l < part.lanes; ++l) {
-      double& sum = total[part.first + l];
-      sum = sum * static_cast<double>(kept[l]) + static_cast<double>(added[l]);
-    }
+    HalfDouble sums[2] = {};
+    __builtin_memcpy(sums, total + part.first, part.lanes * sizeof(double));
+    Half factors[2], terms[2];
+    __builtin_memcpy(factors, &kept, sizeof(kept));
+    __builtin_memcpy(terms, &added, sizeof(added));
+    for (int h = 0; h < 2; ++h)
+      sums[h] = sums[h] * __builtin_convertvector(factors[h], HalfDouble) +
+                __builtin_convertvector(terms[h], HalfDouble);
+    __builtin_memcpy(total + part.first, sums, part.lanes * sizeof(double));
   });
 }
 

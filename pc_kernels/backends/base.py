@@ -90,7 +90,7 @@ class Backend(RowMaker):
 
     def contrast_bytes(self, dtype: torch.dtype) -> int:
         """Working memory of the contrast stages for each pair of a chunk, beside the logits."""
-        return contrast_rows.WORKING_BYTES * dtype.itemsize // 4
+        return contrast_rows.WORKING_ROWS * dtype.itemsize
 
     def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
         """Adds a chunk's logits to the sums of their columns; what is absent may become −inf."""

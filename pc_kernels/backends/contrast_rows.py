@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..checks import wide_dtype
 
-WORKING_BYTES = 24
-"""Working memory for each pair of a chunk, beside the logits: a few rows of float32 at the peak."""
+WORKING_ROWS = 6
+"""Working memory at the peak: that many times the logits of a chunk, beside them."""
 
 
 class ColumnSlopes(NamedTuple):

@@ -1,9 +1,10 @@
 """The contrastive loss: InfoNCE, CLIP's and SigLIP's losses, and distillation by similarities.
 
-The path of a call: `contrastive_loss` here puts normalisation, temperature and bias into the features, such
-that logits are plain inner products, and leaves their gradients to PyTorch -> `LossFunction` (function.py)
-is the custom backward -> `contrast` (contrast.py) goes through chunks of anchors -> a backend's
-`contrast_rows` makes losses and slopes of their logits (backends/contrast_rows.py has the formulas).
+The path of a call: `contrastive_loss` here puts normalisation, temperature and bias into the features
+(scaling.py), such that logits are plain inner products, and leaves their gradients to PyTorch ->
+`LossFunction` (function.py) is the custom backward -> `contrast` (contrast.py) goes through chunks of
+anchors -> a backend's `contrast_rows` makes losses and slopes of their logits; the formulas are in
+backends/contrast_rows.py.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..ops import run_contrast
 from ..recipe import check_means, named_options, positive, shows_options, signature_with
 from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
 from .function import Given, LossFunction
+from .scaling import scaled
 from .weighting import shares
 
 LARGEST_LOGIT = 128.0
@@ -435,25 +437,6 @@ def _assemble(inputs: _Inputs, recipe: ContrastiveRecipe) -> tuple[Given, Contra
     contrast = Contrast(form, recipe.reduction, recipe.chunk_bytes, recipe.backend)
     columns = len(inputs.keys) if recipe.symmetric else 0
     return given, ContrastTask(contrast, inputs.start, columns)
-
-
-def scaled(x: Tensor, scale: float | Tensor, normalize: bool) -> Tensor:
-    """Rows of x [n, D] times the scale, over their norms if so wished; zeros stay, without a gradient.
-
-    The factors are float64, and so is in effect the multiplication: an error that all of a vector's
-    components share would be one of its logits as well.
-    """
-    if not normalize and isinstance(scale, float) and scale == 1.0:
-        return x
-    wide = wide_dtype(x.device)
-    factor = torch.as_tensor(scale, dtype=wide, device=x.device)
-    if normalize:
-        largest = x.detach().abs().amax(1, keepdim=True)
-        x = x / torch.where(largest == 0, 1, largest)
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
-        factor = torch.where(norm == 0, 0, factor / torch.where(norm == 0, 1, norm))
-    high = factor.to(x.dtype)
-    return x * high + x * (factor - high).to(x.dtype)
 
 
 def _compute_dtype(inputs: _Inputs, recipe: ContrastiveRecipe) -> torch.dtype:
