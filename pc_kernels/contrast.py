@@ -23,6 +23,10 @@ from .sweep import default_chunk_bytes
 from .training.distributed import Group, logsumexp_over_ranks, sum_over_ranks
 
 
+CPU_CHUNK_ROWS = 256
+"""Anchors of a chunk on the CPU: their logits are still in cache when the slopes replace them."""
+
+
 @dataclass(frozen=True)
 class Contrast:
     """What to compute, and how, as it reaches the backend."""
@@ -136,20 +140,24 @@ class _Chunks:
     def __init__(self, batch: Candidates, recipe: Contrast, engine: Backend) -> None:
         """Takes what to compute."""
         self._batch, self._form, self._engine = batch, recipe.form, engine
-        self._student = _Products(batch.queries, batch.keys, batch.pair_mask is not None, engine)
-        self._teacher = None
-        if batch.target_queries is not None and batch.target_keys is not None:
-            masked = batch.pair_mask is not None
-            self._teacher = _Products(batch.target_queries, batch.target_keys, masked, engine)
-        self.queries, self.keys = self._student.queries, self._student.keys
         budget = recipe.chunk_bytes
         if budget is None:
             budget = default_chunk_bytes(batch.queries.device)
-        sides = 1 if self._teacher is None else 2
-        a_pair = sides * batch.queries.dtype.itemsize + engine.contrast_bytes(self.queries.dtype)
-        self._size = max(1, budget // max(1, len(self.keys) * a_pair))
-        if not batch.columns or self._size < len(self.queries):
-            self._size = min(self._size, engine.chunk_rows)
+        dtype, masked = batch.queries.dtype, batch.pair_mask is not None
+        row = max(1, len(batch.keys)) * dtype.itemsize
+        spare = max(1, len(batch.keys)) * engine.contrast_bytes(dtype)
+        # Of a loss in both directions all logits are kept from the first pass to the second, if they fit.
+        largest = CPU_CHUNK_ROWS if batch.queries.device.type == "cpu" else len(batch.queries)
+        all_rows, some = len(batch.queries) * row, min(len(batch.queries), largest)
+        whole = batch.columns > 0 and all_rows + some * spare <= budget
+        self._student = _Products(batch.queries, batch.keys, engine, masked, whole)
+        self._teacher, sides = None, 1
+        if batch.target_queries is not None and batch.target_keys is not None:
+            sides = 2
+            self._teacher = _Products(batch.target_queries, batch.target_keys, engine, masked)
+        self.queries, self.keys = self._student.queries, self._student.keys
+        fitting = some if whole else budget // (sides * row + spare)
+        self._size = max(1, min(fitting, some))
 
     def __iter__(self) -> Iterator[slice]:
         """Slices of anchors."""
@@ -193,8 +201,11 @@ class _Chunks:
 class _Products:
     """The inner products of queries and keys, chunk by chunk."""
 
-    def __init__(self, queries: Tensor, keys: Tensor, masked: bool, engine: Backend) -> None:
+    def __init__(
+        self, queries: Tensor, keys: Tensor, engine: Backend, masked: bool, whole: bool = False
+    ) -> None:
         """Takes features, which under a mask must not spread what is not finite in them."""
+        self._whole = whole
         self.queries, self.keys = queries.contiguous(), keys.contiguous()
         self._poison = None
         if masked:
@@ -203,15 +214,20 @@ class _Products:
             self._poison = of_queries, of_keys
         self._engine = engine
         self._buffer: Tensor | None = None
+        self._made = 0
 
     def rows(self, part: slice) -> Tensor:
-        """[C, K], in a buffer that the next chunk reuses."""
-        count = part.stop - part.start
+        """[C, K], in a buffer that the next chunk reuses, unless it has room for the chunks of all."""
         if self._buffer is None:
-            self._buffer = self._engine.empty_rows(count, len(self.keys), self.queries)
-        elif count == len(self.queries):  # a second pass over all of them at once
-            return self._buffer
-        values = self._buffer[:count]
+            rows = len(self.queries) if self._whole else part.stop - part.start
+            self._buffer = self._engine.empty_rows(rows, len(self.keys), self.queries)
+        if self._whole:
+            values = self._buffer[part]
+            if part.stop <= self._made:  # a second pass
+                return values
+            self._made = part.stop
+        else:
+            values = self._buffer[: part.stop - part.start]
         torch.mm(self.queries[part], self.keys.T, out=values)
         if self._poison is not None:
             of_queries, of_keys = self._poison

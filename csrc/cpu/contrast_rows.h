@@ -255,16 +255,23 @@ inline void run_row(const ContrastRows& stage, int64_t i, Scratch&) {
   });
 }
 
-// One row's share in the sums of `count` columns: total <- sum exp(z - top), as top grows.
-inline void add_row(const float* row, int64_t count, float* top, double* total) {
+// The share of some rows, `stride` apart, in the sums of `count` columns: sum exp(z - top), as top
+// grows.
+template <int rows>
+inline void add_rows(const float* row, int64_t stride, int64_t count, float* top, double* total) {
   for_parts(count, [&](Part part) {
-    const Wide z = part.load(row, -__builtin_inff()), before = part.load(top, kAbsent);
-    const Wide step = z - before, e = exp_negative(-magnitude(step)), one = Wide{} + 1.0f;
-    const Wide kept = step > 0.0f ? e : one, added = step > 0.0f ? one : e;
-    part.store(top, larger(z, before));
+    const Wide before = part.load(top, kAbsent);
+    Wide z[rows], high = before, added = {};
+    for (int r = 0; r < rows; ++r) {
+      z[r] = part.load(row + r * stride, kAbsent);
+      high = larger(z[r], high);
+    }
+    for (int r = 0; r < rows; ++r) added += exp_negative(z[r] - high);
+    const Wide kept = exp_negative(before - high);
+    part.store(top, high);
     HalfDouble sums[2] = {};
-    __builtin_memcpy(sums, total + part.first, part.lanes * sizeof(double));
     Half factors[2], terms[2];
+    __builtin_memcpy(sums, total + part.first, part.lanes * sizeof(double));
     __builtin_memcpy(factors, &kept, sizeof(kept));
     __builtin_memcpy(terms, &added, sizeof(added));
     for (int h = 0; h < 2; ++h)
@@ -274,23 +281,32 @@ inline void add_row(const float* row, int64_t count, float* top, double* total) 
   });
 }
 
-// A block of columns.
+// A block of columns. In the rows, -infinity takes the place of what is absent, and of positives until
+// the sums are done.
 inline void run_row(const ContrastColumns& stage, int64_t block, Scratch&) {
-  const int64_t first = block * kColumnBlock;
+  const int64_t first = block * kColumnBlock, stride = stage.logits.count;
   const int64_t past = first + kColumnBlock < stage.columns ? first + kColumnBlock : stage.columns;
+  const int64_t count = past - first;
   float* const top = stage.top + first;
-  for (int64_t j = 0; j < past - first; ++j) top[j] = top[j] > kAbsent ? top[j] : kAbsent;
+  double* const total = stage.total + first;
+  for (int64_t j = 0; j < count; ++j) top[j] = top[j] > kAbsent ? top[j] : kAbsent;
+  const auto is_here = [=](int64_t self) { return first <= self && self < past; };
   for (int64_t i = 0; i < stage.rows; ++i) {
+    const int64_t self = stage.logits.start + i;
     float* const row = stage.logits.row(i);
     const bool* const keep = stage.logits.keep_of(i);
+    if (keep != nullptr) drop_absent(row + first, keep + first, count, -__builtin_inff());
+    if (!is_here(self)) continue;
+    stage.positive[self] = stage.logits.is_there(i, self) ? row[self] : __builtin_inf();
+    row[self] = -__builtin_inff();
+  }
+  constexpr int together = 4;
+  int64_t i = 0;
+  for (; i + together <= stage.rows; i += together)
+    add_rows<together>(stage.logits.row(i) + first, stride, count, top, total);
+  for (; i < stage.rows; ++i) add_rows<1>(stage.logits.row(i) + first, stride, count, top, total);
+  for (i = 0; i < stage.rows; ++i) {
     const int64_t self = stage.logits.start + i;
-    if (keep != nullptr) drop_absent(row + first, keep + first, past - first, -__builtin_inff());
-    const bool own = first <= self && self < past;
-    const float value = own ? row[self] : 0.0f;
-    if (own) row[self] = -__builtin_inff();
-    add_row(row + first, past - first, top, stage.total + first);
-    if (!own) continue;
-    row[self] = value;
-    stage.positive[self] = stage.logits.is_there(i, self) ? value : __builtin_inf();
+    if (is_here(self)) stage.logits.row(i)[self] = static_cast<float>(stage.positive[self]);
   }
 }
