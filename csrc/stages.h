@@ -148,7 +148,7 @@ struct Logits {
 // columns' positives, infinity where absent. What is absent may become -infinity.
 struct ContrastColumns {
   Logits logits;
-  int64_t rows;
+  int64_t anchors;
   int64_t columns;
   float* top;        // [columns], the largest so far
   double* total;     // [columns], sum of exp(z - top)

@@ -22,7 +22,6 @@ from .precision import exact_arithmetic
 from .sweep import default_chunk_bytes
 from .training.distributed import Group, logsumexp_over_ranks, sum_over_ranks
 
-
 CPU_CHUNK_ROWS = 256
 """Anchors of a chunk on the CPU: their logits are still in cache when the slopes replace them."""
 

@@ -1,16 +1,12 @@
-"""The Triton kernels of the contrastive loss in Triton's interpreter; test_contrastive.py runs this file."""
+"""The Triton kernels of the contrastive loss, interpreted; test_contrastive.py runs this file."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pytest
 import torch
-from test_contrastive import KINDS, Case
+from contrast_cases import KINDS, Case, check_not_finite, check_tiny
 from torch import Generator
 
-import pc_kernels
 from pc_kernels.triton_kernels import contrast_launch
 
 BACKEND = "triton"
@@ -40,24 +36,9 @@ def test_temperatures(kind: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize("kind", ["InfoNCE", "CLIP"])
 def test_a_tiny_loss(kind: str) -> None:
-    case = Case(Generator(), kind, (9, 0, 9))
-    case.features = [torch.eye(9), torch.eye(9)]
-    case.check(BACKEND, temperature=0.045)
+    check_tiny(BACKEND, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite(kind: str, rng: Generator) -> None:
-    q, k, refs = Case(rng, kind, (6, 2, 4)).features
-    options: dict[str, Any] = {**Case(rng, kind, (6, 2, 4)).options, "reduction": "none"}
-    for bad in (math.nan, math.inf, -math.inf):
-        q[4, 1] = bad
-        losses = pc_kernels.contrastive_loss(q, k, refs, backend=BACKEND, **options)
-        assert losses[4].isnan() and (kind == "CLIP" or losses.isnan().sum() == 1)
-        mask = torch.ones(6, 8, dtype=torch.bool)
-        mask[4] = False
-        leaf = k.clone().requires_grad_()
-        losses = pc_kernels.contrastive_loss(
-            q, leaf, refs, pair_mask=mask, backend=BACKEND, **options
-        )
-        losses.sum().backward()
-        assert losses[4] == 0 and losses.isfinite().all() and leaf.grad.isfinite().all()
+    check_not_finite(BACKEND, kind, rng)

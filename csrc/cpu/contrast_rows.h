@@ -291,7 +291,7 @@ inline void run_row(const ContrastColumns& stage, int64_t block, Scratch&) {
   double* const total = stage.total + first;
   for (int64_t j = 0; j < count; ++j) top[j] = top[j] > kAbsent ? top[j] : kAbsent;
   const auto is_here = [=](int64_t self) { return first <= self && self < past; };
-  for (int64_t i = 0; i < stage.rows; ++i) {
+  for (int64_t i = 0; i < stage.anchors; ++i) {
     const int64_t self = stage.logits.start + i;
     float* const row = stage.logits.row(i);
     const bool* const keep = stage.logits.keep_of(i);
@@ -302,10 +302,10 @@ inline void run_row(const ContrastColumns& stage, int64_t block, Scratch&) {
   }
   constexpr int together = 4;
   int64_t i = 0;
-  for (; i + together <= stage.rows; i += together)
+  for (; i + together <= stage.anchors; i += together)
     add_rows<together>(stage.logits.row(i) + first, stride, count, top, total);
-  for (; i < stage.rows; ++i) add_rows<1>(stage.logits.row(i) + first, stride, count, top, total);
-  for (i = 0; i < stage.rows; ++i) {
+  for (; i < stage.anchors; ++i) add_rows<1>(stage.logits.row(i) + first, stride, count, top, total);
+  for (i = 0; i < stage.anchors; ++i) {
     const int64_t self = stage.logits.start + i;
     if (is_here(self)) stage.logits.row(i)[self] = static_cast<float>(stage.positive[self]);
   }

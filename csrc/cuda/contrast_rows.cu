@@ -1,5 +1,6 @@
-// Stages `contrast_columns` and `contrast_rows`: the logits of one anchor, log-sum-exp -> loss -> slope.
-// The formulas are in pc_kernels/backends/contrast_rows.py.
+// Stages `contrast_columns` and `contrast_rows`: the logits of one anchor, log-sum-exp -> loss ->
+// slope. The formulas are in pc_kernels/backends/contrast_rows.py.
+#include <algorithm>
 #include <cmath>
 
 #include "launch.cuh"
@@ -24,7 +25,8 @@ struct LogitRow {
   PCK_DEVICE float negative(int j) const { return negative(j, z[j]); }
 };
 
-// Of the exponentials of a row's negatives: `top`, what was subtracted, is the largest, 0 if there is none.
+// Of the exponentials of a row's negatives: `top`, what was subtracted, is the largest, 0 if there is
+// none.
 struct Exponentials {
   float top;
   double total;
@@ -134,8 +136,7 @@ PCK_DEVICE void run_row(Block& block, const ContrastRows& stage, int64_t i, NoTa
   LogitRow row{logits.row(i), logits.keep_of(i), count, -1};
   double loss;
   if (stage.form == Distillation::code) {
-    loss = distillation_row(block, stage, i, row,
-                            {stage.target + i * count, row.keep, count, -1});
+    loss = distillation_row(block, stage, i, row, {stage.target + i * count, row.keep, count, -1});
   } else {
     row.positive = static_cast<int>(logits.start + i);
     double positive = INFINITY;  // an absent one pulls nothing
@@ -156,7 +157,7 @@ PCK_DEVICE void run_row(Block& block, const ContrastColumns& stage, int64_t call
   if (j >= stage.columns) return;
   float top = stage.top[j];
   double total = stage.total[j];
-  for (int64_t i = 0; i < stage.rows; ++i) {
+  for (int64_t i = 0; i < stage.anchors; ++i) {
     const float z = stage.logits.row(i)[j];
     const bool there = stage.logits.is_there(i, j);
     if (stage.logits.start + i == j)
@@ -164,8 +165,8 @@ PCK_DEVICE void run_row(Block& block, const ContrastColumns& stage, int64_t call
     else if (there) {
       const float higher = z > top ? z : top;
       const float base = higher == kNone ? 0.0f : higher;
-      total = total * static_cast<double>(std::exp(top - base)) +
-              static_cast<double>(std::exp(z - base));
+      total =
+          total * static_cast<double>(std::exp(top - base)) + static_cast<double>(std::exp(z - base));
       top = higher;
     }
   }
@@ -173,7 +174,26 @@ PCK_DEVICE void run_row(Block& block, const ContrastColumns& stage, int64_t call
   stage.total[j] = total;
 }
 
-template cudaError_t run(const Launch&, const ContrastColumns&);
-template cudaError_t run(const Launch&, const ContrastRows&);
+// Without the working memory of a row, so that many blocks run side by side.
+template <class Stage>
+cudaError_t start_light(Launch launch, const Stage& stage, int64_t calls) {
+  launch.rows = calls;
+  launch.blocks = static_cast<int>(std::min<int64_t>(calls, 0x7fffffff));
+  launch.count = launch.cells = 0;
+  launch.in_shared = true;
+  launch.shared_bytes = sizeof(Header) + Layout{0, 0}.bytes();
+  return start(launch, stage, NoTaps{});
+}
+
+template <>
+cudaError_t run(const Launch& launch, const ContrastColumns& stage) {
+  const int64_t calls = (stage.columns + launch.threads - 1) / launch.threads;
+  return calls == 0 ? cudaSuccess : start_light(launch, stage, calls);
+}
+
+template <>
+cudaError_t run(const Launch& launch, const ContrastRows& stage) {
+  return launch.rows == 0 ? cudaSuccess : start_light(launch, stage, launch.rows);
+}
 
 }  // namespace pck::cuda

@@ -54,6 +54,7 @@ PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& 
 template <class Stage>
 PCK_DEVICE void check_codes(const Stage& stage) {
   bool known = true;
+  if constexpr (requires { stage.form; }) known = known && stage.known();
   if constexpr (requires { stage.options; }) known = known && stage.options.known();
   if constexpr (requires { stage.rows; }) known = known && stage.rows.known();
   if constexpr (requires { stage.student; }) known = known && stage.student.known();
@@ -83,8 +84,8 @@ template <class Stage, class AnyTaps>
 cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps) {
   const auto kernel =
       launch.in_shared ? stage_kernel<Stage, AnyTaps, true> : stage_kernel<Stage, AnyTaps, false>;
-  // The limit is the kernel's, whoever launches it: all threads of the host set it alike, lest one lowers
-  // it between another's setting and launching.
+  // The limit is the kernel's, whoever launches it: all threads of the host set it alike, lest one
+  // lowers it between another's setting and launching.
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_most);
   if (error != cudaSuccess) return error;

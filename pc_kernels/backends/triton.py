@@ -79,7 +79,6 @@ class TritonBackend(FusedBackend):
         """See `FusedBackend`; two kernels, `hard_rank_rows` and all the rest."""
         return _launch().coherence_rows(chunk, recipe, with_grad)
 
-
     def contrast_bytes(self, dtype: torch.dtype) -> int:
         """See `Backend`; in place."""
         return 0
