@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from compare import BACKEND_NAMES, own_leaf
 from contrast_cases import KINDS, NEAR, Case, check_not_finite, check_tiny
-from interpreter import Child, names_in, needs_triton
+from interpreter import Child, names_in, needs_compiler, needs_triton
 from shim import CONTRAST_FORMS
 from torch import Generator, Tensor, nn
 
@@ -363,3 +363,32 @@ def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("name", names_in(INTERPRETED))
 def test_in_the_interpreter(name: str, child: Child) -> None:
     child.check(name)
+
+
+@needs_triton
+@needs_compiler
+@pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)])
+def test_triton_compiles_ahead_of_time(target: tuple[Any, ...]) -> None:
+    """Every form, to machine code that keeps little in shared memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pc_kernels.triton_kernels import contrast_rows as kernels
+    from pc_kernels.triton_kernels.contrast_launch import COLUMN_BLOCK, ROW_BLOCK
+
+    kinds = {"keep_ptr": "*u8", "total_ptr": "*fp64", "positive_ptr": "*fp64"}
+    row = {"HAS_KEEP": True, "WITH_GRAD": True, "HAS_COLUMNS": True, "BLOCK": ROW_BLOCK}
+    variants = [(kernels.contrast_rows_kernel, {**row, "FORM": c}) for c in kernels.CODES.values()]
+    columns = {"HAS_KEEP": True, "BLOCK": COLUMN_BLOCK}
+    for kernel, constants in (*variants, (kernels.contrast_columns_kernel, columns)):
+        signature = {
+            name: "constexpr"
+            if name in constants
+            else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+            for name in kernel.arg_names
+        }
+        made = triton.compile(
+            ASTSource(kernel, signature, constexprs=constants), target=GPUTarget(*target)
+        )
+        assert made.metadata.shared <= 16 << 10
