@@ -110,8 +110,9 @@ class ContrastiveRecipe:
 
     def shared(self) -> dict[str, Any]:
         """What the ranks of a group must have alike."""
-        named = ("normalize", "symmetric", "form", "reduction")
-        return {name: getattr(self, name) for name in named}
+        named = (name for name in OPTIONS if name not in ("chunk_bytes", "backend"))
+        given = {name: getattr(self, name) for name in named}
+        return {name: "a tensor" if isinstance(x, Tensor) else x for name, x in given.items()}
 
 
 OPTIONS = tuple(field.name for field in fields(ContrastiveRecipe))
@@ -289,8 +290,8 @@ def contrastive_loss(
             negatives of rows alone.
         form: "softmax" or "sigmoid".
         reduction: "mean" or "sum" over anchors, or "none": one value an anchor.
-        chunk_bytes: working memory of the passes over anchors; default 256 MiB, or more on a GPU that
-            has it free.
+        chunk_bytes: working memory of the passes over anchors; default 256 MiB, on a GPU 2 GiB or an
+            eighth of its memory, if that is less.
         process_group: a torch.distributed group whose ranks hold parts of one joint batch, see
             `pc_kernels.training.distributed`; key_refs and the options are to be the same on all ranks.
         backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see
