@@ -96,6 +96,37 @@ struct Huber {
 
 using Penalties = List<Squared, Absolute, Huber>;
 
+// Forms of the contrastive loss: how a row of logits becomes a loss. Those that have a target take the
+// teacher's logits of the row beside the student's.
+
+struct Softmax {
+  static constexpr const char* name = "softmax";
+  static constexpr int code = 0;
+  static constexpr bool has_target = false;
+};
+
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+  static constexpr int code = 1;
+  static constexpr bool has_target = false;
+};
+
+struct Distillation {
+  static constexpr const char* name = "distillation";
+  static constexpr int code = 2;
+  static constexpr bool has_target = true;
+};
+
+using ContrastForms = List<Softmax, Sigmoid, Distillation>;
+
+// log(1 + exp(x)) and its slope.
+PCK_HD double softplus(double x) {
+  return std::fmax(x, 0.0) + std::log1p(std::exp(-std::fabs(x)));
+}
+PCK_HD double softplus_slope(double x) {
+  return 1.0 / (1.0 + std::exp(-x));
+}
+
 // Dissimilarities: how the values of a row become dissimilarities. Those with `is_gram` are made of
 // squared distances, which are made of inner products: `of` takes a squared distance. An anchor far
 // from the origin would cost the digits in which its references differ; ranks do not change by what all

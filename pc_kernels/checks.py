@@ -146,6 +146,11 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices that have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a backward that has no derivative: refuses `create_graph=True` instead of dropping it.
 

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from .backends import select
 from .cdf_rows import TAILS, CdfRows, pulled, slope_of
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
+from .contrast import Candidates, Contrast, contrast
 from .precision import exact_arithmetic
 from .recipe import Recipe
 from .sweep import Batch, sweep
@@ -55,7 +56,7 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
 
     A recipe with callables goes straight in any case: no schema can say what they do.
     """
-    if not recipe.has_names or not _is_watched(batch):
+    if not recipe.has_names or not _is_watched(*batch.students, batch.teacher):
         return sweep(batch, recipe, with_grad)
     losses, gradients = torch.ops.pc_kernels.ranking_loss(
         list(batch.students),
@@ -80,11 +81,11 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
     return losses, gradients
 
 
-def _is_watched(batch: Batch) -> bool:
+def _is_watched(*tensors: Tensor) -> bool:
     """Whether anything but plain eager PyTorch has to see the operator; passing it by saves time."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    return any(type(x) not in (Tensor, Parameter) for x in (*batch.students, batch.teacher))
+    return any(type(x) not in (Tensor, Parameter) for x in tensors)
 
 
 @operator
@@ -169,6 +170,81 @@ def _loss_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, .
 
 
 autograd("ranking_loss", _loss_backward, _save_batch)
+
+
+def run_contrast(
+    batch: Candidates, recipe: Contrast, with_grad: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """`contrast`, through the dispatcher where something looks on; a joint batch goes straight."""
+    if batch.group is not None or not _is_watched(batch.queries, batch.keys):
+        return contrast(batch, recipe, with_grad)
+    losses, gradients = torch.ops.pc_kernels.contrastive_loss(
+        batch.queries,
+        batch.keys,
+        batch.target_queries,
+        batch.target_keys,
+        batch.weights,
+        batch.pair_mask,
+        batch.start,
+        batch.columns,
+        recipe.form,
+        recipe.chunk_bytes,
+        recipe.backend,
+        with_grad,
+    )
+    return losses, gradients
+
+
+@operator
+def contrastive_loss(
+    queries: Tensor,
+    keys: Tensor,
+    target_queries: Tensor | None,
+    target_keys: Tensor | None,
+    weights: Tensor,
+    pair_mask: Tensor | None,
+    start: int,
+    columns: int,
+    form: str,
+    chunk_bytes: int | None,
+    backend: str,
+    with_grad: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """`contrast`; the arguments are the fields of `Candidates` and `Contrast`."""
+    batch = Candidates(
+        queries, keys, target_queries, target_keys, weights, pair_mask, start, columns
+    )
+    batch.check(form)
+    return contrast(batch, Contrast(form, chunk_bytes=chunk_bytes, backend=backend), with_grad)
+
+
+@fake("contrastive_loss")
+def _(queries: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    gradients = [torch.empty_like(x) for x in (queries, keys) if arguments[-1]]
+    return queries.new_empty(len(queries)), gradients
+
+
+def _save_candidates(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    queries, keys, target_queries, target_keys, _, pair_mask, *ctx.options, _ = inputs
+    ctx.save_for_backward(queries, keys, target_queries, target_keys, pair_mask)
+    ctx.mark_non_differentiable(*output[1])
+    ctx.set_materialize_grads(False)
+
+
+@first_order_only
+def _contrast_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
+    """A second pass, in which the incoming gradients are the weights."""
+    queries, keys, target_queries, target_keys, pair_mask = ctx.saved_tensors
+    rest = (None,) * (len(ctx.options) + 5)  # target_queries … with_grad
+    if grad_losses is None:
+        return None, None, *rest
+    _, gradients = torch.ops.pc_kernels.contrastive_loss(
+        queries, keys, target_queries, target_keys, grad_losses, pair_mask, *ctx.options, True
+    )
+    return *gradients, *rest
+
+
+autograd("contrastive_loss", _contrast_backward, _save_candidates)
 
 
 @operator

@@ -82,18 +82,9 @@ class Recipe:
         one_of("relaxation", self.relaxation, tuple(RELAXATIONS))
         one_of("scale", self.scale, SCALES)
         one_of("penalty", self.penalty, rule_names())
-        one_of("reduction", self.reduction, REDUCTIONS)
         one_of("products", self.products, tuple(DEPTHS))
         object.__setattr__(self, "temperature", check_positive("temperature", self.temperature))
-        if self.chunk_bytes is not None:
-            if isinstance(self.chunk_bytes, bool) or not isinstance(self.chunk_bytes, int):
-                came = type(self.chunk_bytes).__name__
-                raise TypeError(f"chunk_bytes must be an int or None; got {came}")
-            if self.chunk_bytes <= 0:
-                raise ValueError(f"chunk_bytes must be > 0; got {self.chunk_bytes}")
-        from .backends import BACKENDS  # which need the reference, which needs recipes
-
-        one_of("backend", self.backend, ("auto", *BACKENDS))
+        check_means(self.reduction, self.chunk_bytes, self.backend)
 
     @property
     def of_teacher(self) -> Dissimilarity:
@@ -117,6 +108,20 @@ class Recipe:
         return isinstance(self.dissimilarity, str) and isinstance(self.of_teacher, str)
 
 
+def check_means(reduction: str, chunk_bytes: int | None, backend: str) -> None:
+    """Checks what every loss has: how anchors are summed up, in what memory, by what."""
+    one_of("reduction", reduction, REDUCTIONS)
+    if chunk_bytes is not None:
+        if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
+            came = type(chunk_bytes).__name__
+            raise TypeError(f"chunk_bytes must be an int or None; got {came}")
+        if chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes must be > 0; got {chunk_bytes}")
+    from .backends import BACKENDS  # which need the reference, which needs recipes
+
+    one_of("backend", backend, ("auto", *BACKENDS))
+
+
 FEATURE_OPTIONS = tuple(field.name for field in fields(Recipe))
 MATRIX_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name in MatrixOptions.__annotations__)
 
@@ -127,7 +132,14 @@ def make_recipe(
     allowed: Sequence[str] = FEATURE_OPTIONS,
     values: Sequence[Any] = (),
 ) -> Recipe:
-    """The recipe of the options that a user passed to the function `caller`.
+    """The recipe of the options that a user passed; see `named_options`."""
+    return Recipe(**named_options(caller, options, allowed, values))
+
+
+def named_options(
+    caller: str, options: Mapping[str, Any], allowed: Sequence[str], values: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The options that a user passed to the function `caller`, by name.
 
     Args:
         caller: its name, for errors.
@@ -136,7 +148,7 @@ def make_recipe(
         values: what was passed by position.
 
     Raises:
-        TypeError, ValueError: an option is not among the allowed ones, or not what `Recipe` says.
+        TypeError: an option is not among the allowed ones, or is there twice.
     """
     if len(values) > len(allowed):
         raise TypeError(f"{caller}() takes {len(allowed)} options; got {len(values)} by position")
@@ -146,7 +158,7 @@ def make_recipe(
             raise TypeError(f"{caller}() got {name!r} by position and by keyword")
         if name not in allowed:
             raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(allowed)}")
-    return Recipe(**positional, **options)
+    return {**positional, **options}
 
 
 def signature_with(

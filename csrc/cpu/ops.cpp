@@ -27,10 +27,16 @@ struct Cpu {
   template <class Stage>
   static void run_rows(int64_t rows, int64_t count, int64_t most, const Stage& stage) {
     if (rows == 0) return;
+    // What a kernel is called for: a row of so many points, or a block of columns.
+    int64_t calls = rows, points = count;
+    if constexpr (std::is_same_v<Stage, ContrastColumns>) {
+      calls = (stage.columns + kColumnBlock - 1) / kColumnBlock;
+      points = kColumnBlock * rows;
+    }
     // A thread should get at least 2,000 points, some 60 us of work: waking it takes 5 to 10.
-    const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(count, 1));
+    const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(points, 1));
     const RowKernel<Stage>& kernel = row_kernels();
-    at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, calls, grain, [&](int64_t first, int64_t last) {
       Scratch scratch(most);
       for (int64_t i = first; i < last; ++i) kernel.run(stage, i, scratch);
     });

@@ -54,6 +54,7 @@ PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& 
 template <class Stage>
 PCK_DEVICE void check_codes(const Stage& stage) {
   bool known = true;
+  if constexpr (requires { stage.form; }) known = known && stage.known();
   if constexpr (requires { stage.options; }) known = known && stage.options.known();
   if constexpr (requires { stage.rows; }) known = known && stage.rows.known();
   if constexpr (requires { stage.student; }) known = known && stage.student.known();

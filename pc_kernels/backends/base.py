@@ -11,7 +11,8 @@ from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..pair_counts import PairCounts, pair_counts_by_sorting
-from . import chain
+from . import chain, contrast_rows
+from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
     from ..cdf_rows import CdfRows
@@ -108,6 +109,22 @@ class Backend(RowMaker):
         dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
         """
         return chain.coherence_rows(self, chunk, recipe, with_grad)
+
+    def contrast_bytes(self, dtype: torch.dtype) -> int:
+        """Working memory of the contrast stages for each pair of a chunk, beside the logits."""
+        return contrast_rows.WORKING_ROWS * dtype.itemsize
+
+    def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
+        """Adds a chunk's logits to the sums of their columns; what is absent may become −inf."""
+        contrast_rows.contrast_columns(rows, sums)
+
+    def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
+        """Losses [C] of a chunk of C anchors; with_grad, the logits are overwritten with slopes.
+
+        These are of Σ_i weights_i L_i, and what `rows.columns` adds. A row with a NaN or an infinity
+        where it is kept is NaN.
+        """
+        return contrast_rows.contrast_rows(rows, weights, with_grad)
 
 
 class FusedBackend(Backend):

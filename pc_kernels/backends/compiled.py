@@ -17,6 +17,7 @@ from ..pair_counts import PairCounts, pairs_of
 from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
 from .base import FusedBackend
+from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
     from ..cdf_rows import CdfRows
@@ -73,6 +74,23 @@ class CompiledBackend(FusedBackend):
             *_scaling(recipe),
             recipe.penalty,
             with_grad,
+        )
+
+    def contrast_bytes(self, dtype: torch.dtype) -> int:
+        """See `Backend`; in place."""
+        return 0
+
+    def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
+        """See `Backend`."""
+        self.operator("contrast_columns_")(
+            rows.values, rows.keep, rows.start, sums.top, sums.total, sums.positive
+        )
+
+    def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
+        """See `Backend`."""
+        columns = list(rows.columns or ())
+        return self.operator("contrast_rows")(
+            rows.values, rows.keep, rows.start, rows.target, columns, weights, rows.form, with_grad
         )
 
 

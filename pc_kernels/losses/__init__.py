@@ -6,8 +6,9 @@ listwise.py, correlation.py, classification.py.
 
 from .classification import AUCLoss, AveragePrecisionLoss
 from .coherence import PerceptionCoherenceLoss, perception_coherence_loss
+from .contrastive import ContrastiveLoss, SoftTargets, contrastive_loss
 from .correlation import KendallLoss, SpearmanLoss
-from .function import PerceptionCoherenceFunction, Task
+from .function import LossFunction, PerceptionCoherenceFunction, Task
 from .layers import MultiLayerPerceptionCoherenceLoss
 from .listwise import ApproxMRRLoss, ApproxNDCGLoss, ListLoss, RankNetLoss
 from .matrices import coherence_loss_from_dissimilarities
@@ -19,8 +20,10 @@ __all__ = [
     "ApproxMRRLoss",
     "ApproxNDCGLoss",
     "AveragePrecisionLoss",
+    "ContrastiveLoss",
     "KendallLoss",
     "ListLoss",
+    "LossFunction",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
@@ -29,9 +32,11 @@ __all__ = [
     "RecallAtKLoss",
     "RetrievalLoss",
     "SmoothAPLoss",
+    "SoftTargets",
     "SpearmanLoss",
     "Task",
     "coherence_loss_from_dissimilarities",
+    "contrastive_loss",
     "perception_coherence_loss",
     "ranking_loss",
 ]

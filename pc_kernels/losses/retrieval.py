@@ -254,6 +254,7 @@ class RetrievalLoss(RecipeModule):
         column = labels.reshape(-1, 1).long() if isinstance(labels, Tensor) else labels
         names = ("embeddings", "labels")
         joint = gather_batch(embeddings, column, None, agreed, self.process_group, names)
+        assert joint.teacher is not None
         points = self._points(joint.student)
         mine = points[joint.start : joint.start + len(embeddings)]
         return mine, points, joint.teacher[:, 0], joint.start

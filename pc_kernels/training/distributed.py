@@ -32,15 +32,15 @@ class JointBatch(NamedTuple):
 
     student: Tensor
     """[M, Ds]; gradients reach the ranks that hold the rows."""
-    teacher: Tensor
-    """[M, Dt]."""
+    teacher: Tensor | None
+    """[M, Dt], if there is a teacher."""
     start: int
     """The place of this rank's first row."""
 
 
 def gather_batch(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     pair_mask: Tensor | None,
     check: Callable[[], Mapping[str, Any]],
     group: Group,
@@ -50,7 +50,7 @@ def gather_batch(
 
     Args:
         student: this rank's features [A, Ds].
-        teacher: this rank's features [A, Dt], or int64.
+        teacher: this rank's features [A, Dt], or int64; or None on every rank.
         pair_mask: this rank's, bool [A, M] or None.
         check: raises an error if this rank's arguments are not in order; returns the options that all
             ranks must have alike, by name.
@@ -68,8 +68,9 @@ def gather_batch(
     try:
         options = {name: described(value) for name, value in check().items()}
         columns = 0 if pair_mask is None else pair_mask.shape[1]
-        kinds = (KINDS.index(student.dtype), KINDS.index(teacher.dtype))
-        row = [1, *student.shape, teacher.shape[1], *kinds, columns, _digest(options)]
+        width, kind = (0, 0) if teacher is None else (teacher.shape[1], KINDS.index(teacher.dtype))
+        kinds = (KINDS.index(student.dtype), kind)
+        row = [1, *student.shape, width, *kinds, columns, _digest(options)]
     except Exception as error:
         own_error = error
         row = [0] * 8
@@ -87,7 +88,7 @@ def gather_batch(
     _check_table(table, sum(sizes), names)
     return JointBatch(
         _AllGather.apply(student, sizes, group),
-        _all_gather(teacher.detach(), sizes, group),
+        None if teacher is None else _all_gather(teacher.detach(), sizes, group),
         sum(sizes[: dist.get_rank(group)]),
     )
 
@@ -201,6 +202,13 @@ def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
+
+
+def logsumexp_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """The logarithm of Σ exp(x) over the ranks, without a gradient."""
+    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, x.detach().contiguous(), group=group)
+    return torch.stack(everyone).logsumexp(0)
 
 
 def joint_loss(losses: Tensor, reduction: str, group: Group) -> Tensor:

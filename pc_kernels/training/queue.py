@@ -109,6 +109,7 @@ class FeatureQueue(nn.Module):
             check()
         else:
             joint = gather_batch(student, teacher, None, check, self.process_group)
+            assert joint.teacher is not None
             student, teacher = joint.student, joint.teacher
         student, teacher = student[-self.size :], teacher[-self.size :]
         count = student.shape[0]

@@ -55,4 +55,12 @@ int coherence_rows(int64_t rows, const CoherenceRows* stage) {
   return run(rows, stage->student.count, *stage);
 }
 
+int contrast_columns(int64_t rows, const ContrastColumns* stage) {
+  return run(rows, stage->logits.count, *stage);
+}
+
+int contrast_rows(int64_t rows, const ContrastRows* stage) {
+  return run(rows, stage->logits.count, *stage);
+}
+
 }  // extern "C"

@@ -22,6 +22,12 @@ Values random_values(int64_t count, int kind) {
   return values;
 }
 
+// A form of the contrastive loss, in both directions or in one.
+struct Form {
+  int code;
+  bool columns;
+};
+
 void check(cudaError_t error) {
   if (error != cudaSuccess) std::exit(2);
 }
@@ -98,6 +104,22 @@ void coherence(int64_t count, bool masked, const RankOptions& options) {
                        options, true, losses.data()});
 }
 
+void contrast(int64_t count, bool masked, const Form& form) {
+  const auto size = static_cast<size_t>(count);
+  Values z = random_values(count * count, 0), target = random_values(count * count, 0);
+  Values top(size, -INFINITY), losses(size);
+  std::vector<double> total(size), positive(size);
+  const Mask mask = random_mask(count * count);
+  const Logits logits{z.data(), present_of(mask, masked, -1).keep, count, 0};
+  launch(count, count,
+         ContrastColumns{logits, count, count, top.data(), total.data(), positive.data()});
+  const Values ones(size, 1.0f);
+  const float* const row = ones.data();
+  launch(count, count,
+         ContrastRows{logits, target.data(), form.columns ? count : 0, row, row, row, row, form.code,
+                      true, losses.data()});
+}
+
 }  // namespace
 
 int main() {
@@ -110,6 +132,9 @@ int main() {
       ranks(2, 9, 0, options);
       coherence(12, false, options);
       coherence(70, !options.scale_std, options);
+      for (const Form form : {Form{Softmax::code, true}, Form{Softmax::code, false},
+                              Form{Sigmoid::code, false}, Form{Distillation::code, false}})
+        contrast(70, options.scale_std, form);
     }
   }
   std::puts("done");
