@@ -19,6 +19,7 @@ from .losses import (
 from .pairwise import pairwise_dissimilarity
 from .ranks import hard_rank, soft_rank
 from .training.gradient_cache import cached_backward
+from .training.low_pass import LowPass
 from .training.pooling import pool_features
 from .training.queue import FeatureQueue
 
@@ -29,6 +30,7 @@ __all__ = [
     "ContrastiveLoss",
     "FallbackWarning",
     "FeatureQueue",
+    "LowPass",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
