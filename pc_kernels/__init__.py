@@ -8,6 +8,7 @@ from .agreement import Coherence, coherence
 from .installation import FallbackWarning
 from .losses import (
     ContrastiveLoss,
+    LFCCLoss,
     MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
     PerceptionCoherenceLoss,
@@ -19,6 +20,7 @@ from .losses import (
 from .pairwise import pairwise_dissimilarity
 from .ranks import hard_rank, soft_rank
 from .training.gradient_cache import cached_backward
+from .training.layer_outputs import LayerOutputs
 from .training.low_pass import LowPass
 from .training.pooling import pool_features
 from .training.queue import FeatureQueue
@@ -30,6 +32,8 @@ __all__ = [
     "ContrastiveLoss",
     "FallbackWarning",
     "FeatureQueue",
+    "LFCCLoss",
+    "LayerOutputs",
     "LowPass",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",

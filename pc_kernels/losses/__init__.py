@@ -4,12 +4,14 @@ from .coherence import PerceptionCoherenceLoss, perception_coherence_loss
 from .contrastive import ContrastiveLoss, SoftTargets, contrastive_loss
 from .function import LossFunction, PerceptionCoherenceFunction, Task
 from .layers import MultiLayerPerceptionCoherenceLoss
+from .lfcc import LFCCLoss
 from .matrices import coherence_loss_from_dissimilarities
 from .ranking import RankingLoss, ranking_loss
 
 __all__ = [
     "ContrastiveLoss",
     "LossFunction",
+    "LFCCLoss",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",
