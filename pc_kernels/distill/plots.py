@@ -19,8 +19,8 @@ from pc_kernels import coherence, hard_rank, pairwise_dissimilarity
 from .experiment import FLOOR, TEACHER, SeedResult
 
 COLOURS = {"pc": "#0072B2", "fitnet": "#D55E00", "rkd": "#009E73", TEACHER: "#000000"}
-COLOURS[FLOOR] = "#777777"
-MARKERS = {"pc": "o", "fitnet": "s", "rkd": "^"}
+COLOURS |= {"lfcc": "#CC79A7", "pc+lfcc": "#56B4E9", FLOOR: "#777777"}
+MARKERS = {"pc": "o", "fitnet": "s", "rkd": "^", "lfcc": "D", "pc+lfcc": "v"}
 RANK_IMAGES = 500  # images of the rank plot; each is the anchor for all others
 
 
