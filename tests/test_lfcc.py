@@ -40,7 +40,7 @@ def formula(loss_fn: pc_kernels.LFCCLoss, layer: str, scale: int, pair: Any) -> 
         else:
             y = compact @ weight.mT + bias
         vectors.append(y / y.norm(dim=1, keepdim=True))
-    logits = vectors[0] @ vectors[1].mT / loss_fn.contrast["temperature"]
+    logits = vectors[0] @ vectors[1].mT / loss_fn.contrastive_loss.temperature
     return (logits.logsumexp(1) - logits.diagonal()).mean()
 
 

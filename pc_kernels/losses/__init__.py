@@ -10,8 +10,8 @@ from .ranking import RankingLoss, ranking_loss
 
 __all__ = [
     "ContrastiveLoss",
-    "LossFunction",
     "LFCCLoss",
+    "LossFunction",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_same_device, one_of
+from ..training.distributed import together
 from ..training.low_pass import LowPass
-from .contrastive import contrastive_loss
+from .contrastive import ContrastiveLoss
 from .layers import Features, by_name, same_layers
 
 PROJECTIONS = ("linear", "conv")
@@ -82,8 +83,7 @@ class LFCCLoss(nn.Module):
         one_of("projection", projection, PROJECTIONS)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"width must be an int ≥ 1; got {width!r}")
-        inspect.signature(contrastive_loss).bind(None, None, **contrast)
-        self.contrast = contrast
+        self.contrastive_loss = ContrastiveLoss(**contrast)
         of_student = self._by_layer("student_filter", student_filter)
         of_teacher = self._by_layer("teacher_filter", teacher_filter)
         self.filters = {
@@ -101,13 +101,14 @@ class LFCCLoss(nn.Module):
                 self.student_projections[key] = Projection(*shape, mine)
                 self.teacher_projections[key] = Projection(*shape, theirs)
 
-    def forward(self, student: Features, teacher: Features) -> Tensor:
-        """The loss of all layers and scales, a scalar.
+    def forward(self, student: Features, teacher: Features, **of_pairs: Tensor) -> Tensor:
+        """The loss of all layers and scales: a scalar, or [B] for reduction "none".
 
         Args:
             student: features by layer, a mapping or a sequence: maps [B, C, H, W], tokens [B, T, C] or
                 vectors [B, C].
             teacher: the teacher's, by the same names or in the same order. They get no gradient.
+            of_pairs: weights of samples and pair_mask, as for `contrastive_loss`.
 
         Raises:
             TypeError, ValueError: an argument is not what is said here, or does not fit the filters or
@@ -115,16 +116,31 @@ class LFCCLoss(nn.Module):
         """
         losses = [
             self._weight(layer, scale) * loss
-            for (layer, scale), loss in self.terms(student, teacher).items()
+            for (layer, scale), loss in self.terms(student, teacher, **of_pairs).items()
         ]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum(0)
 
-    def terms(self, student: Features, teacher: Features) -> dict[tuple[str, int], Tensor]:
+    def terms(
+        self, student: Features, teacher: Features, **of_pairs: Tensor
+    ) -> dict[tuple[str, int], Tensor]:
         """L_ls by layer and scale, before any weight; arguments and errors: see `forward`."""
+        project = partial(self._project, student, teacher)
+        group = self.contrastive_loss.process_group
+        if group is None:
+            pairs = project()
+        else:  # what one rank's features do not fit is an error on all
+            device = next(self.parameters()).device
+            pairs = together(project, "projecting features", device, group)
+        return {key: self.contrastive_loss(*pair, **of_pairs) for key, pair in pairs.items()}
+
+    def _project(
+        self, student: Features, teacher: Features
+    ) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
+        """The student's and the teacher's compact vectors by layer and scale."""
         students, teachers = by_name("student", student), by_name("teacher", teacher)
         same_layers("student", students, self.layer_weights)
         same_layers("teacher", teachers, self.layer_weights)
-        terms = {}
+        pairs = {}
         for layer, (of_student, of_teacher) in self.filters.items():
             names = f"student[{layer!r}]", f"teacher[{layer!r}]"
             mine = of_student(students[layer], names[0])
@@ -136,10 +152,11 @@ class LFCCLoss(nn.Module):
                 )
             for scale in mine:
                 key = _key(layer, scale)
-                queries = self.student_projections[key](mine[scale], names[0])
-                keys = self.teacher_projections[key](theirs[scale], names[1])
-                terms[layer, scale] = contrastive_loss(queries, keys, **self.contrast)
-        return terms
+                pairs[layer, scale] = (
+                    self.student_projections[key](mine[scale], names[0]),
+                    self.teacher_projections[key](theirs[scale], names[1]),
+                )
+        return pairs
 
     def _by_layer(self, argument: str, given: Filters | None) -> Mapping[str, LowPass]:
         """A filter for each layer."""
@@ -176,8 +193,7 @@ class LFCCLoss(nn.Module):
         filters = "".join(
             f"\n{name}: {mine}, {theirs}" for name, (mine, theirs) in self.filters.items()
         )
-        options = "".join(f", {name}={value!r}" for name, value in self.contrast.items())
-        return f"{self.layer_weights}, scale_weights={self.scale_weights}{options}{filters}"
+        return f"{self.layer_weights}, scale_weights={self.scale_weights}{filters}"
 
 
 class Projection(nn.Module):

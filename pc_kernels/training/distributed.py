@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
+T = TypeVar("T")
 
 
 class JointBatch(NamedTuple):
@@ -89,9 +90,7 @@ def gather_batch(
     )
 
 
-def together(
-    compute: Callable[[], Tensor], what: str, device: torch.device, group: Group
-) -> Tensor:
+def together(compute: Callable[[], T], what: str, device: torch.device, group: Group) -> T:
     """What `compute` returns; where it raises on one rank, every rank raises.
 
     Args:
@@ -104,9 +103,10 @@ def together(
         Exception: this rank's own error.
         RuntimeError: another rank's computation failed.
     """
-    result, own_error = None, None
+    result: list[T] = []
+    own_error = None
     try:
-        result = compute()
+        result.append(compute())
     except Exception as error:
         own_error = error
     table = _describe_all([int(own_error is not None)], device, group)
@@ -115,8 +115,7 @@ def together(
     failed = [rank for rank, row in enumerate(table) if row[0]]
     if failed:
         raise RuntimeError(f"process_group: {what} failed on ranks {failed}; see their errors")
-    assert result is not None
-    return result
+    return result[0]
 
 
 def described(value: object) -> str:
