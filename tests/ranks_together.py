@@ -84,6 +84,20 @@ def queue_of(scenario: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
     return tuple(queue)
 
 
+def lfcc_of(scenario: dict[str, Any], mine: slice) -> tuple[Tensor, Tensor]:
+    """LFCC of a vector and a map: the loss, and the gradient in the student's projection."""
+    torch.manual_seed(4)
+    world = dist.group.WORLD if dist.is_initialized() else None
+    x, teacher = scenario["x"][mine], scenario["teacher"][mine]
+    channels = [(x.shape[1], teacher.shape[1] // 2)]
+    loss_fn = pc_kernels.LFCCLoss([1.0], channels=channels, temperature=0.5, process_group=world)
+    loss = loss_fn([x], [teacher.unflatten(1, (-1, 1, 2))])
+    loss.backward()
+    weight = loss_fn.student_projections["0 4x4"].linear.weight
+    assert weight.grad is not None
+    return loss.detach(), weight.grad
+
+
 QUEUE_SIZE = 8
 
 WRONG_ON_RANK_1 = {
@@ -93,6 +107,7 @@ WRONG_ON_RANK_1 = {
     "weights": "weights must hold one for each anchor",
     "mask dtype": "pair_mask must be a bool tensor",
     "queue": "the queue holds width 3",
+    "layers": "teacher['0'] has shape (4, 1, 2): say how its tokens lie",
 }
 """What one rank alone can notice, and its own error for it."""
 
@@ -172,13 +187,16 @@ def mismatch(kind: str, rank: int) -> str:
             student = torch.zeros(4, 2)
     references = (student, teacher) if kind == "references" else ()
     try:
+        if kind == "layers":
+            loss_fn = pc_kernels.LFCCLoss([1.0], process_group=dist.group.WORLD)
+            loss_fn([student], [teacher] if rank != 1 else [teacher[:, None]])
         if kind == "queue":
             queue = pc_kernels.FeatureQueue(8, 3, 2, process_group=dist.group.WORLD)
             queue.enqueue(student, teacher)
         pc_kernels.perception_coherence_loss(
             student, teacher, *references, process_group=dist.group.WORLD, **options
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return "no error"
 
@@ -194,7 +212,10 @@ def main() -> None:
         timeout=timedelta(seconds=60),
     )
     results = {name: run(scenario, rank) for name, scenario in scenarios.items()}
-    results["queue"] = queue_of(next(iter(scenarios.values())), rank)
+    first = next(iter(scenarios.values()))
+    results["queue"] = queue_of(first, rank)
+    start = sum(first["sizes"][:rank])
+    results["lfcc"] = lfcc_of(first, slice(start, start + first["sizes"][rank]))
     alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}
