@@ -5,7 +5,9 @@ python ranks_together.py RANK STORE FOLDER     scenarios from FOLDER/scenarios, 
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import sys
 from datetime import timedelta
 from typing import Any
@@ -154,8 +156,32 @@ def option_errors(rank: int) -> dict[str, str]:
     cases["function"] = {"dissimilarity": fails_on_rank_1}
     errors = {kind: error_with(world, options) for kind, options in cases.items()}
     errors["outside"] = error_with(dist.new_group([0]), {})
-    errors["no group"] = error_with("world", {})
+    errors["no group"] = error_with("all", {})
     return errors
+
+
+def copies(rank: int) -> dict[str, str]:
+    """What becomes of modules with a group when they are copied and pickled: losses, or errors."""
+    torch.manual_seed(rank)
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    world, everyone = dist.group.WORLD, dist.new_group(range(dist.get_world_size()))
+    said = {}
+    for kind in (pc_kernels.PerceptionCoherenceLoss, pc_kernels.ContrastiveLoss):
+        for name, group in (("world", world), ("by name", "world"), ("other", everyone)):
+            loss_fn = nn.Sequential(kind(process_group=group))[0]
+            same = copy.deepcopy(loss_fn)
+            said[f"{kind.__name__} {name}"] = str(loss_fn(student, teacher).item())
+            said[f"{kind.__name__} {name}, copied"] = str(same(student, teacher).item())
+            assert same.process_group is group
+            try:
+                again = pickle.loads(pickle.dumps(loss_fn))
+                said[f"{kind.__name__} {name}, pickled"] = str(again(student, teacher).item())
+            except TypeError as error:
+                said[f"{kind.__name__} {name}, pickled"] = str(error)
+    queue = copy.deepcopy(pc_kernels.FeatureQueue(20, 3, 3, process_group="world"))
+    queue.enqueue(student, teacher)
+    said["queue"] = str(len(queue))
+    return said
 
 
 def mismatch(kind: str, rank: int) -> str:
@@ -220,6 +246,7 @@ def main() -> None:
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}
     errors["options"] = option_errors(rank)
+    results["copies"] = copies(rank)
     torch.save((results, errors), f"{folder}/results{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -25,6 +25,7 @@ from ranks_together import (
     step,
 )
 
+import pc_kernels
 from pc_kernels.training.distributed import described
 
 pytestmark = pytest.mark.skipif(
@@ -187,7 +188,30 @@ def test_options_are_checked_together(outcome: Any) -> None:
         assert messages["function"] == (own if rank == 1 else others)
         outside = f"process_group: rank {rank} of all processes is not in the group"
         assert (outside in messages["outside"]) == (rank > 0), messages["outside"]
-        assert "must be a torch.distributed group; got str" in messages["no group"]
+        assert "must be a torch.distributed group, 'world' or None; got str" in messages["no group"]
+
+
+def test_modules_with_a_group_are_copied_and_pickled(outcome: Any) -> None:
+    _, ranks = outcome
+    for results, _ in ranks:
+        said = results["copies"]
+        assert said.pop("queue") == str(min(20, 5 * len(ranks)))
+        for kind in ("PerceptionCoherenceLoss", "ContrastiveLoss"):
+            assert "only 'world' can be pickled" in said.pop(f"{kind} other, pickled")
+            of_kind = {value for name, value in said.items() if name.startswith(kind)}
+            assert len(of_kind) == 1 and float(of_kind.pop()) > 0
+
+
+def test_world_before_there_is_one() -> None:
+    x = torch.randn(5, 3)
+    for loss_fn in (
+        pc_kernels.PerceptionCoherenceLoss(process_group="world"),
+        pc_kernels.ContrastiveLoss(process_group="world"),
+        pc_kernels.LFCCLoss([1.0], process_group="world"),
+    ):
+        given = ([x], [x]) if isinstance(loss_fn, pc_kernels.LFCCLoss) else (x, x)
+        with pytest.raises(ValueError, match=r"'world': torch\.distributed is not initialised"):
+            loss_fn(*given)
 
 
 RUN_AND_LEAVE = """

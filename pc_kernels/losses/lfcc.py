@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_same_device, one_of
-from ..training.distributed import together
+from ..training.distributed import live_group, together
 from ..training.low_pass import LowPass
 from .contrastive import ContrastiveLoss
 from .layers import Features, by_name, same_layers
@@ -125,7 +125,7 @@ class LFCCLoss(nn.Module):
     ) -> dict[tuple[str, int], Tensor]:
         """L_ls by layer and scale, before any weight; arguments and errors: see `forward`."""
         project = partial(self._project, student, teacher)
-        group = self.contrastive_loss.process_group
+        group = live_group(self.contrastive_loss.process_group)
         if group is None:
             pairs = project()
         else:  # what one rank's features do not fit is an error on all

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ..backends import check_usable
@@ -16,8 +16,11 @@ from ..checks import check_features, check_weighting
 from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
 from ..training.distributed import (
     Group,
+    GroupOrWorld,
+    SharesGroup,
     gather_batch,
     joint_loss,
+    live_group,
     sum_over_ranks,
     together,
 )
@@ -53,7 +56,7 @@ SHARED_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name not in ("chunk_b
 
 
 def ranking_loss(
-    inputs: Inputs, recipe_of: MakeRecipe, process_group: Group | None = None
+    inputs: Inputs, recipe_of: MakeRecipe, process_group: GroupOrWorld | None = None
 ) -> Tensor:
     """The loss that a recipe describes: a scalar, or [A] for reduction "none".
 
@@ -64,8 +67,9 @@ def ranking_loss(
         TypeError, ValueError: an input is not what `perception_coherence_loss` says, or the backend is
             not usable.
     """
-    if process_group is not None:
-        return _joint_loss(inputs, recipe_of, process_group)
+    group = live_group(process_group)
+    if group is not None:
+        return _joint_loss(inputs, recipe_of, group)
     recipe = recipe_of()
     inputs.check(recipe)
     student, teacher, student_refs, teacher_refs, weights, pair_mask = inputs
@@ -115,7 +119,7 @@ def _joint_loss(inputs: Inputs, recipe_of: MakeRecipe, group: Group) -> Tensor:
     return joint_loss(losses, recipe.reduction, group)
 
 
-class RankingLoss(nn.Module):
+class RankingLoss(SharesGroup):
     """A ranking loss of features, as a module: a subclass says in `fixed` which row rule it is.
 
     Each option is an attribute, which may be set between calls, and is then checked.
@@ -138,7 +142,7 @@ class RankingLoss(nn.Module):
             setattr(cls, name, _option(name))
 
     def __init__(
-        self, *values: Any, process_group: Group | None = None, **options: Unpack[Options]
+        self, *values: Any, process_group: GroupOrWorld | None = None, **options: Unpack[Options]
     ) -> None:
         """Checks the options, so that a mistake shows where it is made."""
         super().__init__()

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import FLOATS, check_features
-from .distributed import Group, gather_batch
+from .distributed import GroupOrWorld, SharesGroup, gather_batch, live_group
 
 
-class FeatureQueue(nn.Module):
+class FeatureQueue(SharesGroup):
     """The last `size` rows of student and teacher features, first in, first out.
 
     It unpacks into the references of a loss. They get no gradient: they are what the networks said
@@ -39,7 +39,7 @@ class FeatureQueue(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-        process_group: Group | None = None,
+        process_group: GroupOrWorld | None = None,
     ) -> None:
         """Makes an empty queue.
 
@@ -105,10 +105,11 @@ class FeatureQueue(nn.Module):
                     raise ValueError(f"{name} is on {x.device}; the queue is on {rows.device}")
             return {"size": self.size}
 
-        if self.process_group is None:
+        group = live_group(self.process_group)
+        if group is None:
             check()
         else:
-            joint = gather_batch(student, teacher, None, check, self.process_group)
+            joint = gather_batch(student, teacher, None, check, group)
             assert joint.teacher is not None
             student, teacher = joint.student, joint.teacher
         student, teacher = student[-self.size :], teacher[-self.size :]
