@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from ..backends import check_usable
 from ..checks import check_features, check_weighting
+from ..installation import warn_once
 from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
 from ..training.distributed import (
     Group,
@@ -44,9 +45,18 @@ class Inputs(NamedTuple):
         anchors = self.student.shape[0]
         if references is None:
             references = anchors if self.student_refs is None else self.student_refs.shape[0]
+            seen = references - (self.student_refs is None)
+            if anchors and references and seen < (3 if recipe.scale == "std" else 2):
+                warn_once("few", FEW.format(seen=seen, rows=anchors))
         check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
         check_usable(recipe.backend, *self[:4])
 
+
+FEW = (
+    "pc_kernels: a batch of {rows} has {seen} references for an anchor, too few to teach anything: a "
+    'ranking loss needs 2, with scale="std" 3. If it is the short last batch of an epoch, '
+    "drop_last=True leaves it out"
+)
 
 MakeRecipe = Callable[[], Recipe]
 """Makes the recipe of what a user said, or raises TypeError or ValueError."""

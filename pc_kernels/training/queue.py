@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_features
+from ..installation import warn_once
 from .distributed import GroupOrWorld, SharesGroup, gather_batch, live_group
+
+NEVER_FILLED = (
+    "pc_kernels: the FeatureQueue is read again and still empty, so the loss is 0 and teaches nothing: "
+    "call queue.enqueue(student, teacher) after each backward"
+)
 
 
 class FeatureQueue(SharesGroup):
@@ -74,13 +80,21 @@ class FeatureQueue(SharesGroup):
         )
         self._filled = 0
         self._next = 0
+        self._asked = False  # for rows, while there were none
 
     def __len__(self) -> int:
         """Rows that are in it."""
         return self._filled
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The rows of the student [M, Ds] and of the teacher [M, Dt], M = len(self)."""
+        """The rows of the student [M, Ds] and of the teacher [M, Dt], M = len(self).
+
+        Warns, once a process, where it is asked for rows again and has never got any.
+        """
+        if self._filled == 0:
+            if self._asked:
+                warn_once("queue", NEVER_FILLED)
+            self._asked = True
         return iter((self.student[: self._filled], self.teacher[: self._filled]))
 
     @torch.no_grad()
