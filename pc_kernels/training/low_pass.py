@@ -141,14 +141,14 @@ class LowPass(nn.Module):
         """
         maps = self._as_maps(check_floating(name, x), name)
         rows, columns = maps.shape[2:]
-        # Both stay in full precision under autocast: the result is small, and what it loses is lost.
+        # All stays in full precision under autocast: the result is small, and what it loses is lost.
         with torch.autocast(x.device.type, enabled=False):
             maps = maps.to(compute_dtype(x))
+            along = torch.cat([self._matrix(s, columns, maps) for s in self.scales])
+            of_rows = (maps @ along.mT).split(self.scales, 3)  # maps are read once for all scales
             return {
-                s: (
-                    self._matrix(s, rows, maps) @ (maps @ self._matrix(s, columns, maps).mT)
-                ).flatten(1)
-                for s in self.scales
+                s: (part.mT @ self._matrix(s, rows, maps).mT).mT.flatten(1)
+                for s, part in zip(self.scales, of_rows, strict=True)
             }
 
     def _as_maps(self, x: Tensor, name: str) -> Tensor:
