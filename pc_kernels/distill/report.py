@@ -37,7 +37,7 @@ def write(config: Config, data: Dataset, results: Sequence[SeedResult], seconds:
     summary = _plain(summarise(config, data, results, seconds))
     (folder / "results.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     plot_curves(folder / "curves.png", results, TITLES)
-    plot_ranks(folder / "ranks.png", results[0].features, TITLES)
+    plot_ranks(folder / "ranks.png", results[0], TITLES)
     return markdown
 
 
