@@ -143,7 +143,8 @@ def test_a_teacher_of_inference_mode_and_half_precision(rng: Generator) -> None:
 def test_compile(rng: Generator) -> None:
     torch.compiler.reset()
     x, y = torch.randn(MAPS, generator=rng, requires_grad=True), torch.randn(VECTORS, generator=rng)
-    loss_fn = pc_kernels.LFCCLoss([1.0], channels=[(5, 8)], projection="conv")
+    one = {side: pc_kernels.LowPass("dct", (2,)) for side in ("student_filter", "teacher_filter")}
+    loss_fn = pc_kernels.LFCCLoss([1.0], channels=[(5, 8)], projection="conv", **one)
     wanted = loss_fn([x], [y])
     loss = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")([x], [y])
     assert torch.allclose(loss, wanted)
@@ -184,6 +185,23 @@ def test_errors(rng: Generator) -> None:
             lambda: make([1.0], channels=[(1, 1), (2, 2)]),
             ValueError,
             "channels must have the layers",
+        ),
+        (
+            lambda: make([1.0], channels=[(3,)]),
+            ValueError,
+            r"channels must be.*two ints ≥ 1.*\(3,\)",
+        ),
+        (lambda: make([1.0], channels=[(3, 0)]), ValueError, r"channels must be.*got \(3, 0\) for"),
+        (lambda: make(["early"]), TypeError, "layer_weights must be numbers; got 'early'"),
+        (
+            lambda: make([1.0])([None], [x]),
+            TypeError,
+            r"student\['0'\] must be a torch.Tensor; got N",
+        ),
+        (
+            lambda: make([1.0])([x], [None]),
+            TypeError,
+            r"teacher\['0'\] must be a torch.Tensor; got N",
         ),
         (lambda: make([1.0])([x, x], [x, x]), ValueError, "student must have the layers"),
         (lambda: make({"a": 1.0})({"a": x}, {"b": x}), ValueError, "teacher must have the layers"),

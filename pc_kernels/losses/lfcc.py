@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class LFCCLoss(nn.Module):
         self.layer_weights = by_name("layer_weights", layer_weights)
         if not self.layer_weights:
             raise ValueError("layer_weights has no layers")
+        for layer, weight in self.layer_weights.items():
+            if not isinstance(weight, Real):
+                raise TypeError(
+                    f"layer_weights must be numbers; got {weight!r} for layer {layer!r}"
+                )
         one_of("projection", projection, PROJECTIONS)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"width must be an int ≥ 1; got {width!r}")
@@ -90,12 +96,10 @@ class LFCCLoss(nn.Module):
             layer: (of_student[layer], of_teacher[layer]) for layer in self.layer_weights
         }
         self.scale_weights = scale_weights
-        known = None if channels is None else by_name("channels", channels)
-        if known is not None:
-            same_layers("channels", known, self.layer_weights)
+        known = self._channels(channels)
         self.student_projections, self.teacher_projections = nn.ModuleDict(), nn.ModuleDict()
         for layer in self.layer_weights:
-            mine, theirs = (None, None) if known is None else known[layer]
+            mine, theirs = known[layer]
             for scale in self._scales(layer):
                 key, shape = _key(layer, scale), (projection, scale, width)
                 self.student_projections[key] = Projection(*shape, mine)
@@ -144,7 +148,8 @@ class LFCCLoss(nn.Module):
         for layer, (of_student, of_teacher) in self.filters.items():
             names = f"student[{layer!r}]", f"teacher[{layer!r}]"
             mine = of_student(students[layer], names[0])
-            theirs = of_teacher(teachers[layer].detach(), names[1])
+            with torch.no_grad():
+                theirs = of_teacher(teachers[layer], names[1])
             rows = [len(x[layer]) for x in (students, teachers)]
             if rows[0] != rows[1]:
                 raise ValueError(
@@ -167,6 +172,24 @@ class LFCCLoss(nn.Module):
             if not isinstance(low_pass, LowPass):
                 came = type(low_pass).__name__
                 raise TypeError(f"{argument} must be a LowPass in layer {layer!r}; got {came}")
+        return by_layer
+
+    def _channels(self, given: Any) -> Mapping[str, tuple[int | None, int | None]]:
+        """The student's and the teacher's channels by layer; None: the first batch says."""
+        if given is None:
+            return dict.fromkeys(self.layer_weights, (None, None))
+        by_layer = by_name("channels", given)
+        same_layers("channels", by_layer, self.layer_weights)
+        for layer, pair in by_layer.items():
+            if (
+                not isinstance(pair, Sequence)
+                or [type(n) for n in pair] != [int, int]
+                or min(pair) < 1
+            ):
+                raise ValueError(
+                    f"channels must be the student's and the teacher's, two ints ≥ 1, in each layer; got "
+                    f"{pair!r} for layer {layer!r}"
+                )
         return by_layer
 
     def _scales(self, layer: str) -> tuple[int, ...]:
