@@ -332,7 +332,7 @@ class TestCommandLine:
             assert {"epoch", "loss", "knn", "agreement"} <= set(curve[-1])
         assert results["versions"]["torch"] == torch.__version__
         assert (folder / "table.md").read_text().count("\n|") == 1 + 2 + len(methods)
-        for name in ("curves.png", "ranks.png"):
+        for name in ("curves.png", "ranks.png", "neighbours.png"):
             with Image.open(folder / name) as image:
                 assert min(image.size) > 200
 

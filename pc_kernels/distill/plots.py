@@ -17,11 +17,14 @@ from torch import Tensor
 
 from pc_kernels import coherence, hard_rank, pairwise_dissimilarity
 
+from .data import Split
 from .experiment import FLOOR, TEACHER, SeedResult
 
 COLOURS = {"pc": "#0072B2", "fitnet": "#D55E00", "rkd": "#009E73", TEACHER: "#000000"}
 COLOURS |= {"lfcc": "#CC79A7", "pc+lfcc": "#56B4E9", FLOOR: "#777777"}
 MARKERS = {"pc": "o", "fitnet": "s", "rkd": "^", "lfcc": "D", "pc+lfcc": "v"}
+QUERIES, NEIGHBOURS = 3, 5  # of the neighbours' plot
+FRAMES = {True: COLOURS["rkd"], False: COLOURS["fitnet"]}  # of the same class, of another
 RANK_IMAGES = 500  # images of the rank plot; each is the anchor for all others
 
 
@@ -94,6 +97,39 @@ def plot_ranks(path: Path, result: SeedResult, titles: Mapping[str, str]) -> Non
         f"How near {count} test images are to each other, by rank; seed {result.seed}", fontsize=11
     )
     figure.savefig(path, dpi=120)
+
+
+def plot_neighbours(path: Path, result: SeedResult, test: Split, titles: Mapping[str, str]) -> None:
+    """The test images nearest to the first of some classes, as each network sees it, of one seed."""
+    labels = test.labels.tolist()
+    queries = [labels.index(label) for label in sorted(set(labels))[:QUERIES]]
+    width = 1 + min(NEIGHBOURS, len(labels) - 1)  # images shown for a query, itself the first
+    columns = len(queries) * width
+    rows = len(result.features)
+    figure = Figure(figsize=(0.62 * columns + 1.6, 0.72 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for (name, features), row in zip(result.features.items(), panels, strict=True):
+        distances = pairwise_dissimilarity(features)[queries]
+        distances[range(len(queries)), queries] = -1  # equal images may lie at 0 as well
+        shown = distances.argsort(1)[:, :width].tolist()
+        for place, axes in enumerate(row):
+            query, *_ = images = shown[place // width]
+            index = images[place % width]
+            picture = test.images[index].cpu().permute(1, 2, 0).squeeze(2)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            frame = FRAMES[labels[index] == labels[query]] if index != query else "#000000"
+            axes.spines[:].set(color=frame, linewidth=2)
+        title = titles[name].replace(" (", "\n(")
+        row[0].set_ylabel(title, rotation=0, ha="right", va="center")
+    for number, axes in enumerate(panels[0][::width]):
+        axes.set_title(f"image {number + 1}", fontsize=9)
+    figure.suptitle(
+        f"The {width - 1} nearest test images: green of the same class, orange of another; "
+        f"seed {result.seed}",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=110)
 
 
 def _plot_metric(
