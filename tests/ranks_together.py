@@ -160,6 +160,18 @@ def option_errors(rank: int) -> dict[str, str]:
     return errors
 
 
+def layers_under_ddp(rank: int) -> tuple[Tensor, Tensor]:
+    """The gradient of a layer that the loss reaches, and the head's, which it does not."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    student = nn.parallel.DistributedDataParallel(
+        pc_kernels.LayerOutputs(model, ["1"]), find_unused_parameters=True
+    )
+    student(torch.full((2, 3), rank + 1.0)).layers["1"].sum().backward()
+    assert model[0].weight.grad is not None
+    return model[0].weight.grad, grads_of(model[2])[0]
+
+
 def copies(rank: int) -> dict[str, str]:
     """What becomes of modules with a group when they are copied and pickled: losses, or errors."""
     torch.manual_seed(rank)
@@ -247,6 +259,7 @@ def main() -> None:
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}
     errors["options"] = option_errors(rank)
     results["copies"] = copies(rank)
+    results["layers under DDP"] = layers_under_ddp(rank)
     torch.save((results, errors), f"{folder}/results{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -202,6 +202,14 @@ def test_modules_with_a_group_are_copied_and_pickled(outcome: Any) -> None:
             assert len(of_kind) == 1 and float(of_kind.pop()) > 0
 
 
+def test_layers_under_ddp(outcome: Any) -> None:
+    _, ranks = outcome
+    first = ranks[0][0]["layers under DDP"]
+    for results, _ in ranks:
+        of_layer, of_head = results["layers under DDP"]
+        assert of_layer.any() and torch.equal(of_layer, first[0]) and not of_head.any()
+
+
 def test_world_before_there_is_one() -> None:
     x = torch.randn(5, 3)
     for loss_fn in (
@@ -212,6 +220,8 @@ def test_world_before_there_is_one() -> None:
         given = ([x], [x]) if isinstance(loss_fn, pc_kernels.LFCCLoss) else (x, x)
         with pytest.raises(ValueError, match=r"'world': torch\.distributed is not initialised"):
             loss_fn(*given)
+    with pytest.raises(TypeError, match="group, 'world' or None; got str"):
+        pc_kernels.LFCCLoss([1.0], process_group="all")([x], [x])
 
 
 RUN_AND_LEAVE = """

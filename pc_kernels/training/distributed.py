@@ -152,8 +152,10 @@ def together(compute: Callable[[], T], what: str, device: torch.device, group: G
 
     Raises:
         Exception: this rank's own error.
+        TypeError, ValueError: this process is not in the group.
         RuntimeError: another rank's computation failed.
     """
+    _check_member(group)
     result: list[T] = []
     own_error = None
     try:
