@@ -14,6 +14,7 @@ from .losses import (
     AveragePrecisionLoss,
     ContrastiveLoss,
     KendallLoss,
+    LFCCLoss,
     MultiLayerPerceptionCoherenceLoss,
     PerceptionCoherenceFunction,
     PerceptionCoherenceLoss,
@@ -29,6 +30,8 @@ from .losses import (
 from .pairwise import pairwise_dissimilarity
 from .ranks import hard_rank, soft_rank
 from .training.gradient_cache import cached_backward
+from .training.layer_outputs import LayerOutputs
+from .training.low_pass import LowPass
 from .training.pooling import pool_features
 from .training.queue import FeatureQueue
 
@@ -44,6 +47,9 @@ __all__ = [
     "FallbackWarning",
     "FeatureQueue",
     "KendallLoss",
+    "LFCCLoss",
+    "LayerOutputs",
+    "LowPass",
     "MultiLayerPerceptionCoherenceLoss",
     "PerceptionCoherenceFunction",
     "PerceptionCoherenceLoss",

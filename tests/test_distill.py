@@ -22,7 +22,7 @@ from pc_kernels.distill import data, report
 from pc_kernels.distill.__main__ import main
 from pc_kernels.distill.evaluate import Metrics
 from pc_kernels.distill.experiment import FLOOR, TEACHER, Config, Run, SeedResult, run_seed
-from pc_kernels.distill.models import make_student
+from pc_kernels.distill.models import Encoder, make_student
 from pc_kernels.distill.objectives import METHODS
 from pc_kernels.distill.train import calibrate
 
@@ -234,17 +234,31 @@ class TestTraining:
     @pytest.mark.parametrize("name", METHODS)
     def test_objectives(self, name: str) -> None:
         torch.manual_seed(0)
-        student, teacher = torch.randn(16, 4, requires_grad=True), torch.randn(16, 6)
-        objective = METHODS[name].make(4, 6, 0.1)
+        networks = Encoder(1, (3, 5), 4), Encoder(1, (6, 7), 6)
+        objective = METHODS[name].make(*networks, 0.1)
+        shapes = ((3, 8, 8), (5, 4, 4), (4,)), ((6, 8, 8), (7, 4, 4), (6,))
+        student, teacher = (
+            {layer: torch.randn(16, *s) for layer, s in zip(network.layers, of_side, strict=True)}
+            for network, of_side in zip(networks, shapes, strict=True)
+        )
+        learning = student["features"].requires_grad_()
         loss = objective(student, teacher)
         loss.backward()
         assert loss.shape == ()
         assert loss.item() > 0
-        assert student.grad is not None
-        assert student.grad.isfinite().all()
-        if name != "fitnet":  # its projection is trained
-            assert objective(3 * student, teacher).item() == pytest.approx(loss.item(), rel=1e-4)
-            assert objective(5 * teacher, teacher).item() < loss.item() / 4
+        assert learning.grad is not None
+        assert learning.grad.isfinite().all()
+        if name in ("pc", "rkd"):  # the others train projections
+            for scaled, close in (
+                ({"features": 3 * learning}, 1),
+                ({"features": 5 * teacher["features"]}, 0),
+            ):
+                value = objective(scaled, teacher).item()
+                assert (
+                    value == pytest.approx(loss.item(), rel=1e-4)
+                    if close
+                    else value < loss.item() / 4
+                )
 
     def test_floor_keeps_its_weights(self) -> None:
         loaded = data.load("digits", limit=200)
@@ -256,7 +270,7 @@ class TestTraining:
 
     def test_same_seed_same_numbers(self) -> None:
         loaded = data.load("digits", limit=200)
-        config = Config(epochs=1, teacher_epochs=1, batch_size=16)
+        config = Config(epochs=1, teacher_epochs=1, batch_size=16, methods=tuple(METHODS))
         one, two, other = (run_seed(config, loaded, seed) for seed in (5, 5, 6))
         assert list(one.runs) == [TEACHER, FLOOR, *METHODS]
         for name, run in one.runs.items():
@@ -318,21 +332,21 @@ class TestCommandLine:
             assert {"epoch", "loss", "knn", "agreement"} <= set(curve[-1])
         assert results["versions"]["torch"] == torch.__version__
         assert (folder / "table.md").read_text().count("\n|") == 1 + 2 + len(methods)
-        for name in ("curves.png", "ranks.png"):
+        for name in ("curves.png", "ranks.png", "neighbours.png"):
             with Image.open(folder / name) as image:
                 assert min(image.size) > 200
 
     def test_digits(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = "--limit 200 --seeds 3,4 --epochs 2 --teacher-epochs 1 --name tiny --out"
         assert main([*arguments.split(), str(tmp_path)]) == 0
-        self.check(tmp_path / "tiny", tuple(METHODS), ("3", "4"))
+        self.check(tmp_path / "tiny", Config.methods, ("3", "4"))
         assert (tmp_path / "tiny" / "table.md").read_text() in capsys.readouterr().out
 
     def test_images_from_a_tar_as_a_process(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "x.tar.xz", images({"train/": 16, "test/": 6}))
         arguments = (
             f"--data imagefolder:{path} --seeds 0 --epochs 1 --teacher-epochs 1 --threads 1 "
-            f"--batch-size 8 --methods rkd,pc --image-size 16 --out {tmp_path}"
+            f"--batch-size 8 --methods rkd,pc,pc+lfcc --image-size 16 --out {tmp_path}"
         )
         done = subprocess.run(
             [sys.executable, "-m", "pc_kernels.distill", *arguments.split()],
@@ -340,7 +354,7 @@ class TestCommandLine:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "seed 0, PC: 100%" in done.stderr
-        self.check(tmp_path / "imagefolder", ("rkd", "pc"), ("0",))
+        self.check(tmp_path / "imagefolder", ("rkd", "pc", "pc+lfcc"), ("0",))
 
     def test_no_part_of_the_package(self) -> None:
         code = "import sys, pc_kernels; print('sklearn' in sys.modules, 'pc_kernels.distill' in"

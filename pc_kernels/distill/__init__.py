@@ -1,7 +1,7 @@
 """The thin reference trainer: distils a teacher's features into a small student, without labels.
 
 Run it with `python -m pc_kernels.distill`. It compares perception coherence with FitNet's projected
-MSE and RKD distance. It is no part of `import pc_kernels` and needs the extra `distill`.
+MSE, RKD distance and LFCC. It is no part of `import pc_kernels` and needs the extra `distill`.
 """
 
 from importlib.util import find_spec

@@ -12,6 +12,7 @@ import torch
 from . import data, report
 from .experiment import Config, run_seed
 from .models import small
+from .objectives import METHODS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pc_kernels.distill",
         description="Trains a teacher CNN with labels and distils its features, without labels, "
         "into a far smaller student whose features have another width: by perception coherence "
-        "(PC), by FitNet's projected MSE and by RKD distance. Reports linear-probe and kNN "
-        "accuracy and coherence on test images, beside the teacher and the untrained student.",
+        "(PC), by FitNet's projected MSE and by RKD distance; on demand by LFCC, of several layers. "
+        "Reports linear-probe and kNN accuracy and coherence on test images, beside the teacher and "
+        "the untrained student.",
         argument_default=argparse.SUPPRESS,
     )
 
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", str, "name of the run (default: digits or imagefolder)")
     add("--out", str, "folder of all runs; files are written to OUT/NAME/")
     add("--seeds", _numbers, "comma-separated; each trains a teacher and its students")
-    add("--methods", _names, "comma-separated; the students to train")
+    add("--methods", _names, f"comma-separated; the students to train, of {', '.join(METHODS)}")
     add("--epochs", int, "of each student")
     add("--teacher-epochs", int, "of each teacher")
     add("--batch-size", int, "images in a batch, in every training")

@@ -32,7 +32,7 @@ class Config:
     name: str = "digits"
     out: str = "runs"
     seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("pc", "fitnet", "rkd")
     epochs: int = 48
     teacher_epochs: int = 24
     batch_size: int = 32
@@ -121,7 +121,7 @@ def run_seed(config: Config, data: Dataset, seed: int) -> SeedResult:
     for name in config.methods:
         method = METHODS[name]
         student = _fresh(make_student, data, config, seed)
-        objective = method.make(student.width, teacher.width, config.temperature).to(config.device)
+        objective = method.make(student, teacher, config.temperature).to(config.device)
         schedule = Schedule(config.epochs, config.batch_size, config.lr, seed)
         log = _Log(student, teacher, data, config.epochs)
         title = f"seed {seed}, {method.title}"

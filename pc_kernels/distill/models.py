@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .data import Dataset
 
@@ -29,17 +30,30 @@ class Encoder(nn.Module):
         """Builds the stages with PyTorch's default initialisation."""
         super().__init__()
         self.width = width
-        layers: list[nn.Module] = []
-        for before, after in pairwise((in_channels, *channels)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-        layers[-1] = nn.AdaptiveAvgPool2d(1)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1], width))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+                )
+                for a, b in pairwise((in_channels, *channels))
+            )
+        )
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], width)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] (uint8, 0 to 255) to features [B, width]."""
-        features: Tensor = self.layers(images.float() / 255)
+        x = images.float() / 255
+        for number, stage in enumerate(self.stages):
+            x = stage(functional.max_pool2d(x, 2) if number else x)
+        features: Tensor = self.head(x)
         return features
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """The stages and the features, by names that teacher and student share, for `LayerOutputs`."""
+        return {f"stage {i}": f"stages.{i}" for i in range(len(self.stages))} | {"features": "head"}
 
 
 def small(data: Dataset) -> bool:

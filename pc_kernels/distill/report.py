@@ -1,4 +1,4 @@
-"""What a run leaves behind: `results.json`, `table.md` and two plots."""
+"""What a run leaves behind: `results.json`, `table.md` and three plots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pc_kernels
 from .data import Dataset
 from .experiment import FLOOR, TEACHER, Config, Run, SeedResult
 from .objectives import METHODS
-from .plots import plot_curves, plot_ranks
+from .plots import plot_curves, plot_neighbours, plot_ranks
 
 TITLES = {TEACHER: "Teacher (trained with labels)", FLOOR: "Untrained student (floor)"}
 TITLES |= {name: method.title for name, method in METHODS.items()}
@@ -37,7 +37,8 @@ def write(config: Config, data: Dataset, results: Sequence[SeedResult], seconds:
     summary = _plain(summarise(config, data, results, seconds))
     (folder / "results.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     plot_curves(folder / "curves.png", results, TITLES)
-    plot_ranks(folder / "ranks.png", results[0].features, TITLES)
+    plot_ranks(folder / "ranks.png", results[0], TITLES)
+    plot_neighbours(folder / "neighbours.png", results[0], data.test, TITLES)
     return markdown
 
 

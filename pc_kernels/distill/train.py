@@ -12,6 +12,8 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 from tqdm import trange
 
+from pc_kernels import LayerOutputs
+
 from .data import Dataset, augment
 from .models import Encoder
 
@@ -48,19 +50,23 @@ def distil(
     title: str,
     after_epoch: AfterEpoch,
 ) -> None:
-    """Trains the student by `objective(student features, teacher features)`, without labels.
+    """Trains the student by `objective(student's layers, teacher's layers)`, without labels.
 
     Both see the same augmented batch, the teacher in evaluation mode: nothing is precomputed.
     """
     teacher.eval()
+    with (
+        LayerOutputs(student, student.layers) as mine,
+        LayerOutputs(teacher, teacher.layers) as theirs,
+    ):
 
-    def loss(images: Tensor, _: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = teacher(images)
-        value: Tensor = objective(student(images), target)
-        return value
+        def loss(images: Tensor, _: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = theirs(images).layers
+            value: Tensor = objective(mine(images).layers, target)
+            return value
 
-    _fit(nn.ModuleList([student, objective]), loss, data, schedule, title, after_epoch)
+        _fit(nn.ModuleList([student, objective]), loss, data, schedule, title, after_epoch)
 
 
 def calibrate(encoder: Encoder, data: Dataset, batch_size: int) -> None:

@@ -10,6 +10,7 @@ from .contrastive import ContrastiveLoss, SoftTargets, contrastive_loss
 from .correlation import KendallLoss, SpearmanLoss
 from .function import LossFunction, PerceptionCoherenceFunction, Task
 from .layers import MultiLayerPerceptionCoherenceLoss
+from .lfcc import LFCCLoss
 from .listwise import ApproxMRRLoss, ApproxNDCGLoss, ListLoss, RankNetLoss
 from .matrices import coherence_loss_from_dissimilarities
 from .ranking import RankingLoss, ranking_loss
@@ -22,6 +23,7 @@ __all__ = [
     "AveragePrecisionLoss",
     "ContrastiveLoss",
     "KendallLoss",
+    "LFCCLoss",
     "ListLoss",
     "LossFunction",
     "MultiLayerPerceptionCoherenceLoss",

@@ -29,7 +29,15 @@ from ..checks import (
 from ..contrast import Candidates, Contrast, check_pair
 from ..ops import run_contrast
 from ..recipe import named_options, shows_options, signature_with
-from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
+from ..training.distributed import (
+    Group,
+    GroupOrWorld,
+    SharesGroup,
+    gather_batch,
+    joint_loss,
+    live_group,
+    sum_over_ranks,
+)
 from .contrastive_recipe import OPTIONS, ContrastiveOptions, ContrastiveRecipe
 from .function import Given, LossFunction
 from .scaling import scaled
@@ -178,7 +186,7 @@ def contrastive_loss(
     targets: SoftTargets | None = None,
     weights: Tensor | None = None,
     pair_mask: Tensor | None = None,
-    process_group: Group | None = None,
+    process_group: GroupOrWorld | None = None,
     **options: Unpack[ContrastiveOptions],
 ) -> Tensor:
     """How well each query finds its own key among all keys.
@@ -233,7 +241,7 @@ def contrastive_loss(
     return _loss_of(inputs, recipe_of, process_group)
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(SharesGroup):
     """`contrastive_loss` as a module.
 
     A temperature, logit_scale or bias that is an `nn.Parameter` becomes a parameter of the module.
@@ -247,7 +255,7 @@ class ContrastiveLoss(nn.Module):
     """
 
     def __init__(
-        self, *, process_group: Group | None = None, **options: Unpack[ContrastiveOptions]
+        self, *, process_group: GroupOrWorld | None = None, **options: Unpack[ContrastiveOptions]
     ) -> None:
         """Checks the options, so that a mistake shows where it is made."""
         super().__init__()
@@ -286,9 +294,10 @@ ContrastiveLoss.__signature__ = signature_with(  # type: ignore[attr-defined]
 
 
 def _loss_of(
-    inputs: _Inputs, recipe_of: Callable[[], ContrastiveRecipe], group: Group | None
+    inputs: _Inputs, recipe_of: Callable[[], ContrastiveRecipe], process_group: GroupOrWorld | None
 ) -> Tensor:
     """The loss that a recipe describes, of one process or of a group."""
+    group = live_group(process_group)
     if group is not None:
         return _joint_loss(inputs, recipe_of, group)
     recipe = recipe_of()

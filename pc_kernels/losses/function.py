@@ -108,9 +108,8 @@ class LossFunction(torch.autograd.Function):
         if at_once:
             ctx.save_for_backward(*gradients)
         elif wanted:
-            ctx.save_for_backward(
-                weights, teacher, student_refs, teacher_refs, pair_mask, *students
-            )
+            saved = (weights, teacher, student_refs, teacher_refs, pair_mask, *students)
+            ctx.save_for_backward(*map(_savable, saved))
         total = (losses * weights).sum(0)
         return total if task.recipe.reduction == "none" else total.sum()
 
@@ -128,6 +127,13 @@ class LossFunction(torch.autograd.Function):
         to_refs = gradients.pop() if ctx.with_refs else None
         first, *others = gradients
         return (first, None, to_refs, None, None, None, None, *others)[: ctx.inputs]
+
+
+def _savable(x: Tensor | None) -> Tensor | None:
+    """What autograd may save: not a tensor of inference mode, as a teacher's may be."""
+    if x is None or torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    return x.clone()
 
 
 class PerceptionCoherenceFunction(LossFunction):

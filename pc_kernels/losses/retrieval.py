@@ -27,7 +27,15 @@ from ..positives import Positives
 from ..precision import exact_arithmetic
 from ..recipe import SCORE_OPTIONS, Recipe
 from ..sweep import default_chunk_bytes
-from ..training.distributed import Group, gather_batch, joint_loss, sum_over_ranks
+from ..training.distributed import (
+    Group,
+    GroupOrWorld,
+    SharesGroup,
+    gather_batch,
+    joint_loss,
+    live_group,
+    sum_over_ranks,
+)
 from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
@@ -166,7 +174,7 @@ class RetrievalFunction(torch.autograd.Function):
         return (grads[0], grads[1] if len(grads) > 1 else None, None, None)
 
 
-class RetrievalLoss(RecipeModule):
+class RetrievalLoss(RecipeModule, SharesGroup):
     """A loss of retrieval, as a module: a subclass says in `per_query` what a query's loss is."""
 
     allowed = RETRIEVAL_OPTIONS
@@ -185,7 +193,7 @@ class RetrievalLoss(RecipeModule):
         *,
         normalize: bool = True,
         with_query: bool = True,
-        process_group: Group | None = None,
+        process_group: GroupOrWorld | None = None,
         **options: Any,
     ) -> None:
         """See the subclass."""
@@ -218,32 +226,38 @@ class RetrievalLoss(RecipeModule):
             TypeError, ValueError: an argument is not what is said here.
         """
         check = partial(check_retrieval, embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        start = None
-        if self.process_group is None:
+        group, start = live_group(self.process_group), None
+        if group is None:
             check()
             queries = self._points(embeddings, ref_emb)
             refs = None if ref_emb is None else self._points(ref_emb, embeddings)
         else:
-            queries, refs, ref_labels, start = self._gathered(embeddings, labels, ref_emb, check)
+            queries, refs, ref_labels, start = self._gathered(
+                embeddings, labels, ref_emb, check, group
+            )
         positives = Positives.of(labels, ref_labels, start)
         counted = positives.others() > 0
         total = counted.sum()
-        if self.process_group is not None:
-            total = sum_over_ranks(total, self.process_group)
+        if group is not None:
+            total = sum_over_ranks(total, group)
         weights = counted.to(queries.dtype)
         if self.recipe.reduction == "mean":
             weights = weights / total.clamp(min=1)
         search = Search(self.recipe, positives, self.with_query, self.per_query)
         loss = RetrievalFunction.apply(queries, refs, weights, search)
-        if self.process_group is None:
+        if group is None:
             return loss
-        return joint_loss(loss, self.recipe.reduction, self.process_group)
+        return joint_loss(loss, self.recipe.reduction, group)
 
     def _gathered(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, check: Callable[[], None]
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        check: Callable[[], None],
+        group: Group,
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """This rank's points, those of all ranks and their labels, and where this rank's begin."""
-        assert self.process_group is not None
 
         def agreed() -> dict[str, Any]:
             check()
@@ -253,7 +267,7 @@ class RetrievalLoss(RecipeModule):
 
         column = labels.reshape(-1, 1).long() if isinstance(labels, Tensor) else labels
         names = ("embeddings", "labels")
-        joint = gather_batch(embeddings, column, None, agreed, self.process_group, names)
+        joint = gather_batch(embeddings, column, None, agreed, group, names)
         assert joint.teacher is not None
         points = self._points(joint.student)
         mine = points[joint.start : joint.start + len(embeddings)]

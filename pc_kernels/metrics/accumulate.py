@@ -19,7 +19,7 @@ from ..dissimilarities import Dissimilarity
 from ..lists import Lists
 from ..recipe import Recipe
 from ..reference import Coherence
-from ..training.distributed import Group, check_member, sum_over_ranks
+from ..training.distributed import Group, GroupOrWorld, check_member, live_group, sum_over_ranks
 from . import lists as of_lists
 from .retrieval import Retrieval, Search, means
 
@@ -27,12 +27,17 @@ from .retrieval import Retrieval, Search, means
 class Metric:
     """What is gathered from batch to batch, and what it comes to."""
 
-    def __init__(self, process_group: Group | None = None) -> None:
+    def __init__(self, process_group: GroupOrWorld | None = None) -> None:
         """Nothing gathered yet; process_group: the ranks that share the data."""
-        if process_group is not None:
-            check_member(process_group)
         self.process_group = process_group
+        if isinstance(process_group, Group):
+            check_member(process_group)
         self.reset()
+
+    @property
+    def group(self) -> Group | None:
+        """The ranks that share the data."""
+        return live_group(self.process_group)
 
     def reset(self) -> None:
         """Forgets all data."""
@@ -49,7 +54,7 @@ class ListMetric(Metric):
     measure: ClassVar[of_lists.Measure]
     """The metric of lists."""
 
-    def __init__(self, *, process_group: Group | None = None, **options: Any) -> None:
+    def __init__(self, *, process_group: GroupOrWorld | None = None, **options: Any) -> None:
         """Takes the options of the metric of lists, and the ranks that share the data."""
         super().__init__(process_group)
         of_lists.check_options(type(self).measure, options)
@@ -76,8 +81,8 @@ class ListMetric(Metric):
     def compute(self) -> Tensor:
         """See `Metric`."""
         sums = self._sums
-        if self.process_group is not None:
-            sums = sum_over_ranks(sums, self.process_group)
+        if self.group is not None:
+            sums = sum_over_ranks(sums, self.group)
         return sums[0] / sums[1]
 
 
@@ -121,11 +126,11 @@ class PoolMetric(Metric):
     def _all(self) -> tuple[list[Tensor], range]:
         """The data of all ranks, one tensor for each of the names, and which rows are this rank's."""
         mine = [torch.cat(parts) for parts in zip(*self._kept, strict=True)]
-        if self.process_group is None:
+        if self.group is None:
             return mine, range(len(mine[0]) if mine else 0)
-        ranks: list[Any] = [None] * dist.get_world_size(self.process_group)
-        dist.all_gather_object(ranks, [x.cpu() for x in mine], group=self.process_group)
-        own = dist.get_rank(self.process_group)
+        ranks: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(ranks, [x.cpu() for x in mine], group=self.group)
+        own = dist.get_rank(self.group)
         start = sum(len(data[0]) for data in ranks[:own] if data)
         device = mine[0].device if mine else "cpu"
         whole = [torch.cat(parts).to(device) for parts in zip(*filter(None, ranks), strict=True)]
@@ -183,7 +188,7 @@ class RetrievalMetric(PoolMetric):
         k: int | Sequence[int] = (1, 10),
         *,
         normalize: bool = True,
-        process_group: Group | None = None,
+        process_group: GroupOrWorld | None = None,
     ) -> None:
         """Options as for `retrieval`."""
         super().__init__(process_group)
@@ -203,8 +208,8 @@ class RetrievalMetric(PoolMetric):
             embeddings, labels = data
             search = Search.of(embeddings, labels, None, None, self.normalize)
             sums = search.sums(self.k, own)
-        if self.process_group is not None:
-            sums = sum_over_ranks(sums, self.process_group)
+        if self.group is not None:
+            sums = sum_over_ranks(sums, self.group)
         return means(sums, self.k)
 
 
@@ -216,7 +221,7 @@ class CoherenceMetric(PoolMetric):
         *,
         dissimilarity: Dissimilarity = "euclidean",
         teacher_dissimilarity: Dissimilarity | None = None,
-        process_group: Group | None = None,
+        process_group: GroupOrWorld | None = None,
     ) -> None:
         """Options as for `coherence`."""
         super().__init__(process_group)
@@ -235,6 +240,6 @@ class CoherenceMetric(PoolMetric):
         if data:
             student, teacher = data
             sums = coherence_sums(student, teacher, None, None, self.recipe, own)
-        if self.process_group is not None:
-            sums = sum_over_ranks(sums, self.process_group)
+        if self.group is not None:
+            sums = sum_over_ranks(sums, self.group)
         return Coherence(*(sums[:2] / sums[2]))

@@ -14,17 +14,69 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
 KINDS = (*FLOATS, torch.int64)
 """Dtypes of what ranks gather."""
+GroupOrWorld = Group | Literal["world"]
+"""A live group; or all processes, whose group need not be there before the loss is called."""
+T = TypeVar("T")
+
+
+def live_group(group: GroupOrWorld | None) -> Group | None:
+    """The group that is meant.
+
+    Raises:
+        ValueError: "world", and there is none yet.
+    """
+    if not isinstance(group, str) or group != "world":
+        return group
+    if dist.group.WORLD is None:
+        raise ValueError(
+            "process_group='world': torch.distributed is not initialised; call init_process_group first"
+        )
+    return dist.group.WORLD
+
+
+class SharesGroup(nn.Module):
+    """A module with a `process_group`: its copies share the group, its pickles may name the world's."""
+
+    process_group: GroupOrWorld | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which both go this way."""
+        group = self.process_group
+        shared = _Shared(group) if isinstance(group, Group) else group
+        return {**self.__dict__, "process_group": shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle."""
+        group = state["process_group"]
+        super().__setstate__({**state, "process_group": getattr(group, "group", group)})
+
+
+class _Shared:
+    """A group on its way into a copy or a pickle."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.group is dist.group.WORLD:
+            return str, ("world",)
+        raise TypeError(
+            "process_group: only 'world' can be pickled; set it to None before, and again afterwards"
+        )
 
 
 class JointBatch(NamedTuple):
@@ -93,9 +145,7 @@ def gather_batch(
     )
 
 
-def together(
-    compute: Callable[[], Tensor], what: str, device: torch.device, group: Group
-) -> Tensor:
+def together(compute: Callable[[], T], what: str, device: torch.device, group: Group) -> T:
     """What `compute` returns; where it raises on one rank, every rank raises.
 
     Args:
@@ -106,11 +156,14 @@ def together(
 
     Raises:
         Exception: this rank's own error.
+        TypeError, ValueError: this process is not in the group.
         RuntimeError: another rank's computation failed.
     """
-    result, own_error = None, None
+    check_member(group)
+    result: list[T] = []
+    own_error = None
     try:
-        result = compute()
+        result.append(compute())
     except Exception as error:
         own_error = error
     table = _describe_all([int(own_error is not None)], device, group)
@@ -119,8 +172,7 @@ def together(
     failed = [rank for rank, row in enumerate(table) if row[0]]
     if failed:
         raise RuntimeError(f"process_group: {what} failed on ranks {failed}; see their errors")
-    assert result is not None
-    return result
+    return result[0]
 
 
 def described(value: object) -> str:
@@ -136,7 +188,9 @@ def check_member(group: object) -> None:
     if group is not dist.GroupMember.NON_GROUP_MEMBER:
         if not isinstance(group, Group):
             came = type(group).__name__
-            raise TypeError(f"process_group must be a torch.distributed group; got {came}")
+            raise TypeError(
+                f"process_group must be a torch.distributed group, 'world' or None; got {came}"
+            )
         if dist.get_rank(group) >= 0:
             return
     raise ValueError(
