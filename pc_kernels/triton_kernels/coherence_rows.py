@@ -8,10 +8,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
+from .dissimilarity import GIVEN, Gram, offset_of, row_extent
 from .formulas import value_and_slope
-from .grid import clear, density_function, place, scratch, spread
-from .row import Row, counted, row_range, store_undefined
+from .grid import clear, scratch
+from .row import Row, counted, store_undefined
 from .row_sums import (
     Gradient,
     Options,
@@ -39,17 +39,15 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
     push_ptr = grid.spare
     slope_ptr = push_ptr + (row.count + 15) // 16 * 16
     offset = offset_of(gram, i)
-    if gram.DISSIMILARITY != GIVEN and not READY:
-        dissimilarity_row(row, gram, i, offset, options.BLOCK)
-    extent = row_range(row, options.BLOCK)
+    PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN and not READY
+    extent = row_extent(row, gram, i, offset, PRODUCTS, options.BLOCK)
     any_target = tl.load(loss.target)  # undefined ranks are so throughout
-    if extent.fit & (any_target == any_target):
+    if extent.defined & extent.limited & (any_target == any_target):
         scale = row_scale(row, extent, grid, options)
         if scale.on_grid:
+            clear(grid, scale.cells, options.BLOCK)
             spread_to_density(row, None, scale, grid, options)
-            if loss.WITH_GRAD:
-                clear(grid, scale.cells, options.BLOCK)
-        total = tl.full((), 0.0, tl.float64)
+        total = tl.zeros([options.BLOCK], tl.float64)
         others = tl.maximum(scale.number - 1, 1).to(tl.float32)
         for first in range(0, row.count, options.BLOCK):
             j = first + tl.arange(0, options.BLOCK)
@@ -59,22 +57,20 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
             sums, density = sums_at(row, d, valid, scale, grid, options)
             residual = tl.where(valid, (sums - 0.5) / others - target, 0.0)
             value, slope = value_and_slope(residual, loss.PENALTY)
-            total += tl.sum(value.to(tl.float64), axis=0)
+            total += value.to(tl.float64)
             if loss.WITH_GRAD:
                 tl.store(slope_ptr + j, slope, mask=j < row.count)
                 tl.store(push_ptr + j, density, mask=valid)
-                if scale.on_grid:
-                    cell, u = place(d, valid, scale)
-                    spread(grid, cell, u, slope, valid)
         size = tl.maximum(scale.number, 1).to(tl.float64)
-        tl.store(loss.losses + i, tl.where(scale.number > 1, total / size, 0.0).to(tl.float32))
+        mean = tl.sum(total, axis=0) / size
+        tl.store(loss.losses + i, tl.where(scale.number > 1, mean, 0.0).to(tl.float32))
         if loss.WITH_GRAD:
             tl.debug_barrier()
+            slopes = Slopes(slope_ptr, 1.0)
             if scale.on_grid:
-                density_function(grid, scale.cells, options.RELAXATION, False)
+                spread_to_density(row, slopes, scale, grid, options)
             pairs = tl.maximum(size * (size - 1.0), 1.0)
             factor = (tl.load(loss.weights + i).to(tl.float64) / pairs).to(tl.float32)
-            slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
             rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)
     else:

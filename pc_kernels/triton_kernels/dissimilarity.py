@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .row import Row
+from .row import Row, counted, empty_tally, extent_of, tallied
 
 CODES = {"given": 0, "euclidean": 1, "sqeuclidean": 2, "cosine": 3}
 """What the kernels call a dissimilarity."""
@@ -93,28 +93,63 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
 
 
 @triton.jit
+def near_dissimilarities(gram, i, j, near, offset, BLOCK: tl.constexpr):
+    """δ of near pairs less the row's offset, from the differences of their features."""
+    anchor_sq = tl.load(gram.anchor_sq + i)
+    short = squared_distances(gram, i, j, near, BLOCK)
+    squared = tl.where(offset > 0.0, short - anchor_sq, short)
+    return dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
+
+
+@triton.jit
 def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
-    """A block of a Gram row in place: δ less the row's offset. The anchor's own place gets garbage."""
+    """δ of a block of a Gram row, less the row's offset, and which pairs are near and wait for theirs."""
     anchor_sq = tl.load(gram.anchor_sq + i)
     j = first + tl.arange(0, BLOCK)
     inside = j < row.count
     products = tl.load(row.x + j, mask=inside, other=0.0)
     reference_sq = tl.load(gram.reference_sq + j, mask=inside, other=0.0)
-    squared, near = squares_of(products, anchor_sq, reference_sq, offset)
-    near = near & inside & (j != row.own)
-    if tl.max(near.to(tl.int32), axis=0) > 0:
-        short = squared_distances(gram, i, j, near, BLOCK)
-        squared = tl.where(near, tl.where(offset > 0.0, short - anchor_sq, short), squared)
-    value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
-    tl.store(row.x + j, value, mask=inside)
+    if offset > 0.0:
+        squared, near = squares_of(products, anchor_sq, reference_sq, offset)
+        value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
+    else:
+        squared, near = squares_of(products, anchor_sq, reference_sq, 0.0)
+        value = dissimilarity_of(squared, anchor_sq, 0.0, gram.DISSIMILARITY)
+    return value, near & counted(j, row)
 
 
 @triton.jit
-def dissimilarity_row(row, gram, i, offset, BLOCK: tl.constexpr):
-    """The Gram row of anchor i in place; ends with a barrier."""
+def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The `Extent` of anchor i's row. Where it holds PRODUCTS, they become δ less the offset first.
+
+    What does not count gets garbage. Near pairs are rare: an infinity marks their places, and only if
+    there are any does a second pass follow. Ends with a barrier.
+    """
+    tally = empty_tally(BLOCK)
+    marked = tl.zeros([BLOCK], tl.int32)
     for first in range(0, row.count, BLOCK):
-        dissimilarity_block(row, gram, i, offset, first, BLOCK)
-    tl.debug_barrier()
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        if PRODUCTS:
+            x, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
+            tl.store(row.x + j, tl.where(near, float("-inf"), x), mask=j < row.count)
+            marked |= near.to(tl.int32)
+            valid = valid & (near == 0)
+        else:
+            x = tl.load(row.x + j, mask=valid, other=0.0)
+        tally = tallied(tally, x, valid)
+    if PRODUCTS:
+        if tl.max(marked, axis=0) > 0:
+            for first in range(0, row.count, BLOCK):
+                j = first + tl.arange(0, BLOCK)
+                valid = counted(j, row)
+                near = tl.load(row.x + j, mask=valid, other=0.0) == float("-inf")
+                if tl.max(near.to(tl.int32), axis=0) > 0:
+                    x = near_dissimilarities(gram, i, j, near, offset, BLOCK)
+                    tl.store(row.x + j, x, mask=near)
+                    tally = tallied(tally, x, near)
+        tl.debug_barrier()
+    return extent_of(tally)
 
 
 @triton.jit
@@ -126,6 +161,16 @@ def dissimilarity_backward(d, grad, offset, DISSIMILARITY: tl.constexpr):
     if DISSIMILARITY == SQEUCLIDEAN:
         grad = 2.0 * grad
     return grad
+
+
+@triton.jit
+def dissimilarity_part(row, gram, i, offset, first, BLOCK: tl.constexpr):
+    """A block of a Gram row becomes δ less the row's offset, in place."""
+    j = first + tl.arange(0, BLOCK)
+    value, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
+    if tl.max(near.to(tl.int32), axis=0) > 0:
+        value = tl.where(near, near_dissimilarities(gram, i, j, near, offset, BLOCK), value)
+    tl.store(row.x + j, value, mask=j < row.count)
 
 
 @triton.jit
@@ -143,8 +188,10 @@ def dissimilarity_kernel(
 ):
     """The stage standing alone: a program is a block of a row."""
     i = tl.program_id(0)
+    first = tl.program_id(1) * BLOCK
     values = values_ptr + tl.cast(i, tl.int64) * count
-    dissimilarity_block(
+    offset = tl.load(offsets_ptr + i)
+    dissimilarity_part(
         Row(values, count, -1, values, False),
         Gram(
             anchors_ptr,
@@ -156,8 +203,8 @@ def dissimilarity_kernel(
             DISSIMILARITY,
         ),
         i,
-        tl.load(offsets_ptr + i),
-        tl.program_id(1) * BLOCK,
+        offset,
+        first,
         BLOCK,
     )
 

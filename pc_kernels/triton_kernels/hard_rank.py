@@ -11,8 +11,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
-from .row import Row, counted, finite, present
+from .dissimilarity import GIVEN, Gram, offset_of, row_extent
+from .row import Row, counted, present
+from .row_sums import pair_scale
 
 
 class Buckets(NamedTuple):
@@ -25,6 +26,14 @@ class Buckets(NamedTuple):
     ordered: tl.tensor
     """The values, bucket by bucket."""
     number: tl.tensor
+
+
+class Fit(NamedTuple):
+    """Float32 factors whose product spreads a row's values over the buckets (`pair_scale`)."""
+
+    half: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
 
 
 class Options(NamedTuple):
@@ -47,31 +56,11 @@ def mid_rank(below, equal, number):
 
 
 @triton.jit
-def value_range(row, BLOCK: tl.constexpr):
-    """Of the values that count: how many, how many NaN and infinite, and the finite ones' range."""
-    number = tl.full((), 0, tl.int32)
-    nans = tl.full((), 0, tl.int32)
-    infinities = tl.full((), 0, tl.int32)
-    low = tl.full((), float("inf"), tl.float32)
-    high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, row.count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        fit = valid & finite(x)
-        number += tl.sum(valid.to(tl.int32), axis=0)
-        nans += tl.sum((x != x).to(tl.int32), axis=0)
-        infinities += tl.sum((valid & (fit == 0)).to(tl.int32), axis=0)
-        low = tl.minimum(low, tl.min(tl.where(fit, x, float("inf")), axis=0))
-        high = tl.maximum(high, tl.max(tl.where(fit, x, float("-inf")), axis=0))
-    return number, nans, infinities - nans, low, high
-
-
-@triton.jit
-def bucket_of(x, low, scale, buckets):
-    """Monotone in x, infinities included."""
-    t = (x.to(tl.float64) - low) * scale
-    return tl.minimum(tl.maximum(t, 0.0), tl.cast(buckets - 1, tl.float64)).to(tl.int32)
+def bucket_of(x, low, fit, buckets):
+    """Monotone in x, infinities included; `low` is the lowest value halved, or not, as `fit` says."""
+    t = (x * fit.half - low) * fit.first * fit.second
+    last = tl.cast(buckets - 1, tl.float32)
+    return tl.minimum(tl.maximum(t, 0.0), last).to(tl.int32)
 
 
 @triton.jit
@@ -84,62 +73,73 @@ def rank_all_pairs(row, rank_ptr, number, BLOCK: tl.constexpr, PAIRS: tl.constex
     equal = tl.zeros([BLOCK], tl.int32)
     for first in range(0, row.count, PAIRS):
         k = first + tl.arange(0, PAIRS)
-        other = tl.load(row.x + k, mask=counted(k, row), other=float("nan"))[None, :]
-        below += tl.sum((other < x[:, None]).to(tl.int32), axis=1)  # a NaN compares false
-        equal += tl.sum((other == x[:, None]).to(tl.int32), axis=1)
+        other = tl.load(row.x + k, mask=counted(k, row), other=float("nan"))[:, None]
+        below += tl.sum((other < x[None, :]).to(tl.int32), axis=0)  # a NaN compares false
+        equal += tl.sum((other == x[None, :]).to(tl.int32), axis=0)
     tl.debug_barrier()  # ranks may take the values' place
     rank = present(mid_rank(below, equal, number), valid, row)
     tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
 @triton.jit
-def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.constexpr):
-    """Ranks of a row of any length, without NaN."""
-    lane = tl.arange(0, BLOCK)
-    for first in range(0, buckets.number, BLOCK):
-        b = first + lane
-        tl.store(buckets.sizes + b, tl.zeros([BLOCK], tl.int32), mask=b < buckets.number)
-    tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
-        j = first + lane
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        place = tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
-        tl.store(buckets.places + j, place, mask=valid)
-    tl.debug_barrier()
+def starts_of(buckets, BLOCK: tl.constexpr):
+    """Where each bucket starts: the sizes' running sum. Returns the largest size."""
     before = tl.full((), 0, tl.int32)
+    largest = tl.zeros([BLOCK], tl.int32)
     for first in range(0, buckets.number, BLOCK):
-        b = first + lane
+        b = first + tl.arange(0, BLOCK)
         inside = b < buckets.number
         size = tl.load(buckets.sizes + b, mask=inside, other=0, cache_modifier=".cg")
         tl.store(buckets.starts + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
         before += tl.sum(size, axis=0)
+        largest = tl.maximum(largest, size)
+    return tl.max(largest, axis=0)
+
+
+@triton.jit
+def rank_by_buckets(row, rank_ptr, buckets, extent, fit, options):
+    """Ranks of a row of any length, without NaN."""
+    lane = tl.arange(0, options.BLOCK)
+    low = tl.where(extent.low <= extent.high, extent.low, 0.0) * fit.half
+    for first in range(0, buckets.number, options.BLOCK):
+        b = first + lane
+        tl.store(buckets.sizes + b, tl.zeros([options.BLOCK], tl.int32), mask=b < buckets.number)
     tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
-        place = tl.load(buckets.places + j, mask=valid, other=0)
+        bucket = bucket_of(x, low, fit, buckets.number)
+        place = tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
+        tl.store(buckets.places + j, place, mask=valid)
+    tl.debug_barrier()
+    largest = starts_of(buckets, 8 * options.BLOCK)
+    tl.debug_barrier()
+    for first in range(0, row.count, options.BLOCK):
+        j = first + lane
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        start = tl.load(buckets.starts + bucket_of(x, low, fit, buckets.number), mask=valid)
+        place = tl.load(buckets.places + j, mask=valid)
         tl.store(buckets.ordered + start + place, x, mask=valid)
     tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
-        size = tl.load(buckets.sizes + bucket, mask=valid, other=0, cache_modifier=".cg")
+        start = tl.load(
+            buckets.starts + bucket_of(x, low, fit, buckets.number), mask=valid, other=0
+        )
         below = start
-        equal = tl.zeros([BLOCK], tl.int32)
-        for i in range(tl.max(size, axis=0)):
-            inside = valid & (i < size)
-            other = tl.load(buckets.ordered + start + i, mask=inside, other=float("nan"))
-            below += (other < x).to(tl.int32)
-            equal += (other == x).to(tl.int32)
-        rank = present(mid_rank(below, equal, number), valid, row)
+        equal = tl.zeros([options.BLOCK], tl.int32)
+        for i in range(0, largest, options.PAIRS):
+            # Behind the bucket lie greater values, and then none.
+            at = start[None, :] + (i + tl.arange(0, options.PAIRS))[:, None]
+            inside = at < extent.number
+            other = tl.load(buckets.ordered + at, mask=inside, other=float("nan"))
+            below += tl.sum((other < x[None, :]).to(tl.int32), axis=0)
+            equal += tl.sum((other == x[None, :]).to(tl.int32), axis=0)
+        rank = present(mid_rank(below, equal, extent.number), valid, row)
         tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
@@ -147,14 +147,13 @@ def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.conste
 def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
     """Ranks of the row of anchor i; 0 where nothing counts."""
     BLOCK: tl.constexpr = options.BLOCK
-    if gram.DISSIMILARITY != GIVEN:
-        dissimilarity_row(row, gram, i, offset_of(gram, i), BLOCK)
-    number, nans, infinities, low, high = value_range(row, BLOCK)
-    undefined = nans > 0
+    PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN
+    extent = row_extent(row, gram, i, offset_of(gram, i), PRODUCTS, BLOCK)
+    undefined = extent.defined == 0
     if options.FINITE:
-        undefined = (nans + infinities) > 0
-    alike = (infinities == 0) & (high <= low)
-    if undefined | alike | (number < 2):
+        undefined = undefined | (extent.limited == 0)
+    alike = extent.limited & (extent.high <= extent.low)
+    if undefined | alike | (extent.number < 2):
         value = tl.where(undefined, float("nan"), 0.5)
         for first in range(0, row.count, BLOCK):
             j = first + tl.arange(0, BLOCK)
@@ -163,13 +162,13 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
             rank = present(tl.zeros([BLOCK], tl.float32) + value, written, row)
             tl.store(rank_ptr + j, rank, mask=j < row.count)
     elif options.SHORT:
-        rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
+        rank_all_pairs(row, rank_ptr, extent.number, BLOCK, options.PAIRS)
     else:
-        apart = high > low  # or there are infinities, and at most one finite value
-        extent = tl.where(apart, high.to(tl.float64) - low, 1.0)
-        scale = tl.where(apart, tl.cast(buckets.number - 1, tl.float64) / extent, 1.0)
-        low = tl.where(low <= high, low, 0.0)
-        rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK)
+        apart = extent.high > extent.low  # or there are infinities, and at most one finite value
+        range_ = tl.where(apart, extent.high.to(tl.float64) - extent.low, 1.0)
+        per_unit = tl.cast(buckets.number - 1, tl.float64) / range_
+        half, one, two = pair_scale(per_unit, extent.low, extent.high)
+        rank_by_buckets(row, rank_ptr, buckets, extent, Fit(half, one, two), options)
 
 
 @triton.jit(do_not_specialize=["self_start"])

@@ -6,9 +6,6 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-LARGEST = tl.constexpr(3.4028234663852886e38)
-
-
 class Row(NamedTuple):
     """A row in memory. A value counts unless it is the anchor's own or masked out.
 
@@ -26,14 +23,27 @@ class Row(NamedTuple):
     HAS_KEEP: tl.constexpr
 
 
+class Tally(NamedTuple):
+    """What the `Extent` is made of, lane by lane: tensors that a block of threads sums once, at the end."""
+
+    number: tl.tensor
+    limited: tl.tensor
+    total: tl.tensor
+    low: tl.tensor
+    high: tl.tensor
+
+
 class Extent(NamedTuple):
-    """Of the values that count: how many, their sum and range, and whether all are finite."""
+    """Of the values that count: how many, the sum and range of those that are no infinities, and flags."""
 
     number: tl.tensor
     total: tl.tensor
     low: tl.tensor
     high: tl.tensor
-    fit: tl.tensor
+    defined: tl.tensor
+    """None is NaN."""
+    limited: tl.tensor
+    """None is an infinity."""
 
 
 @triton.jit
@@ -52,30 +62,35 @@ def present(value, valid, row):
 
 
 @triton.jit
-def finite(x):
-    """Neither NaN nor infinite."""
-    return tl.abs(x) <= LARGEST
+def empty_tally(BLOCK: tl.constexpr):
+    """The `Tally` of nothing."""
+    none = tl.zeros([BLOCK], tl.int32)
+    inf = tl.full([BLOCK], float("inf"), tl.float32)
+    return Tally(none, none, tl.zeros([BLOCK], tl.float64), inf, -inf)
 
 
 @triton.jit
-def row_range(row, BLOCK: tl.constexpr):
-    """The `Extent` of a row."""
-    number = tl.full((), 0, tl.int32)
-    unfit = tl.full((), 0, tl.int32)
-    total = tl.full((), 0.0, tl.float64)
-    low = tl.full((), float("inf"), tl.float32)
-    high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, row.count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        fit = valid & finite(x)
-        number += tl.sum(valid.to(tl.int32), axis=0)
-        unfit += tl.sum((valid & (fit == 0)).to(tl.int32), axis=0)
-        total += tl.sum(tl.where(fit, x, 0.0).to(tl.float64), axis=0)
-        low = tl.minimum(low, tl.min(tl.where(fit, x, float("inf")), axis=0))
-        high = tl.maximum(high, tl.max(tl.where(fit, x, float("-inf")), axis=0))
-    return Extent(number, total, low, high, unfit == 0)
+def tallied(tally, x, valid):
+    """The `Tally` with a block of values more."""
+    limited = valid & (tl.abs(x) != float("inf"))
+    return Tally(
+        tally.number + valid.to(tl.int32),
+        tally.limited + limited.to(tl.int32),
+        tally.total + tl.where(limited, x, 0.0).to(tl.float64),
+        tl.minimum(tally.low, tl.where(limited, x, float("inf"))),
+        tl.maximum(tally.high, tl.where(limited, x, float("-inf"))),
+    )
+
+
+@triton.jit
+def extent_of(tally):
+    """The `Extent` of what was tallied. Finite float32 numbers have a float64 sum: NaN shows in it."""
+    number = tl.sum(tally.number, axis=0)
+    total = tl.sum(tally.total, axis=0)
+    low = tl.min(tally.low, axis=0)
+    high = tl.max(tally.high, axis=0)
+    limited = tl.sum(tally.limited, axis=0) == number
+    return Extent(number, total, low, high, total == total, limited)
 
 
 @triton.jit

@@ -14,11 +14,12 @@ from .dissimilarity import dissimilarity_backward
 from .formulas import step_and_density
 from .grid import (
     INVERSE_STEPS,
+    LANES,
     clear,
     density_function,
+    entry,
     gather,
     gather_rank,
-    of_relaxation,
     place,
     spread,
 )
@@ -87,23 +88,23 @@ def row_scale(row, extent, grid, options):
     low = tl.where(extent.number > 0, extent.low, 0.0)
     high = tl.where(extent.number > 0, extent.high, 0.0)
     if options.SCALE_STD:
-        squares = tl.full((), 0.0, tl.float64)
+        squares = tl.zeros([options.BLOCK], tl.float64)
         for first in range(0, row.count, options.BLOCK):
             j = first + tl.arange(0, options.BLOCK)
             valid = counted(j, row)
             x = tl.load(row.x + j, mask=valid, other=0.0).to(tl.float64)
-            squares += tl.sum(tl.where(valid, (x - mean) * (x - mean), 0.0), axis=0)
+            squares += tl.where(valid, (x - mean) * (x - mean), 0.0)
         if high > low:
-            sigma = tl.sqrt(squares / size)
+            sigma = tl.sqrt(tl.sum(squares, axis=0) / size)
             unit = 1.0 / sigma
             tau = tau * sigma
     inverse_tau = 1.0 / tl.maximum(tau, 1e-300)
-    steps = inverse_tau * of_relaxation(INVERSE_STEPS, options.RELAXATION)
+    steps = inverse_tau * entry(INVERSE_STEPS, options.RELAXATION)
     span = (high.to(tl.float64) - low) * steps
     on_grid = span <= tl.cast(grid.capacity - 2, tl.float64)
     if not options.GRID:
         on_grid = tl.full((), False, tl.int1)
-    cells = tl.where(on_grid, span, 0.0).to(tl.int32) + 2
+    cells = tl.where(on_grid, span, 0.0).to(tl.int32) + 2  # from the lowest value's to the highest's
     half, first, second = pair_scale(inverse_tau, low, high)
     return Scale(
         extent.number, mean, unit, inverse_tau, low, steps, cells, on_grid, half, first, second
@@ -134,15 +135,15 @@ def pair_sums(row, x, scale, options):
     """Σ_k Φ and Σ_k φ at the points x, over all references that count. O(count) a point."""
     ranks = tl.zeros([options.BLOCK], tl.float64)
     densities = tl.zeros([options.BLOCK], tl.float64)
-    scaled = (x * scale.half)[:, None]
+    scaled = (x * scale.half)[None, :]
     for first in range(0, row.count, options.PAIRS):
         k = first + tl.arange(0, options.PAIRS)
         # What does not count lies infinitely far above.
         other = tl.load(row.x + k, mask=counted(k, row), other=float("inf")) * scale.half
-        z = (scaled - other[None, :]) * scale.first * scale.second
+        z = (scaled - other[:, None]) * scale.first * scale.second
         step, density = step_and_density(z, options.RELAXATION)
-        ranks += tl.sum(step, axis=1).to(tl.float64)
-        densities += tl.sum(density, axis=1).to(tl.float64)
+        ranks += tl.sum(step, axis=0).to(tl.float64)
+        densities += tl.sum(density, axis=0).to(tl.float64)
     return ranks.to(tl.float32), densities.to(tl.float32)
 
 
@@ -150,33 +151,36 @@ def pair_sums(row, x, scale, options):
 def pair_slopes(row, slopes, x, slope, scale, options):
     """Σ_k (slope_j − slope_k) φ at the points x, over all references that count."""
     total = tl.zeros([options.BLOCK], tl.float64)
-    scaled = (x * scale.half)[:, None]
+    scaled = (x * scale.half)[None, :]
     for first in range(0, row.count, options.PAIRS):
         k = first + tl.arange(0, options.PAIRS)
         valid = counted(k, row)
         other = tl.load(row.x + k, mask=valid, other=float("inf")) * scale.half
         other_slope = tl.load(slopes.ptr + k, mask=valid, other=0.0) * slopes.unit
-        z = (scaled - other[None, :]) * scale.first * scale.second
+        z = (scaled - other[:, None]) * scale.first * scale.second
         _step, density = step_and_density(z, options.RELAXATION)
-        push = (slope[:, None] - other_slope[None, :]) * density
-        total += tl.sum(push, axis=1).to(tl.float64)
+        push = (slope[None, :] - other_slope[:, None]) * density
+        total += tl.sum(push, axis=0).to(tl.float64)
     return total.to(tl.float32)
 
 
 @triton.jit
 def spread_to_density(row, slopes, scale, grid, options):
-    """From the row's points to cubics: of weight 1, with levels; or of their slopes, if not None."""
-    clear(grid, scale.cells, options.BLOCK)
-    for first in range(0, row.count, options.BLOCK):
-        j = first + tl.arange(0, options.BLOCK)
+    """From the row's points to cubics: of weight 1, with levels; or of their slopes, if not None.
+
+    Moments are 0 before and after.
+    """
+    for first in range(0, row.count * LANES, options.BLOCK):
+        lane = first + tl.arange(0, options.BLOCK)
+        j = lane // LANES
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
         weight = tl.full([options.BLOCK], 1.0, tl.float32)
         if slopes is not None:
             weight = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
         cell, u = place(x, valid, scale)
-        spread(grid, cell, u, weight, valid)
-    density_function(grid, scale.cells, options.RELAXATION, slopes is None)
+        spread(grid, cell, u, weight, valid, lane % LANES)
+    density_function(grid, scale.cells, options.RELAXATION, slopes is None, options.BLOCK)
 
 
 @triton.jit
@@ -197,7 +201,7 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
     `out` is a `Gradient`, whose density is `sums_at`'s; the grid's cubics are those of the slopes.
     """
     lane = tl.arange(0, options.BLOCK)
-    pull = tl.full((), 0.0, tl.float64)
+    pulls = tl.zeros([options.BLOCK], tl.float64)
     for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
@@ -212,11 +216,12 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
         push = tl.where(valid, push, 0.0)
         if options.SCALE_STD:
             score = tl.where(valid, standard_score(x, scale), 0.0)
-            pull += tl.sum((push * score).to(tl.float64), axis=0)
+            pulls += (push * score).to(tl.float64)
         tl.store(out.push + j, push, mask=j < row.count)
     tl.debug_barrier()
     # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
-    share = (pull / tl.maximum(scale.number, 1).to(tl.float64)).to(tl.float32)
+    size = tl.maximum(scale.number, 1).to(tl.float64)
+    share = (tl.sum(pulls, axis=0) / size).to(tl.float32)
     factor = tl.where(scale.number > 1, out.factor, 0.0)
     if options.SCALE_STD:  # equal values have no gradient
         factor = tl.where(scale.unit > 0.0, factor, 0.0)

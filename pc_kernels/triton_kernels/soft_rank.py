@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN
-from .grid import scratch
-from .row import Row, counted, finite, present, row_range, store_undefined
+from .dissimilarity import row_extent, GIVEN
+from .grid import clear, scratch
+from .row import Row, counted, present, store_undefined
 from .row_sums import (
     Gradient,
     Options,
@@ -20,10 +20,11 @@ from .row_sums import (
 @triton.jit
 def soft_rank_row(row, start, rank_ptr, density_ptr, grid, options, WITH_GRAD: tl.constexpr):
     """Ranks and, WITH_GRAD, densities of the row that starts there; 0 where nothing counts."""
-    extent = row_range(row, options.BLOCK)
-    if extent.fit:
+    extent = row_extent(row, None, 0, 0.0, False, options.BLOCK)
+    if extent.defined & extent.limited:
         scale = row_scale(row, extent, grid, options)
         if scale.on_grid:
+            clear(grid, scale.cells, options.BLOCK)
             spread_to_density(row, None, scale, grid, options)
         others = tl.maximum(scale.number - 1, 1).to(tl.float32)
         for first in range(0, row.count, options.BLOCK):
@@ -82,27 +83,27 @@ def soft_rank_kernel(
 @triton.jit
 def largest_slope(row, slope_ptr, BLOCK: tl.constexpr):
     """The largest |slope| where a value counts; infinity if one is not finite."""
-    largest = tl.full((), 0.0, tl.float32)
+    largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, row.count, BLOCK):
         j = first + tl.arange(0, BLOCK)
-        slope = tl.load(slope_ptr + j, mask=counted(j, row), other=0.0)
-        slope = tl.where(finite(slope), tl.abs(slope), float("inf"))
-        largest = tl.maximum(largest, tl.max(slope, axis=0))
-    return largest
+        slope = tl.abs(tl.load(slope_ptr + j, mask=counted(j, row), other=0.0))
+        largest = tl.maximum(largest, tl.where(slope == slope, slope, float("inf")))
+    return tl.max(largest, axis=0)
 
 
 @triton.jit
 def soft_rank_row_backward(row, start, slope_ptr, density_ptr, grad_ptr, grid, options):
     """The gradient of the row that starts there, from ∂L/∂rank and the density of the forward."""
-    extent = row_range(row, options.BLOCK)
+    extent = row_extent(row, None, 0, 0.0, False, options.BLOCK)
     slope_ptr += start
     largest = largest_slope(row, slope_ptr, options.BLOCK)
-    if extent.fit & finite(largest):
+    if extent.defined & extent.limited & (largest < float("inf")):
         scale = row_scale(row, extent, grid, options)
         # Moments are fixed-point numbers: slopes enter them as parts of the row's largest.
         largest = tl.maximum(largest, 1e-37)
         slopes = Slopes(slope_ptr, 1.0 / largest)
         if scale.on_grid:
+            clear(grid, scale.cells, options.BLOCK)
             spread_to_density(row, slopes, scale, grid, options)
         factor = largest / tl.maximum(scale.number - 1, 1).to(tl.float32)
         grad_row = grad_ptr + start
