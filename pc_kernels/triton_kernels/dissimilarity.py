@@ -80,7 +80,7 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
     """δ, less the row's offset: √(x+y) − √x = y/(√(x+y) + √x)."""
     if DISSIMILARITY == EUCLIDEAN:
         far = offset > 0.0
-        distance = tl.sqrt_rn(tl.maximum(tl.where(far, anchor_sq + squared, squared), 0.0))
+        distance = tl.sqrt(tl.maximum(tl.where(far, anchor_sq + squared, squared), 0.0))
         distance = tl.where(squared == squared, distance, squared)
         value = tl.where(far, squared / (distance + offset), distance)
     elif DISSIMILARITY == SQEUCLIDEAN:
@@ -109,13 +109,37 @@ def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
     inside = j < row.count
     products = tl.load(row.x + j, mask=inside, other=0.0)
     reference_sq = tl.load(gram.reference_sq + j, mask=inside, other=0.0)
-    if offset > 0.0:
-        squared, near = squares_of(products, anchor_sq, reference_sq, offset)
-        value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
-    else:
-        squared, near = squares_of(products, anchor_sq, reference_sq, 0.0)
-        value = dissimilarity_of(squared, anchor_sq, 0.0, gram.DISSIMILARITY)
+    squared, near = squares_of(products, anchor_sq, reference_sq, offset)
+    value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
     return value, near & counted(j, row)
+
+
+@triton.jit
+def measure_near(tally, row, gram, i, offset, BLOCK: tl.constexpr):
+    """δ less the offset where -inf marks a near pair; returns the `Tally` with them."""
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        near = tl.load(row.x + j, mask=valid, other=0.0) == float("-inf")
+        if tl.max(near.to(tl.int32), axis=0) > 0:
+            x = near_dissimilarities(gram, i, j, near, offset, BLOCK)
+            tl.store(row.x + j, x, mask=near)
+            tally = tallied(tally, x, near)
+    return tally
+
+
+@triton.jit
+def measured(row, gram, i, offset, BLOCK: tl.constexpr):
+    """δ of anchor i's row less the offset, and -inf for near pairs: their `Tally`, and the places marked."""
+    tally = empty_tally(BLOCK)
+    marked = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        x, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
+        tl.store(row.x + j, tl.where(near, float("-inf"), x), mask=j < row.count)
+        marked |= near.to(tl.int32)
+        tally = tallied(tally, x, counted(j, row) & (near == 0))
+    return tally, marked
 
 
 @triton.jit
@@ -125,30 +149,20 @@ def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr
     What does not count gets garbage. Near pairs are rare: an infinity marks their places, and only if
     there are any does a second pass follow. Ends with a barrier.
     """
-    tally = empty_tally(BLOCK)
-    marked = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, row.count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, row)
-        if PRODUCTS:
-            x, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
-            tl.store(row.x + j, tl.where(near, float("-inf"), x), mask=j < row.count)
-            marked |= near.to(tl.int32)
-            valid = valid & (near == 0)
-        else:
-            x = tl.load(row.x + j, mask=valid, other=0.0)
-        tally = tallied(tally, x, valid)
     if PRODUCTS:
+        if offset > 0.0:
+            tally, marked = measured(row, gram, i, offset, BLOCK)
+        else:
+            tally, marked = measured(row, gram, i, 0.0, BLOCK)
         if tl.max(marked, axis=0) > 0:
-            for first in range(0, row.count, BLOCK):
-                j = first + tl.arange(0, BLOCK)
-                valid = counted(j, row)
-                near = tl.load(row.x + j, mask=valid, other=0.0) == float("-inf")
-                if tl.max(near.to(tl.int32), axis=0) > 0:
-                    x = near_dissimilarities(gram, i, j, near, offset, BLOCK)
-                    tl.store(row.x + j, x, mask=near)
-                    tally = tallied(tally, x, near)
+            tally = measure_near(tally, row, gram, i, offset, BLOCK)
         tl.debug_barrier()
+    else:
+        tally = empty_tally(BLOCK)
+        for first in range(0, row.count, BLOCK):
+            j = first + tl.arange(0, BLOCK)
+            valid = counted(j, row)
+            tally = tallied(tally, tl.load(row.x + j, mask=valid, other=0.0), valid)
     return extent_of(tally)
 
 

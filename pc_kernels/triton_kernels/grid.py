@@ -35,7 +35,7 @@ WHOLE = tl.constexpr(1.5 * 2**52)
 
 WHOLE_BITS = tl.constexpr(0x4338 << 48)
 
-LANES = tl.constexpr(4)
+LANES = tl.constexpr(1)
 """Threads that share a point when it is spread: side by side, they reach its cell's moments at once."""
 
 
@@ -51,8 +51,6 @@ class Grid(NamedTuple):
     """The density in every cell."""
     level: tl.tensor
     """The rank function in the middle of every cell."""
-    spare: tl.tensor
-    """What comes behind, for the kernel to use."""
     capacity: tl.tensor
     """Cells there is room for."""
 
@@ -66,7 +64,7 @@ def scratch(tables_ptr, moments_ptr, floats_ptr, stride, capacity):
     density = mass + capacity + MASS_PAD
     cubic = density + capacity + DENSITY_PAD
     level = cubic + capacity * TERMS
-    return Grid(tables_ptr, moments, mass, density, cubic, level, level + capacity, capacity)
+    return Grid(tables_ptr, moments, mass, density, cubic, level, capacity)
 
 
 @triton.constexpr_function
@@ -167,19 +165,9 @@ def convolve(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
         for tap in range(0, 2 * BAND + 1, TAP_BLOCK):
             t = tap + tl.arange(0, TAP_BLOCK)[:, None]
             phi = tl.load(grid.tables + TAPS + t)
-            mass = tl.load(grid.mass + n[None, :] + t, mask=(n < nodes)[None, :], other=0.0)
+            mass = tl.load(grid.mass + n[None, :] + t, mask=(n < nodes)[None, :])
             total += tl.sum(mass * phi, axis=0)
         tl.store(grid.density + n, total, mask=n < nodes)
-
-
-@triton.jit
-def from_nodes(grid, cell, valid, WEIGHTS: tl.constexpr):
-    """Σ_n WEIGHTS_n density_n over the nodes of each cell."""
-    total = tl.zeros(cell.shape, tl.float32)
-    for n in tl.static_range(NODES):
-        density = tl.load(grid.density + cell + n, mask=valid, other=0.0)
-        total += density * entry(WEIGHTS, n)
-    return total
 
 
 @triton.jit
@@ -191,6 +179,7 @@ def cubics(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK
     """
     BAND: tl.constexpr = entry(BANDS, RELAXATION)
     STEP: tl.constexpr = 1 / entry(INVERSE_STEPS, RELAXATION)
+    term = tl.arange(0, TERMS)[None, :]
     rank = tl.full((), 0.0, tl.float64)
     if INTEGRATE:
         i = tl.arange(0, EDGE_TAPS)
@@ -200,17 +189,21 @@ def cubics(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK
     for first in range(0, cells, BLOCK):
         c = first + tl.arange(0, BLOCK)
         valid = c < cells
-        for a in tl.static_range(TERMS):
-            tl.store(
-                grid.cubic + c * TERMS + a, from_nodes(grid, c, valid, entry(GATHER, a)), mask=valid
-            )
+        cubic = tl.zeros([BLOCK, TERMS], tl.float32)
+        gain = tl.zeros([BLOCK], tl.float32)
+        half = tl.zeros([BLOCK], tl.float32)
+        for n in tl.static_range(NODES):
+            density = tl.load(grid.density + c + n, mask=valid, other=0.0)
+            cubic += density[:, None] * tl.load(grid.tables + GATHER + n * TERMS + term)
+            if INTEGRATE:
+                gain += density * (STEP * entry(INTEGRAL, n))
+                half += density * (STEP * entry(HALF, n))
+        tl.store(grid.cubic + c[:, None] * TERMS + term, cubic, mask=valid[:, None])
         if INTEGRATE:
-            gain = (from_nodes(grid, c, valid, INTEGRAL) * STEP).to(tl.float64)
-            half = (from_nodes(grid, c, valid, HALF) * STEP).to(tl.float64)
-            level = rank + (tl.cumsum(gain, axis=0) - gain) + half
-            tl.store(grid.level + c, level.to(tl.float32), mask=valid)
+            below = tl.cumsum(gain.to(tl.float64), axis=0) - gain
+            tl.store(grid.level + c, (rank + below + half).to(tl.float32), mask=valid)
             if first + BLOCK < cells:
-                rank += tl.sum(gain, axis=0)
+                rank += tl.sum(gain.to(tl.float64), axis=0)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .dissimilarity import GIVEN, Gram, offset_of, row_extent
-from .row import Row, counted, present
+from .row import SPECIALIZATION, Row, counted, empty_tally, extent_of, finite, present, tallied
 from .row_sums import pair_scale
 
 
@@ -21,8 +21,7 @@ class Buckets(NamedTuple):
 
     sizes: tl.tensor
     starts: tl.tensor
-    places: tl.tensor
-    """The values' places in their buckets."""
+    """Behind each bucket's place, where the next value goes: at last, where the next bucket starts."""
     ordered: tl.tensor
     """The values, bucket by bucket."""
     number: tl.tensor
@@ -86,21 +85,21 @@ def starts_of(buckets, BLOCK: tl.constexpr):
     """Where each bucket starts: the sizes' running sum. Returns the largest size."""
     before = tl.full((), 0, tl.int32)
     largest = tl.zeros([BLOCK], tl.int32)
+    tl.store(buckets.starts, 0)
     for first in range(0, buckets.number, BLOCK):
         b = first + tl.arange(0, BLOCK)
         inside = b < buckets.number
         size = tl.load(buckets.sizes + b, mask=inside, other=0, cache_modifier=".cg")
-        tl.store(buckets.starts + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
+        tl.store(buckets.starts + 1 + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
         before += tl.sum(size, axis=0)
         largest = tl.maximum(largest, size)
     return tl.max(largest, axis=0)
 
 
 @triton.jit
-def rank_by_buckets(row, rank_ptr, buckets, extent, fit, options):
+def rank_by_buckets(row, rank_ptr, number, buckets, low, fit, options):
     """Ranks of a row of any length, without NaN."""
     lane = tl.arange(0, options.BLOCK)
-    low = tl.where(extent.low <= extent.high, extent.low, 0.0) * fit.half
     for first in range(0, buckets.number, options.BLOCK):
         b = first + lane
         tl.store(buckets.sizes + b, tl.zeros([options.BLOCK], tl.int32), mask=b < buckets.number)
@@ -110,8 +109,7 @@ def rank_by_buckets(row, rank_ptr, buckets, extent, fit, options):
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
         bucket = bucket_of(x, low, fit, buckets.number)
-        place = tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
-        tl.store(buckets.places + j, place, mask=valid)
+        tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
     tl.debug_barrier()
     largest = starts_of(buckets, 8 * options.BLOCK)
     tl.debug_barrier()
@@ -119,27 +117,50 @@ def rank_by_buckets(row, rank_ptr, buckets, extent, fit, options):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        start = tl.load(buckets.starts + bucket_of(x, low, fit, buckets.number), mask=valid)
-        place = tl.load(buckets.places + j, mask=valid)
-        tl.store(buckets.ordered + start + place, x, mask=valid)
+        bucket = bucket_of(x, low, fit, buckets.number)
+        place = tl.atomic_add(buckets.starts + 1 + bucket, 1, mask=valid, sem="relaxed")
+        tl.store(buckets.ordered + place, x, mask=valid)
     tl.debug_barrier()
     for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        start = tl.load(
-            buckets.starts + bucket_of(x, low, fit, buckets.number), mask=valid, other=0
-        )
+        bucket = bucket_of(x, low, fit, buckets.number)
+        start = tl.load(buckets.starts + bucket, mask=valid, other=0, cache_modifier=".cg")
         below = start
         equal = tl.zeros([options.BLOCK], tl.int32)
         for i in range(0, largest, options.PAIRS):
-            # Behind the bucket lie greater values, and then none.
-            at = start[None, :] + (i + tl.arange(0, options.PAIRS))[:, None]
-            inside = at < extent.number
-            other = tl.load(buckets.ordered + at, mask=inside, other=float("nan"))
-            below += tl.sum((other < x[None, :]).to(tl.int32), axis=0)
-            equal += tl.sum((other == x[None, :]).to(tl.int32), axis=0)
-        rank = present(mid_rank(below, equal, extent.number), valid, row)
+            for k in tl.static_range(options.PAIRS):
+                # Behind the bucket lie greater values, and then none.
+                at = start + i + k
+                other = tl.load(buckets.ordered + at, mask=at < number, other=float("nan"))
+                below += (other < x).to(tl.int32)
+                equal += (other == x).to(tl.int32)
+        rank = present(mid_rank(below, equal, number), valid, row)
+        tl.store(rank_ptr + j, rank, mask=j < row.count)
+
+
+@triton.jit
+def extent_beside_infinities(row, BLOCK: tl.constexpr):
+    """The `Extent` of the values that are not infinite."""
+    tally = empty_tally(BLOCK)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        tally = tallied(tally, x, valid & (tl.abs(x) != float("inf")))
+    return extent_of(tally)
+
+
+@triton.jit
+def store_alike(row, rank_ptr, undefined, options):
+    """Ranks of values that do not differ, or of an undefined row."""
+    value = tl.where(undefined, float("nan"), 0.5)
+    for first in range(0, row.count, options.BLOCK):
+        j = first + tl.arange(0, options.BLOCK)
+        # `coherence_row` knows a teacher's undefined row by any of its ranks.
+        written = counted(j, row) | (undefined & options.FINITE)
+        rank = present(tl.zeros([options.BLOCK], tl.float32) + value, written, row)
         tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
@@ -149,29 +170,26 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
     BLOCK: tl.constexpr = options.BLOCK
     PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN
     extent = row_extent(row, gram, i, offset_of(gram, i), PRODUCTS, BLOCK)
-    undefined = extent.defined == 0
-    if options.FINITE:
-        undefined = undefined | (extent.limited == 0)
-    alike = extent.limited & (extent.high <= extent.low)
-    if undefined | alike | (extent.number < 2):
-        value = tl.where(undefined, float("nan"), 0.5)
-        for first in range(0, row.count, BLOCK):
-            j = first + tl.arange(0, BLOCK)
-            # `coherence_row` knows a teacher's undefined row by any of its ranks.
-            written = counted(j, row) | (undefined & options.FINITE)
-            rank = present(tl.zeros([BLOCK], tl.float32) + value, written, row)
-            tl.store(rank_ptr + j, rank, mask=j < row.count)
+    number = extent.number
+    if not options.FINITE:
+        if finite(extent.total) == 0:
+            extent = extent_beside_infinities(row, BLOCK)
+    undefined = finite(extent.total) == 0
+    alike = (extent.number == number) & (extent.high <= extent.low)
+    if undefined | alike | (number < 2):
+        store_alike(row, rank_ptr, undefined, options)
     elif options.SHORT:
-        rank_all_pairs(row, rank_ptr, extent.number, BLOCK, options.PAIRS)
+        rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
     else:
         apart = extent.high > extent.low  # or there are infinities, and at most one finite value
         range_ = tl.where(apart, extent.high.to(tl.float64) - extent.low, 1.0)
         per_unit = tl.cast(buckets.number - 1, tl.float64) / range_
         half, one, two = pair_scale(per_unit, extent.low, extent.high)
-        rank_by_buckets(row, rank_ptr, buckets, extent, Fit(half, one, two), options)
+        low = tl.where(extent.low <= extent.high, extent.low, 0.0) * half
+        rank_by_buckets(row, rank_ptr, number, buckets, low, Fit(half, one, two), options)
 
 
-@triton.jit(do_not_specialize=["self_start"])
+@triton.jit(**SPECIALIZATION)
 def hard_rank_kernel(
     values_ptr,
     anchors_ptr,
@@ -184,12 +202,11 @@ def hard_rank_kernel(
     self_start,
     rank_ptr,
     ints_ptr,
-    floats_ptr,
+    rows_ptr,
     rows,
     count,
     buckets,
     ints_stride,
-    floats_stride,
     DISSIMILARITY: tl.constexpr,
     FINITE: tl.constexpr,
     HAS_KEEP: tl.constexpr,
@@ -204,10 +221,7 @@ def hard_rank_kernel(
     """
     program = tl.cast(tl.program_id(0), tl.int64)
     sizes_ptr = ints_ptr + program * ints_stride
-    starts_ptr = sizes_ptr + buckets
-    memory = Buckets(
-        sizes_ptr, starts_ptr, starts_ptr + buckets, floats_ptr + program * floats_stride, buckets
-    )
+    memory = Buckets(sizes_ptr, sizes_ptr + buckets, rows_ptr + program * count, buckets)
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(i, tl.int64) * count
         own = tl.where(self_start >= 0, self_start + i, -1)

@@ -111,12 +111,14 @@ def soft_launch(
     grid = count > ALL_PAIRS
     capacity = grid_capacity(count, recipe) if grid else 16
     moments = TERMS * capacity
-    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD + spare * padded(count)
-    number = programs(values.device, rows, 2 if grid else 8, 8 * moments + 4 * floats)
+    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
+    scratch = 8 * moments + 4 * (floats + spare * count)
+    number = programs(values.device, rows, 2 if grid else 8, scratch)
     shared = (
         tables(recipe.relaxation, values.device),
         values.new_empty(number * moments, dtype=torch.int64),
         values.new_empty(number * floats, dtype=torch.float32),
+        *([values.new_empty(number * spare * count)] if spare else []),
         rows,
         count,
         capacity,
@@ -214,7 +216,7 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     device = rows.values.device
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
-    ints, floats = (0, 0) if short else (2 * buckets + padded(count), padded(count))
+    ints, floats = (0, 0) if short else (2 * buckets + 16, count)
     grid = programs(device, number, 4, 4 * (ints + floats))
     arguments = (
         rows.values,
@@ -227,7 +229,6 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         count,
         buckets,
         ints,
-        floats,
     )
     constants = {
         "DISSIMILARITY": CODES["given" if rows.ready else rows.dissimilarity],

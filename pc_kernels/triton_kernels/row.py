@@ -6,6 +6,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+SPECIALIZATION = {"do_not_specialize": ("self_start", "rows")}
+"""One kernel serves any number of rows: the last chunk of a batch compiles nothing."""
+
+
 class Row(NamedTuple):
     """A row in memory. A value counts unless it is the anchor's own or masked out.
 
@@ -24,26 +28,22 @@ class Row(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What the `Extent` is made of, lane by lane: tensors that a block of threads sums once, at the end."""
+    """What an `Extent` is made of, lane by lane: a block of threads sums it once, when a row ends."""
 
     number: tl.tensor
-    limited: tl.tensor
     total: tl.tensor
     low: tl.tensor
     high: tl.tensor
 
 
 class Extent(NamedTuple):
-    """Of the values that count: how many, the sum and range of those that are no infinities, and flags."""
+    """Of the values that count: how many, their sum in float64 and their range."""
 
     number: tl.tensor
     total: tl.tensor
+    """Not finite if one of them is not: finite float32 numbers have a float64 sum."""
     low: tl.tensor
     high: tl.tensor
-    defined: tl.tensor
-    """None is NaN."""
-    limited: tl.tensor
-    """None is an infinity."""
 
 
 @triton.jit
@@ -64,33 +64,36 @@ def present(value, valid, row):
 @triton.jit
 def empty_tally(BLOCK: tl.constexpr):
     """The `Tally` of nothing."""
-    none = tl.zeros([BLOCK], tl.int32)
     inf = tl.full([BLOCK], float("inf"), tl.float32)
-    return Tally(none, none, tl.zeros([BLOCK], tl.float64), inf, -inf)
+    return Tally(tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float64), inf, -inf)
 
 
 @triton.jit
 def tallied(tally, x, valid):
     """The `Tally` with a block of values more."""
-    limited = valid & (tl.abs(x) != float("inf"))
     return Tally(
         tally.number + valid.to(tl.int32),
-        tally.limited + limited.to(tl.int32),
-        tally.total + tl.where(limited, x, 0.0).to(tl.float64),
-        tl.minimum(tally.low, tl.where(limited, x, float("inf"))),
-        tl.maximum(tally.high, tl.where(limited, x, float("-inf"))),
+        tally.total + tl.where(valid, x, 0.0).to(tl.float64),
+        tl.minimum(tally.low, tl.where(valid, x, float("inf"))),
+        tl.maximum(tally.high, tl.where(valid, x, float("-inf"))),
     )
 
 
 @triton.jit
 def extent_of(tally):
-    """The `Extent` of what was tallied. Finite float32 numbers have a float64 sum: NaN shows in it."""
-    number = tl.sum(tally.number, axis=0)
-    total = tl.sum(tally.total, axis=0)
-    low = tl.min(tally.low, axis=0)
-    high = tl.max(tally.high, axis=0)
-    limited = tl.sum(tally.limited, axis=0) == number
-    return Extent(number, total, low, high, total == total, limited)
+    """The `Extent` of what was tallied."""
+    return Extent(
+        tl.sum(tally.number, axis=0),
+        tl.sum(tally.total, axis=0),
+        tl.min(tally.low, axis=0),
+        tl.max(tally.high, axis=0),
+    )
+
+
+@triton.jit
+def finite(x):
+    """Neither NaN nor infinite."""
+    return tl.abs(x) < float("inf")
 
 
 @triton.jit

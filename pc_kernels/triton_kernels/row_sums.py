@@ -184,9 +184,9 @@ def spread_to_density(row, slopes, scale, grid, options):
 
 
 @triton.jit
-def sums_at(row, x, valid, scale, grid, options):
+def sums_at(row, x, valid, scale, grid, options, ON_GRID: tl.constexpr):
     """Σ_k Φ and Σ_k φ at a block of points, k = j included."""
-    if scale.on_grid:
+    if ON_GRID:
         cell, u = place(x, valid, scale)
         ranks, densities = gather_rank(grid, cell, u, valid, options.RELAXATION)
     else:
@@ -195,20 +195,16 @@ def sums_at(row, x, valid, scale, grid, options):
 
 
 @triton.jit
-def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.constexpr, options):
-    """Σ_k (slope_j − slope_k) φ/τ times the factor, through σ and δ too; 0 where nothing counts.
-
-    `out` is a `Gradient`, whose density is `sums_at`'s; the grid's cubics are those of the slopes.
-    """
-    lane = tl.arange(0, options.BLOCK)
+def pushes(row, slopes, scale, grid, out, options, ON_GRID: tl.constexpr):
+    """Σ_k (slope_j − slope_k) φ of each point to `out.push`; returns their sum with the standard scores."""
     pulls = tl.zeros([options.BLOCK], tl.float64)
     for first in range(0, row.count, options.BLOCK):
-        j = first + lane
+        j = first + tl.arange(0, options.BLOCK)
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
         slope = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
-        density = tl.load(out.density + j, mask=valid, other=0.0)
-        if scale.on_grid:
+        if ON_GRID:
+            density = tl.load(out.density + j, mask=valid, other=0.0)
             cell, u = place(x, valid, scale)
             push = slope * density - gather(grid, cell, u, valid)
         else:
@@ -218,17 +214,30 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
             score = tl.where(valid, standard_score(x, scale), 0.0)
             pulls += (push * score).to(tl.float64)
         tl.store(out.push + j, push, mask=j < row.count)
+    return tl.sum(pulls, axis=0)
+
+
+@triton.jit
+def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.constexpr, options):
+    """Σ_k (slope_j − slope_k) φ/τ times the factor, through σ and δ too; 0 where nothing counts.
+
+    `out` is a `Gradient`, whose density is `sums_at`'s. Overwrites the moments.
+    """
+    if scale.on_grid:
+        spread_to_density(row, slopes, scale, grid, options)
+        pull = pushes(row, slopes, scale, grid, out, options, True)
+    else:
+        pull = pushes(row, slopes, scale, grid, out, options, False)
     tl.debug_barrier()
     # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
-    size = tl.maximum(scale.number, 1).to(tl.float64)
-    share = (tl.sum(pulls, axis=0) / size).to(tl.float32)
+    share = (pull / tl.maximum(scale.number, 1).to(tl.float64)).to(tl.float32)
     factor = tl.where(scale.number > 1, out.factor, 0.0)
     if options.SCALE_STD:  # equal values have no gradient
         factor = tl.where(scale.unit > 0.0, factor, 0.0)
     # In two steps: either product may leave float32's normal numbers.
     inverse_scale = tl.minimum(scale.inverse_tau, 3.4e38).to(tl.float32)
     for first in range(0, row.count, options.BLOCK):
-        j = first + lane
+        j = first + tl.arange(0, options.BLOCK)
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
         push = tl.load(out.push + j, mask=valid, other=0.0)

@@ -37,7 +37,7 @@ EDGE_TAPS = 1 << (max(BANDS.values()) + NODES - 1).bit_length()
 """Φ seen from the row's lower end, from a band below it to the stencil's end above it, padded with 0."""
 
 # Where each table starts in the tensor.
-SPREAD, EDGE, TAPS = 0, 32, 32 + EDGE_TAPS
+SPREAD, GATHER, EDGE, TAPS = 0, 32, 64, 64 + EDGE_TAPS
 
 # Room beyond the cells: a stencil, two bands and a block of taps; a stencil.
 MASS_PAD, DENSITY_PAD = padded(NODES - 1 + 2 * max(BANDS.values()) + TAP_BLOCK), padded(NODES - 1)
@@ -60,9 +60,8 @@ def stencil() -> tuple[np.ndarray, np.ndarray]:
 
 WEIGHTS, AREAS = stencil()
 
-# What kernels know as constants: K; and in steps, the integral over a cell of the whole interpolant, and
-# that of the cubic from the cell's left edge to its middle.
-GATHER = tuple(tuple(map(float, row)) for row in WEIGHTS)
+# What kernels know as constants, in steps: the integral over a cell of the whole interpolant, and that of
+# the cubic from the cell's left edge to its middle.
 INTEGRAL = tuple(map(float, AREAS))
 HALF = tuple(map(float, np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ WEIGHTS))
 
@@ -74,7 +73,8 @@ def tables(relaxation: str, device: torch.device) -> Tensor:
     band, step = row.single.band, 1 / row.single.inverse_step
     values = np.zeros(TAPS + padded(2 * band + 1))
     # A node collects from the moments of the cells n - NODES + 1 ... n, as they lie in memory.
-    values[SPREAD:EDGE] = WEIGHTS.T[::-1].ravel()
+    values[SPREAD:GATHER] = WEIGHTS.T[::-1].ravel()
+    values[GATHER:EDGE] = WEIGHTS.T.ravel()
     nodes = torch.arange(-band, band + 1, dtype=torch.float64) * step
     edge = torch.arange(LEFT_NODE, LEFT_NODE - band - NODES, -1, dtype=torch.float64) * step
     values[EDGE : EDGE + len(edge)] = row.cdf(edge)
