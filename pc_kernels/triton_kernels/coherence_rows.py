@@ -69,13 +69,12 @@ def coherence_row(i, row, gram, grid, loss, push_ptr, options, READY: tl.constex
             total = row_loss(row, loss, push_ptr, slope_ptr, scale, grid, options, True)
         else:
             total = row_loss(row, loss, push_ptr, slope_ptr, scale, grid, options, False)
-        size = tl.maximum(scale.number, 1).to(tl.float64)
-        mean = tl.where(scale.number > 1, total / size, 0.0)
+        mean = tl.where(scale.number > 1, total * scale.share, 0.0)
         tl.store(loss.losses + i, mean.to(tl.float32))
         if loss.WITH_GRAD:
             tl.debug_barrier()
-            pairs = tl.maximum(size * (size - 1.0), 1.0)
-            factor = (tl.load(loss.weights + i).to(tl.float64) / pairs).to(tl.float32)
+            weight = tl.load(loss.weights + i).to(tl.float64) * scale.share
+            factor = (weight / tl.maximum(scale.number - 1, 1).to(tl.float64)).to(tl.float32)
             slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
             rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)

@@ -80,8 +80,8 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
     """δ, less the row's offset: √(x+y) − √x = y/(√(x+y) + √x)."""
     if DISSIMILARITY == EUCLIDEAN:
         far = offset > 0.0
-        distance = tl.sqrt(tl.maximum(tl.where(far, anchor_sq + squared, squared), 0.0))
-        distance = tl.where(squared == squared, distance, squared)
+        square = tl.where(far, anchor_sq + squared, squared)
+        distance = tl.sqrt(tl.maximum(square, 0.0, propagate_nan=tl.PropagateNan.ALL))
         value = tl.where(far, squared / (distance + offset), distance)
     elif DISSIMILARITY == SQEUCLIDEAN:
         value = squared
@@ -102,9 +102,8 @@ def near_dissimilarities(gram, i, j, near, offset, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
+def dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK: tl.constexpr):
     """δ of a block of a Gram row, less the row's offset, and which pairs are near and wait for theirs."""
-    anchor_sq = tl.load(gram.anchor_sq + i)
     j = first + tl.arange(0, BLOCK)
     inside = j < row.count
     products = tl.load(row.x + j, mask=inside, other=0.0)
@@ -133,9 +132,10 @@ def measured(row, gram, i, offset, BLOCK: tl.constexpr):
     """δ of anchor i's row less the offset, and -inf for near pairs: their `Tally`, and the places marked."""
     tally = empty_tally(BLOCK)
     marked = tl.zeros([BLOCK], tl.int32)
+    anchor_sq = tl.load(gram.anchor_sq + i)
     for first in range(0, row.count, BLOCK):
         j = first + tl.arange(0, BLOCK)
-        x, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
+        x, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
         tl.store(row.x + j, tl.where(near, float("-inf"), x), mask=j < row.count)
         marked |= near.to(tl.int32)
         tally = tallied(tally, x, counted(j, row) & (near == 0))
@@ -181,7 +181,8 @@ def dissimilarity_backward(d, grad, offset, DISSIMILARITY: tl.constexpr):
 def dissimilarity_part(row, gram, i, offset, first, BLOCK: tl.constexpr):
     """A block of a Gram row becomes δ less the row's offset, in place."""
     j = first + tl.arange(0, BLOCK)
-    value, near = dissimilarity_block(row, gram, i, offset, first, BLOCK)
+    anchor_sq = tl.load(gram.anchor_sq + i)
+    value, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
     if tl.max(near.to(tl.int32), axis=0) > 0:
         value = tl.where(near, near_dissimilarities(gram, i, j, near, offset, BLOCK), value)
     tl.store(row.x + j, value, mask=j < row.count)

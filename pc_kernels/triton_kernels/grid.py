@@ -103,7 +103,7 @@ def clear(grid, cells, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def spread(grid, cell, u, weight, valid, part):
+def spread(grid, cell, u, weight, mask, part):
     """Adds weight · (1, u, u², u³) to the moments of the points' cells, |weight| ≤ 2.
 
     A point has LANES places in the block; `part` says which of them this is.
@@ -117,7 +117,7 @@ def spread(grid, cell, u, weight, valid, part):
     for a in tl.static_range(0, TERMS, LANES):
         fixed = whole(amount.to(tl.float64) * FIXED)
         at = cell * TERMS + (part + a)
-        tl.atomic_add(grid.moments + at, fixed, mask=valid, sem="relaxed")
+        tl.atomic_add(grid.moments + at, fixed, mask=mask, sem="relaxed")
         amount *= step
 
 

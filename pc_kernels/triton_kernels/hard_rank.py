@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .dissimilarity import GIVEN, Gram, offset_of, row_extent
 from .row import SPECIALIZATION, Row, counted, empty_tally, extent_of, finite, present, tallied
-from .row_sums import pair_scale
+from .row_sums import factors_of
 
 
 class Buckets(NamedTuple):
@@ -25,14 +25,6 @@ class Buckets(NamedTuple):
     ordered: tl.tensor
     """The values, bucket by bucket."""
     number: tl.tensor
-
-
-class Fit(NamedTuple):
-    """Float32 factors whose product spreads a row's values over the buckets (`pair_scale`)."""
-
-    half: tl.tensor
-    first: tl.tensor
-    second: tl.tensor
 
 
 class Options(NamedTuple):
@@ -49,15 +41,15 @@ class Options(NamedTuple):
 @triton.jit
 def mid_rank(below, equal, number):
     """From how many compare below, and equal (itself among them); exactly 0 and 1 at the ends."""
-    whole = 2 * tl.maximum(number - 1, 1)
-    rank = tl.div_rn((2 * below + equal - 1).to(tl.float32), whole.to(tl.float32))
+    half = 0.5 / tl.maximum(number - 1, 1).to(tl.float64)
+    rank = ((2 * below + equal - 1).to(tl.float64) * half).to(tl.float32)
     return tl.where(number > 1, rank, 0.5)
 
 
 @triton.jit
-def bucket_of(x, low, fit, buckets):
-    """Monotone in x, infinities included; `low` is the lowest value halved, or not, as `fit` says."""
-    t = (x * fit.half - low) * fit.first * fit.second
+def bucket_of(x, low, factors, buckets):
+    """Monotone in x, infinities included: rounding is. `low` has been multiplied by `factors.half`."""
+    t = (x * factors.half - low) * factors.first * factors.second
     last = tl.cast(buckets - 1, tl.float32)
     return tl.minimum(tl.maximum(t, 0.0), last).to(tl.int32)
 
@@ -97,7 +89,7 @@ def starts_of(buckets, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rank_by_buckets(row, rank_ptr, number, buckets, low, fit, options):
+def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
     """Ranks of a row of any length, without NaN."""
     lane = tl.arange(0, options.BLOCK)
     for first in range(0, buckets.number, options.BLOCK):
@@ -108,7 +100,7 @@ def rank_by_buckets(row, rank_ptr, number, buckets, low, fit, options):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, fit, buckets.number)
+        bucket = bucket_of(x, low, factors, buckets.number)
         tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
     tl.debug_barrier()
     largest = starts_of(buckets, 8 * options.BLOCK)
@@ -117,7 +109,7 @@ def rank_by_buckets(row, rank_ptr, number, buckets, low, fit, options):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, fit, buckets.number)
+        bucket = bucket_of(x, low, factors, buckets.number)
         place = tl.atomic_add(buckets.starts + 1 + bucket, 1, mask=valid, sem="relaxed")
         tl.store(buckets.ordered + place, x, mask=valid)
     tl.debug_barrier()
@@ -125,7 +117,7 @@ def rank_by_buckets(row, rank_ptr, number, buckets, low, fit, options):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, fit, buckets.number)
+        bucket = bucket_of(x, low, factors, buckets.number)
         start = tl.load(buckets.starts + bucket, mask=valid, other=0, cache_modifier=".cg")
         below = start
         equal = tl.zeros([options.BLOCK], tl.int32)
@@ -182,11 +174,11 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
         rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
     else:
         apart = extent.high > extent.low  # or there are infinities, and at most one finite value
-        range_ = tl.where(apart, extent.high.to(tl.float64) - extent.low, 1.0)
-        per_unit = tl.cast(buckets.number - 1, tl.float64) / range_
-        half, one, two = pair_scale(per_unit, extent.low, extent.high)
-        low = tl.where(extent.low <= extent.high, extent.low, 0.0) * half
-        rank_by_buckets(row, rank_ptr, number, buckets, low, Fit(half, one, two), options)
+        span = tl.where(apart, extent.high.to(tl.float64) - extent.low, 1.0)
+        per_unit = tl.cast(buckets.number - 1, tl.float64) / span
+        factors = factors_of(per_unit, extent.low, extent.high)
+        low = tl.where(extent.low <= extent.high, extent.low, 0.0) * factors.half
+        rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options)
 
 
 @triton.jit(**SPECIALIZATION)

@@ -42,21 +42,20 @@ class Scale(NamedTuple):
 
     number: tl.tensor
     """Values that count."""
+    share: tl.tensor
+    """One of them in all: 1/number."""
     mean: tl.tensor
     unit: tl.tensor
     """1/σ under scale="std"; 0 for equal values."""
     inverse_tau: tl.tensor
     low: tl.tensor
     """The lowest value: where the grid starts."""
+    high: tl.tensor
     steps: tl.tensor
     """Grid nodes per unit of x."""
     cells: tl.tensor
     on_grid: tl.tensor
     """Whether the row goes the grid's way: there is room for its cells."""
-    half: tl.tensor
-    first: tl.tensor
-    second: tl.tensor
-    """`half`, `first` and `second`: float32 factors whose product is 1/τ (`pair_scale`)."""
 
 
 class Slopes(NamedTuple):
@@ -83,8 +82,8 @@ def row_scale(row, extent, grid, options):
     """The `Scale` of a row; equal values have τ = 0 under scale="std" and ranks ½."""
     unit = tl.full((), 0.0, tl.float64)
     tau = unit + options.temperature
-    size = tl.maximum(extent.number, 1).to(tl.float64)
-    mean = extent.total / size
+    share = 1.0 / tl.maximum(extent.number, 1).to(tl.float64)
+    mean = extent.total * share
     low = tl.where(extent.number > 0, extent.low, 0.0)
     high = tl.where(extent.number > 0, extent.high, 0.0)
     if options.SCALE_STD:
@@ -95,7 +94,7 @@ def row_scale(row, extent, grid, options):
             x = tl.load(row.x + j, mask=valid, other=0.0).to(tl.float64)
             squares += tl.where(valid, (x - mean) * (x - mean), 0.0)
         if high > low:
-            sigma = tl.sqrt(tl.sum(squares, axis=0) / size)
+            sigma = tl.sqrt(tl.sum(squares, axis=0) * share)
             unit = 1.0 / sigma
             tau = tau * sigma
     inverse_tau = 1.0 / tl.maximum(tau, 1e-300)
@@ -104,11 +103,8 @@ def row_scale(row, extent, grid, options):
     on_grid = span <= tl.cast(grid.capacity - 2, tl.float64)
     if not options.GRID:
         on_grid = tl.full((), False, tl.int1)
-    cells = tl.where(on_grid, span, 0.0).to(tl.int32) + 2  # from the lowest value's to the highest's
-    half, first, second = pair_scale(inverse_tau, low, high)
-    return Scale(
-        extent.number, mean, unit, inverse_tau, low, steps, cells, on_grid, half, first, second
-    )
+    cells = tl.where(on_grid, span, 0.0).to(tl.int32) + 2  # the lowest value's to the highest's
+    return Scale(extent.number, share, mean, unit, inverse_tau, low, high, steps, cells, on_grid)
 
 
 @triton.jit
@@ -117,30 +113,38 @@ def standard_score(x, scale):
     return ((x.to(tl.float64) - scale.mean) * scale.unit).to(tl.float32)
 
 
-@triton.jit
-def pair_scale(inverse_tau, low, high):
-    """Three float32 factors whose product is 1/τ, such that no difference over- or underflows.
+class Factors(NamedTuple):
+    """Float32 numbers whose product is one of float64, such that no difference over- or underflows.
 
     A difference of float32 numbers is rounded once; it is only its size that needs care.
     """
-    half = tl.where(tl.maximum(high, -low) > 1e38, 0.5, 1.0)
-    # At these limits whatever differs is far apart, or whatever is finite is close together.
-    inverse = tl.minimum(tl.maximum(inverse_tau, 1e-76), 1e76)
-    first = tl.sqrt(inverse).to(tl.float32)
-    return half, first, (inverse / (first.to(tl.float64) * half)).to(tl.float32)
+
+    half: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
 
 
 @triton.jit
-def pair_sums(row, x, scale, options):
+def factors_of(inverse, low, high):
+    """`Factors` of 1/τ for values between low and high."""
+    half = tl.where(tl.maximum(high, -low) > 1e38, 0.5, 1.0)
+    # At these limits whatever differs is far apart, or whatever is finite is close together.
+    inverse = tl.minimum(tl.maximum(inverse, 1e-76), 1e76)
+    first = tl.sqrt(inverse).to(tl.float32)
+    return Factors(half, first, (inverse / (first.to(tl.float64) * half)).to(tl.float32))
+
+
+@triton.jit
+def pair_sums(row, x, factors, options):
     """Σ_k Φ and Σ_k φ at the points x, over all references that count. O(count) a point."""
     ranks = tl.zeros([options.BLOCK], tl.float64)
     densities = tl.zeros([options.BLOCK], tl.float64)
-    scaled = (x * scale.half)[None, :]
+    scaled = (x * factors.half)[None, :]
     for first in range(0, row.count, options.PAIRS):
         k = first + tl.arange(0, options.PAIRS)
         # What does not count lies infinitely far above.
-        other = tl.load(row.x + k, mask=counted(k, row), other=float("inf")) * scale.half
-        z = (scaled - other[:, None]) * scale.first * scale.second
+        other = tl.load(row.x + k, mask=counted(k, row), other=float("inf")) * factors.half
+        z = (scaled - other[:, None]) * factors.first * factors.second
         step, density = step_and_density(z, options.RELAXATION)
         ranks += tl.sum(step, axis=0).to(tl.float64)
         densities += tl.sum(density, axis=0).to(tl.float64)
@@ -148,16 +152,16 @@ def pair_sums(row, x, scale, options):
 
 
 @triton.jit
-def pair_slopes(row, slopes, x, slope, scale, options):
+def pair_slopes(row, slopes, x, slope, factors, options):
     """Σ_k (slope_j − slope_k) φ at the points x, over all references that count."""
     total = tl.zeros([options.BLOCK], tl.float64)
-    scaled = (x * scale.half)[None, :]
+    scaled = (x * factors.half)[None, :]
     for first in range(0, row.count, options.PAIRS):
         k = first + tl.arange(0, options.PAIRS)
         valid = counted(k, row)
-        other = tl.load(row.x + k, mask=valid, other=float("inf")) * scale.half
+        other = tl.load(row.x + k, mask=valid, other=float("inf")) * factors.half
         other_slope = tl.load(slopes.ptr + k, mask=valid, other=0.0) * slopes.unit
-        z = (scaled - other[:, None]) * scale.first * scale.second
+        z = (scaled - other[:, None]) * factors.first * factors.second
         _step, density = step_and_density(z, options.RELAXATION)
         push = (slope[None, :] - other_slope[:, None]) * density
         total += tl.sum(push, axis=0).to(tl.float64)
@@ -175,11 +179,16 @@ def spread_to_density(row, slopes, scale, grid, options):
         j = lane // LANES
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        weight = tl.full([options.BLOCK], 1.0, tl.float32)
-        if slopes is not None:
-            weight = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
         cell, u = place(x, valid, scale)
-        spread(grid, cell, u, weight, valid, lane % LANES)
+        if slopes is None:
+            weight = tl.where(valid, 1.0, 0.0)
+        else:
+            weight = tl.load(slopes.ptr + j, mask=valid, other=0.0) * slopes.unit
+        # To add 0 to the lowest cell is cheaper than a branch, unless many do.
+        if row.HAS_KEEP:
+            spread(grid, cell, u, weight, valid, lane % LANES)
+        else:
+            spread(grid, cell, u, weight, None, lane % LANES)
     density_function(grid, scale.cells, options.RELAXATION, slopes is None, options.BLOCK)
 
 
@@ -190,7 +199,8 @@ def sums_at(row, x, valid, scale, grid, options, ON_GRID: tl.constexpr):
         cell, u = place(x, valid, scale)
         ranks, densities = gather_rank(grid, cell, u, valid, options.RELAXATION)
     else:
-        ranks, densities = pair_sums(row, x, scale, options)
+        factors = factors_of(scale.inverse_tau, scale.low, scale.high)
+        ranks, densities = pair_sums(row, x, factors, options)
     return ranks, densities
 
 
@@ -208,7 +218,8 @@ def pushes(row, slopes, scale, grid, out, options, ON_GRID: tl.constexpr):
             cell, u = place(x, valid, scale)
             push = slope * density - gather(grid, cell, u, valid)
         else:
-            push = pair_slopes(row, slopes, x, slope, scale, options)
+            factors = factors_of(scale.inverse_tau, scale.low, scale.high)
+            push = pair_slopes(row, slopes, x, slope, factors, options)
         push = tl.where(valid, push, 0.0)
         if options.SCALE_STD:
             score = tl.where(valid, standard_score(x, scale), 0.0)
@@ -230,7 +241,7 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
         pull = pushes(row, slopes, scale, grid, out, options, False)
     tl.debug_barrier()
     # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
-    share = (pull / tl.maximum(scale.number, 1).to(tl.float64)).to(tl.float32)
+    share = (pull * scale.share).to(tl.float32)
     factor = tl.where(scale.number > 1, out.factor, 0.0)
     if options.SCALE_STD:  # equal values have no gradient
         factor = tl.where(scale.unit > 0.0, factor, 0.0)
