@@ -83,7 +83,7 @@ def whole(x):
 
 @triton.jit
 def place(x, valid, scale):
-    """The cell of each point and its place in the cell, u in [−½, ½].
+    """The cell of each point and its place in the cell, u in [−½, ½]; of what is not valid, the lowest.
 
     In float64: a small value beside a large one has digits that their float32 difference has not.
     """
@@ -165,7 +165,7 @@ def convolve(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
         for tap in range(0, 2 * BAND + 1, TAP_BLOCK):
             t = tap + tl.arange(0, TAP_BLOCK)[:, None]
             phi = tl.load(grid.tables + TAPS + t)
-            mass = tl.load(grid.mass + n[None, :] + t, mask=(n < nodes)[None, :])
+            mass = tl.load(grid.mass + n[None, :] + t)  # beyond the nodes, whatever lies there
             total += tl.sum(mass * phi, axis=0)
         tl.store(grid.density + n, total, mask=n < nodes)
 
@@ -224,27 +224,26 @@ def density_function(
 
 
 @triton.jit
-def terms(grid, cell, u, valid):
+def terms(grid, cell, u):
     """The terms of the density's cubic at the points: [BLOCK, TERMS]."""
     term = tl.arange(0, TERMS)[None, :]
     v = u[:, None]
     low = tl.where(term == 0, 1.0, v)
     powers = tl.where(term < 2, low, tl.where(term == 2, v * v, v * v * v))
-    cubic = tl.load(grid.cubic + cell[:, None] * TERMS + term, mask=valid[:, None], other=0.0)
-    return cubic * powers
+    return tl.load(grid.cubic + cell[:, None] * TERMS + term) * powers
 
 
 @triton.jit
-def gather(grid, cell, u, valid):
+def gather(grid, cell, u):
     """The density at the points."""
-    return tl.sum(terms(grid, cell, u, valid), axis=1)
+    return tl.sum(terms(grid, cell, u), axis=1)
 
 
 @triton.jit
-def gather_rank(grid, cell, u, valid, RELAXATION: tl.constexpr):
+def gather_rank(grid, cell, u, RELAXATION: tl.constexpr):
     """The rank function and the density at the points."""
-    values = terms(grid, cell, u, valid)
+    values = terms(grid, cell, u)
     order = tl.arange(0, TERMS)[None, :] + 1
     share = 1.0 / (order.to(tl.float32) * entry(INVERSE_STEPS, RELAXATION))
-    level = tl.load(grid.level + cell, mask=valid, other=0.0)
+    level = tl.load(grid.level + cell)
     return level + u * tl.sum(values * share, axis=1), tl.sum(values, axis=1)

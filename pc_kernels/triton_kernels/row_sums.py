@@ -197,7 +197,7 @@ def sums_at(row, x, valid, scale, grid, options, ON_GRID: tl.constexpr):
     """Σ_k Φ and Σ_k φ at a block of points, k = j included."""
     if ON_GRID:
         cell, u = place(x, valid, scale)
-        ranks, densities = gather_rank(grid, cell, u, valid, options.RELAXATION)
+        ranks, densities = gather_rank(grid, cell, u, options.RELAXATION)
     else:
         factors = factors_of(scale.inverse_tau, scale.low, scale.high)
         ranks, densities = pair_sums(row, x, factors, options)
@@ -216,7 +216,7 @@ def pushes(row, slopes, scale, grid, out, options, ON_GRID: tl.constexpr):
         if ON_GRID:
             density = tl.load(out.density + j, mask=valid, other=0.0)
             cell, u = place(x, valid, scale)
-            push = slope * density - gather(grid, cell, u, valid)
+            push = slope * density - gather(grid, cell, u)
         else:
             factors = factors_of(scale.inverse_tau, scale.low, scale.high)
             push = pair_slopes(row, slopes, x, slope, factors, options)

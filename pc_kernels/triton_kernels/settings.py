@@ -32,7 +32,7 @@ class Setting:
     warps: int
 
 
-LONG_ROWS = (Setting(256, 4, 8), Setting(512, 4, 16), Setting(128, 4, 4))
+LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8), Setting(512, 4, 16))
 COMPARED_ROWS = Setting(512, 8, 8)
 SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
 

@@ -39,8 +39,12 @@ EDGE_TAPS = 1 << (max(BANDS.values()) + NODES - 1).bit_length()
 # Where each table starts in the tensor.
 SPREAD, GATHER, EDGE, TAPS = 0, 32, 64, 64 + EDGE_TAPS
 
-# Room beyond the cells: a stencil, two bands and a block of taps; a stencil.
-MASS_PAD, DENSITY_PAD = padded(NODES - 1 + 2 * max(BANDS.values()) + TAP_BLOCK), padded(NODES - 1)
+MOST_NODES = 512
+"""A block of nodes is no longer: masses are read in whole blocks."""
+
+# Room beyond the cells: a stencil, two bands, a block of taps and one of nodes; a stencil.
+MASS_PAD = padded(NODES - 1 + 2 * max(BANDS.values()) + TAP_BLOCK + MOST_NODES)
+DENSITY_PAD = padded(NODES - 1)
 
 
 def stencil() -> tuple[np.ndarray, np.ndarray]:
