@@ -27,11 +27,14 @@ from .settings import (
     LONG_ROWS,
     SHORT_ROWS,
     STRAIGHT_TILE,
+    THREADS,
     Setting,
     power_of_two_above,
     programs,
+    resident,
     trimmed,
     tuned,
+    warps_of,
 )
 from .soft_rank import soft_rank_backward_kernel, soft_rank_kernel
 from .tables import DENSITY_PAD, MASS_PAD, TERMS, padded, tables
@@ -67,19 +70,23 @@ class Launch:
     """A kernel of rows with all its arguments but the setting, which is tuned."""
 
     kernel: Any
+    device: torch.device
     programs: int
+    """The most there is memory for."""
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     settings: tuple[Setting, ...]
 
     def __call__(self, setting: Setting) -> None:
         """Launches it."""
-        self.kernel[(self.programs,)](
+        programs = min(self.programs, resident(self.device, setting.warps))
+        self.kernel[(programs,)](
             *self.arguments,
             **self.constants,
             BLOCK=setting.block,
             PAIRS=setting.pairs,
             num_warps=setting.warps,
+            enable_fp_fusion=True,
         )
 
     def tuned(self, overwritten: Tensor, *variant: Hashable) -> None:
@@ -113,7 +120,8 @@ def soft_launch(
     moments = TERMS * capacity
     floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
     scratch = 8 * moments + 4 * (floats + spare * count)
-    number = programs(values.device, rows, 2 if grid else 8, scratch)
+    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
+    number = programs(values.device, rows, settings, scratch)
     shared = (
         tables(recipe.relaxation, values.device),
         values.new_empty(number * moments, dtype=torch.int64),
@@ -131,8 +139,7 @@ def soft_launch(
         "SCALE_STD": recipe.scale == "std",
         "GRID": grid,
     }
-    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
-    return Launch(kernel, number, (*tensors, *shared), constants, settings)
+    return Launch(kernel, values.device, number, (*tensors, *shared), constants, settings)
 
 
 def grid_capacity(count: int, recipe: Recipe) -> int:
@@ -165,10 +172,16 @@ def dissimilarity(rows: Rows) -> None:
     count = rows.values.shape[1]
     if rows.gram is None or rows.values.numel() == 0:
         return
-    block = power_of_two_above(count, 16, 256)
+    block = power_of_two_above(count, THREADS, 256)
     with on(rows.values.device):
         dissimilarity_kernel[(rows.values.shape[0], triton.cdiv(count, block))](
-            rows.values, *_gram(rows), count, CODES[rows.dissimilarity], block, num_warps=4
+            rows.values,
+            *_gram(rows),
+            count,
+            CODES[rows.dissimilarity],
+            block,
+            num_warps=warps_of(block, 4),
+            enable_fp_fusion=True,
         )
 
 
@@ -192,6 +205,7 @@ def straight_dissimilarity(rows: Rows) -> bool:
             ANCHORS=tile.anchors,
             REFERENCES=tile.references,
             num_warps=tile.warps,
+            enable_fp_fusion=True,
         )
     return True
 
@@ -217,7 +231,8 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
     ints, floats = (0, 0) if short else (2 * buckets + 16, count)
-    grid = programs(device, number, 4, 4 * (ints + floats))
+    settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
+    grid = programs(device, number, settings, 4 * (ints + floats))
     arguments = (
         rows.values,
         *_gram(rows),
@@ -236,8 +251,7 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         "HAS_KEEP": pairs.keep is not None,
         "SHORT": short,
     }
-    settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
-    launch = Launch(hard_rank_kernel, grid, arguments, constants, settings)
+    launch = Launch(hard_rank_kernel, device, grid, arguments, constants, settings)
     launch.tuned(rank, rows.dissimilarity, rows.ready)
 
 

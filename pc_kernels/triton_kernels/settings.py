@@ -20,6 +20,12 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SCRATCH_BYTES = 256 << 20
 """The most scratch memory that all programs together may take."""
 
+RESIDENT_WARPS = 24
+"""What a multiprocessor has registers for, at 80 a thread."""
+
+THREADS = 32
+"""Of a warp. (AMD's has 64: there a block of fewer elements has copies in one warp, which stores at once.)"""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -32,9 +38,9 @@ class Setting:
     warps: int
 
 
-LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8), Setting(512, 4, 16))
+LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8))
 COMPARED_ROWS = Setting(512, 8, 8)
-SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
+SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 2))
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,20 @@ def power_of_two_above(count: int, least: int, most: int) -> int:
     return min(max(1 << (count - 1).bit_length(), least), most)
 
 
+def warps_of(block: int, most: int) -> int:
+    """Warps for a block: none has only copies of another's elements.
+
+    Where threads share an element, all of them load it and one stores it. In place that is a race: who comes
+    late loads what has been stored.
+    """
+    return max(1, min(most, block // THREADS))
+
+
 def trimmed(settings: tuple[Setting, ...], count: int) -> tuple[Setting, ...]:
-    """Blocks no longer than rows of `count`, without repetition."""
-    longest = power_of_two_above(count, 16, 1 << 20)
-    return tuple(dict.fromkeys(Setting(min(s.block, longest), s.pairs, s.warps) for s in settings))
+    """Blocks no longer than rows of `count`, with no more warps than they need, without repetition."""
+    longest = power_of_two_above(count, THREADS, 1 << 20)
+    blocks = [(min(s.block, longest), s) for s in settings]
+    return tuple(dict.fromkeys(Setting(b, s.pairs, warps_of(b, s.warps)) for b, s in blocks))
 
 
 @lru_cache(maxsize=16)
@@ -71,17 +87,24 @@ def _processors(device: torch.device) -> int:
     return 1
 
 
-def programs(device: torch.device, rows: int, per_processor: int, scratch_bytes: int) -> int:
-    """How many programs share the rows: enough to fill the device, and few enough for the scratch memory.
+def resident(device: torch.device, warps: int) -> int:
+    """How many programs of so many warps the device runs at a time."""
+    return max(1, RESIDENT_WARPS * _processors(device) // warps)
+
+
+def programs(
+    device: torch.device, rows: int, settings: tuple[Setting, ...], scratch_bytes: int
+) -> int:
+    """How many programs may share the rows: few enough for the scratch memory, whatever the setting.
 
     Args:
         device: where they run.
         rows: how many rows there are.
-        per_processor: programs a multiprocessor has room for.
+        settings: what they are launched with.
         scratch_bytes: what one of them needs.
     """
     room = max(1, SCRATCH_BYTES // max(scratch_bytes, 1))
-    return max(1, min(rows, per_processor * _processors(device), room))
+    return max(1, min(rows, room, max(resident(device, s.warps) for s in settings)))
 
 
 def tuned(
