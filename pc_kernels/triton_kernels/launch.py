@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,18 +71,20 @@ class Launch:
     """A kernel of rows with all its arguments but the setting, which is tuned."""
 
     kernel: Any
-    device: torch.device
+    rows: Tensor
+    """[rows, count]: what the kernel overwrites, and may read."""
     programs: int
     """The most there is memory for."""
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     settings: tuple[Setting, ...]
 
-    def __call__(self, setting: Setting) -> None:
-        """Launches it."""
-        programs = min(self.programs, resident(self.device, setting.warps))
+    def __call__(self, setting: Setting, rows: int | None = None) -> None:
+        """Launches it, for all rows or the first few."""
+        programs = min(self.programs, resident(self.rows.device, setting.warps))
         self.kernel[(programs,)](
             *self.arguments,
+            rows=len(self.rows) if rows is None else rows,
             **self.constants,
             BLOCK=setting.block,
             PAIRS=setting.pairs,
@@ -89,31 +92,32 @@ class Launch:
             enable_fp_fusion=True,
         )
 
-    def tuned(self, overwritten: Tensor, *variant: Hashable) -> None:
+    def tuned(self, *variant: Hashable) -> None:
         """Launches it with the setting that is best for the variant and the rows' length.
 
-        `overwritten` [rows, count] is what the kernel may both read and write.
+        Where that is not known yet, it is found on two rows a program: more would only take memory.
         """
-        size = power_of_two_above(overwritten.shape[1], 16, 1 << 30)
-        key = (self.kernel.fn.__name__, overwritten.device, size, *variant)
-        with on(overwritten.device):
-            tuned(key, self.settings, self, (overwritten,))
+        size = power_of_two_above(self.rows.shape[1], 16, 1 << 30)
+        key = (self.kernel.fn.__name__, self.rows.device, size, *variant)
+        few = self.rows[: 2 * self.programs]
+        with on(self.rows.device):
+            self(tuned(key, self.settings, partial(self, rows=len(few)), few))
 
 
 def soft_launch(
     kernel: Any,
     tensors: tuple[Any, ...],
-    values: Tensor,
+    overwritten: Tensor,
     recipe: Recipe,
     constants: dict[str, Any],
     spare: int = 0,
 ) -> Launch:
-    """Of a kernel that ranks `values` softly: its own arguments, then what all such kernels take.
+    """Of a kernel that ranks softly: its own arguments, then what all such kernels take.
 
     That is the method's constants, scratch memory of the programs (with `spare` rows for the kernel to
     use), sizes and the recipe.
     """
-    rows, count = values.shape
+    rows, count = overwritten.shape
     relaxation = code_of(recipe.smooth_step)
     grid = count > ALL_PAIRS
     capacity = grid_capacity(count, recipe) if grid else 16
@@ -121,13 +125,12 @@ def soft_launch(
     floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
     scratch = 8 * moments + 4 * (floats + spare * count)
     settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
-    number = programs(values.device, rows, settings, scratch)
+    number = programs(overwritten.device, rows, settings, scratch)
     shared = (
-        tables(recipe.relaxation, values.device),
-        values.new_empty(number * moments, dtype=torch.int64),
-        values.new_empty(number * floats, dtype=torch.float32),
-        *([values.new_empty(number * spare * count)] if spare else []),
-        rows,
+        tables(recipe.relaxation, overwritten.device),
+        overwritten.new_empty(number * moments, dtype=torch.int64),
+        overwritten.new_empty(number * floats, dtype=torch.float32),
+        *([overwritten.new_empty(number * spare * count)] if spare else []),
         count,
         capacity,
         floats,
@@ -139,7 +142,7 @@ def soft_launch(
         "SCALE_STD": recipe.scale == "std",
         "GRID": grid,
     }
-    return Launch(kernel, values.device, number, (*tensors, *shared), constants, settings)
+    return Launch(kernel, overwritten, number, (*tensors, *shared), constants, settings)
 
 
 def grid_capacity(count: int, recipe: Recipe) -> int:
@@ -240,7 +243,6 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         rank,
         torch.empty(grid * ints, dtype=torch.int32, device=device),
         torch.empty(grid * floats, dtype=torch.float32, device=device),
-        number,
         count,
         buckets,
         ints,
@@ -251,8 +253,8 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         "HAS_KEEP": pairs.keep is not None,
         "SHORT": short,
     }
-    launch = Launch(hard_rank_kernel, device, grid, arguments, constants, settings)
-    launch.tuned(rank, rows.dissimilarity, rows.ready)
+    launch = Launch(hard_rank_kernel, rank, grid, arguments, constants, settings)
+    launch.tuned(rows.dissimilarity, rows.ready)
 
 
 def soft_rank(
@@ -267,8 +269,8 @@ def soft_rank(
     if x.numel() > 0:
         tensors = (x, _present(Pairs(None, keep), x)[0], rank, density if with_grad else rank)
         constants = {"HAS_KEEP": keep is not None, "WITH_GRAD": with_grad}
-        launch = soft_launch(soft_rank_kernel, tensors, x, recipe, constants)
-        launch.tuned(rank, recipe.relaxation)
+        launch = soft_launch(soft_rank_kernel, tensors, rank, recipe, constants)
+        launch.tuned(recipe.relaxation)
     return rank, density
 
 
@@ -284,8 +286,8 @@ def soft_rank_backward(
     if x.numel() > 0:
         tensors = (x, _present(Pairs(None, keep), x)[0], grad_rank, density, grad)
         constants = {"HAS_KEEP": keep is not None}
-        launch = soft_launch(soft_rank_backward_kernel, tensors, x, recipe, constants)
-        launch.tuned(grad, recipe.relaxation)
+        launch = soft_launch(soft_rank_backward_kernel, tensors, grad, recipe, constants)
+        launch.tuned(recipe.relaxation)
     return grad
 
 
@@ -314,5 +316,5 @@ def coherence_rows(chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         "WITH_GRAD": with_grad,
     }
     launch = soft_launch(coherence_rows_kernel, tensors, student.values, recipe, constants, spare=2)
-    launch.tuned(student.values, recipe.relaxation, with_grad, student.ready)
+    launch.tuned(recipe.relaxation, with_grad, student.ready)
     return losses

@@ -111,21 +111,19 @@ def tuned(
     key: Hashable,
     candidates: tuple[Setting, ...],
     launch: Callable[[Setting], None],
-    overwritten: tuple[Tensor, ...],
-) -> None:
-    """Launches with the best setting known for `key`; finds it first if this is the first time.
+    overwritten: Tensor,
+) -> Setting:
+    """The best setting known for `key`; finds it first if this is the first time.
 
     Args:
         key: what the best setting depends on.
         candidates: settings to choose from, the safest first.
-        launch: runs the kernel.
-        overwritten: tensors that the kernel reads and overwrites.
+        launch: runs the kernel, to be timed.
+        overwritten: what the kernel then reads and overwrites; it is left as it was.
     """
-    device = overwritten[0].device if overwritten else torch.device("cuda")
-    setting = _chosen.get(key)
-    if setting is None and _may_time(device, candidates):
-        setting = _chosen[key] = _fastest(candidates, launch, overwritten)
-    launch(setting or candidates[0])
+    if key not in _chosen and _may_time(overwritten.device, candidates):
+        _chosen[key] = _fastest(candidates, launch, overwritten)
+    return _chosen.get(key, candidates[0])
 
 
 def _may_time(device: torch.device, candidates: tuple[Setting, ...]) -> bool:
@@ -135,23 +133,17 @@ def _may_time(device: torch.device, candidates: tuple[Setting, ...]) -> bool:
 
 
 def _fastest(
-    candidates: tuple[Setting, ...],
-    launch: Callable[[Setting], None],
-    overwritten: tuple[Tensor, ...],
+    candidates: tuple[Setting, ...], launch: Callable[[Setting], None], overwritten: Tensor
 ) -> Setting:
-    before = [x.clone() for x in overwritten]
-
-    def restore() -> None:
-        for x, y in zip(overwritten, before, strict=True):
-            x.copy_(y)
+    before = overwritten.clone()
 
     def time_of(setting: Setting) -> float:
         def once() -> None:
-            restore()
+            overwritten.copy_(before)
             launch(setting)
 
         return float(triton.testing.do_bench(once, warmup=5, rep=20, return_mode="median"))
 
     best = min(candidates, key=time_of)
-    restore()
+    overwritten.copy_(before)
     return best
