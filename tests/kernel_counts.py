@@ -1,10 +1,10 @@
 """Machine instructions and barriers of the Triton kernels, counted without a GPU.
 
-    python tests/kernel_counts.py [--target 90] [--length 8192]
+    python tests/kernel_counts.py [--target 90] [--length 8192] [--loops]
 
 The assembler's code says of each instruction which line it comes from. A loop is what a branch backwards
-spans; it belongs to the `for` of its line, whose bound, by its text, tells how often it runs. So an everyday
-row is counted, all whose pairs are far enough apart, on the grid, with 300 cells (temperature 0.1).
+spans; it belongs to the `for` of its line, whose bound, by its text, tells how often it runs. What is
+counted is an everyday row at temperature 0.1: on the grid, with 300 cells, and no two points near each other.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ import ast
 import re
 import subprocess
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ahead_of_time import COHERENCE, TEACHER, compiled, nvidia_tool, settings_of
 
-CELLS, NODES, FULLEST_BUCKET = 300, 307, 7
-RARE = ("measure_near", "pair_sums", "pair_slopes", "store_undefined", "store_alike")
-RARE += ("squared_distances", "near_dissimilarities", "extent_beside_infinities", "rank_all_pairs")
-"""Functions that an everyday row does not reach."""
+CELLS, NODES, TAPS, FULLEST_BUCKET = 300, 307, 137, 7
+
+RARE = ("measure_near", "squared_distances", "pair_sums", "pair_slopes", "rank_all_pairs")
+RARE += ("store_undefined", "store_alike", "extent_beside_infinities")
+"""Functions whose loops an everyday row does not run."""
+
+TWICE = ("measured", "row_loss", "pushes")
+"""Functions that a kernel has twice. The shorter is the everyday one: no far anchor, no sums over pairs."""
 
 
 def bounds(length: int) -> dict[str, int]:
     """How far the loops of the kernels run, by the text of their bound."""
     return {
-        "rows": 1,
         "row.count": length,
         "row.count * LANES": length,
         "buckets.number": length,
@@ -38,8 +41,8 @@ def bounds(length: int) -> dict[str, int]:
         "cells * TERMS": 4 * CELLS,
         "cells": CELLS,
         "nodes": NODES,
-        "2 * BAND + 1": 137,
-        "2 * BAND + TAP_BLOCK": 152,
+        "2 * BAND + 1": TAPS,
+        "2 * BAND + TAP_BLOCK": TAPS + 15,
     }
 
 
@@ -52,13 +55,18 @@ class Instruction:
     text: str
 
 
-@dataclass
-class Counts:
-    """Of a row: what each thread executes."""
+@dataclass(frozen=True)
+class Loop:
+    """A span of instructions and the `for` it comes from."""
 
-    instructions: float
-    barriers: float
-    by_loop: list[tuple[str, float]]
+    first: int
+    last: int
+    function: str
+    bound: str
+    step: int
+
+    def holds(self, other: Loop) -> bool:
+        return self.first <= other.first and other.last <= self.last
 
 
 def disassembled(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
@@ -82,57 +90,69 @@ def disassembled(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
 
 
 @cache
-def syntax(file: str) -> ast.Module:
-    return ast.parse(Path(file).read_text(encoding="utf-8"))
+def source_loops(file: str) -> dict[int, tuple[str, str]]:
+    """The function and the bound of each `for`, by its line."""
+    found = {}
+    for function in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        for node in ast.walk(function):
+            if isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
+                assert isinstance(function, ast.FunctionDef)
+                arguments = node.iter.args
+                found[node.lineno] = function.name, ast.unparse(arguments[min(1, len(arguments) - 1)])
+    return found
 
 
-def runs(file: str, line: int, step: int, sizes: dict[str, int]) -> int:
-    """How often the loop runs whose `for` is at that line and which takes such steps."""
-    for function in syntax(file).body:
-        if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.For) and node.lineno == line:
-                    if function.name in RARE:
-                        return 0
-                    assert isinstance(node.iter, ast.Call)
-                    arguments = node.iter.args
-                    bound = ast.unparse(arguments[min(1, len(arguments) - 1)])
-                    return 1 if bound == "rows" else -(-sizes[bound] // step)
-    raise LookupError(f"no loop at {file}:{line}")
-
-
-def counted(cubin: bytes, sizes: dict[str, int]) -> Counts:
-    """What a thread executes for one row."""
-    code, labels = disassembled(cubin)
-    loops = []
-    for end, instruction in enumerate(code):
-        found = re.search(r"\bBRA.*\((\.L_x_\d+)\)", instruction.text)
-        if found and labels[found[1]] < end:
-            loops.append((labels[found[1]], end))
-    counts = Counts(0, 0, [])
-    for start, end in loops:
-        inner = [loop for loop in loops if loop != (start, end) and start <= loop[0] and loop[1] <= end]
-        own = [k for k in range(start, end + 1) if not any(a <= k <= b for a, b in inner)]
-        times = 1
-        for first, last in loops:
-            if first <= start and end <= last:
-                times *= runs(code[last].file, code[last].line, step_of(code, first, last), sizes)
-        counts.instructions += times * len(own)
-        counts.barriers += times * sum("BAR.SYNC" in code[k].text for k in own)
-        where = f"{Path(code[end].file).name}:{code[end].line}"
-        counts.by_loop.append((where, times * len(own)))
-    return counts
-
-
-def step_of(code: list[Instruction], start: int, end: int) -> int:
+def step_of(code: list[Instruction], line: int) -> int:
     """By how much a loop's variable grows a round, unrolled or not."""
-    steps = [
-        int(found[2], 16)
-        for instruction in code[start : end + 1]
-        if (instruction.file, instruction.line) == (code[end].file, code[end].line)
-        and (found := re.search(r"ADD\S* (U?R\d+), (?:.*, )?\1(?:\.reuse)?, (0x[0-9a-f]+)\b", instruction.text))
-    ]
-    return min(steps, default=1)
+    pattern = r"ADD\S* (U?R\d+), (?:.*, )?\1(?:\.reuse)?, (0x[0-9a-f]+)\b"
+    added = [re.search(pattern, i.text) for i in code if i.line == line]
+    return min((int(found[2], 16) for found in added if found), default=1)
+
+
+def loops_of(code: list[Instruction], labels: dict[str, int]) -> list[Loop]:
+    found = []
+    for last, instruction in enumerate(code):
+        target = re.search(r"\bBRA.*\((\.L_x_\d+)\)", instruction.text)
+        if target and (first := labels[target[1]]) < last:
+            function, bound = source_loops(instruction.file)[instruction.line]
+            step = step_of(code[first : last + 1], instruction.line)
+            found.append(Loop(first, last, function, bound, step))
+    return found
+
+
+def runs_of(loops: list[Loop], sizes: dict[str, int]) -> dict[Loop, int]:
+    """How often each loop runs for one row, as far as the loops around it go."""
+    copies = defaultdict(list)
+    for loop in loops:
+        copies[loop.function].append(loop)
+    runs = {}
+    for loop in loops:
+        everyday = min(copies[loop.function], key=lambda copy: copy.last - copy.first)
+        if loop.function in RARE or (loop.function in TWICE and loop != everyday):
+            runs[loop] = 0
+        else:
+            runs[loop] = 1 if loop.bound == "rows" else -(-sizes[loop.bound] // loop.step)
+    return runs
+
+
+def counted(cubin: bytes, length: int) -> dict[Loop, tuple[int, int]]:
+    """What a thread executes in each loop for one row: instructions and barriers."""
+    code, labels = disassembled(cubin)
+    loops = loops_of(code, labels)
+    runs = runs_of(loops, bounds(length))
+    counts = {}
+    for loop in loops:
+        inner = [other for other in loops if other != loop and loop.holds(other)]
+        own = [
+            code[k].text
+            for k in range(loop.first, loop.last + 1)
+            if not any(other.first <= k <= other.last for other in inner)
+        ]
+        times = 1
+        for outer in loops:
+            times *= runs[outer] if outer.holds(loop) else 1
+        counts[loop] = times * len(own), times * sum("BAR.SYNC" in text for text in own)
+    return counts
 
 
 def main() -> None:
@@ -145,19 +165,16 @@ def main() -> None:
     options = parser.parse_args()
     print(f"rows of {options.length}, sm_{options.target}")
     print("| kernel | block, warps | instructions a pair | barriers a row |\n|---|---|---:|---:|")
-    kernels: dict[str, tuple[str, dict[str, Any]]] = {
-        "hard_rank": ("hard_rank", TEACHER),
-        "coherence_rows": ("coherence_rows", COHERENCE),
-    }
-    for name, (stage, constants) in kernels.items():
+    for stage, constants in (("hard_rank", TEACHER), ("coherence_rows", COHERENCE)):
         for setting in settings_of(stage, constants):
             kernel = compiled(stage, constants, setting, GPUTarget("cuda", options.target, 32))
-            counts = counted(kernel.asm["cubin"], bounds(options.length))
+            counts = counted(kernel.asm["cubin"], options.length)
             share = 32 * setting.warps / options.length
+            instructions, barriers = (sum(column) for column in zip(*counts.values(), strict=True))
             how = f"{setting.block}, {setting.warps}"
-            print(f"| {name} | {how} | {counts.instructions * share:.0f} | {counts.barriers:.0f} |")
-            for where, instructions in counts.by_loop if options.loops else ():
-                print(f"  {where}: {instructions * share:.1f}")
+            print(f"| {stage} | {how} | {instructions * share:.0f} | {barriers} |")
+            for loop, (own, _) in counts.items() if options.loops else ():
+                print(f"  {loop.function}, to {loop.bound}: {own * share:.1f}")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
         bucket = bucket_of(x, low, factors, buckets.number)
         tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
     tl.debug_barrier()
-    largest = starts_of(buckets, 8 * options.BLOCK)
+    largest = starts_of(buckets, 4 * options.BLOCK)
     tl.debug_barrier()
     for first in range(0, row.count, options.BLOCK):
         j = first + lane

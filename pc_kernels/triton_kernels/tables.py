@@ -5,6 +5,7 @@ The maths is csrc/formulas.h and docs/method.md, "The stencil"; computed here in
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -72,7 +73,16 @@ HALF = tuple(map(float, np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ WEIGHTS))
 
 @lru_cache(maxsize=16)
 def tables(relaxation: str, device: torch.device) -> Tensor:
-    """The larger ones, float32, kept for the device."""
+    """The larger ones, float32, kept for the device.
+
+    Another thread makes them: while torch.compile warms up a CUDA graph, what this one allocates is the
+    graph's, and must not outlive a call.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_tables, relaxation, device).result()
+
+
+def _tables(relaxation: str, device: torch.device) -> Tensor:
     row = RELAXATIONS[relaxation]
     band, step = row.single.band, 1 / row.single.inverse_step
     values = np.zeros(TAPS + padded(2 * band + 1))
