@@ -88,7 +88,9 @@ def settings_of(stage: str, constants: dict[str, Any]) -> tuple[Any, ...]:
     if stage == "straight_dissimilarity":
         return (settings.STRAIGHT_TILE,)
     if constants.get("SHORT"):
-        return (settings.COMPARED_ROWS,)
+        return settings.COMPARED_ROWS
+    if stage == "hard_rank":
+        return settings.BUCKET_ROWS
     return settings.LONG_ROWS if constants.get("GRID", True) else settings.SHORT_ROWS
 
 

@@ -4,7 +4,7 @@
 
 The assembler's code says of each instruction which line it comes from. A loop is what a branch backwards
 spans; it belongs to the `for` of its line, whose bound, by its text, tells how often it runs. What is
-counted is an everyday row at temperature 0.1: on the grid, with 300 cells, and no two points near each other.
+counted is an everyday row at temperature 0.1: on the grid, with 300 cells, no two points near each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RARE += ("store_undefined", "store_alike", "extent_beside_infinities")
 """Functions whose loops an everyday row does not run."""
 
 TWICE = ("measured", "row_loss", "pushes")
-"""Functions that a kernel has twice. The shorter is the everyday one: no far anchor, no sums over pairs."""
+"""Functions that a kernel has twice; the faster is the everyday one: not far, no sums over pairs."""
 
 
 def bounds(length: int) -> dict[str, int]:
@@ -98,7 +98,10 @@ def source_loops(file: str) -> dict[int, tuple[str, str]]:
             if isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
                 assert isinstance(function, ast.FunctionDef)
                 arguments = node.iter.args
-                found[node.lineno] = function.name, ast.unparse(arguments[min(1, len(arguments) - 1)])
+                found[node.lineno] = (
+                    function.name,
+                    ast.unparse(arguments[min(1, len(arguments) - 1)]),
+                )
     return found
 
 
@@ -127,7 +130,7 @@ def runs_of(loops: list[Loop], sizes: dict[str, int]) -> dict[Loop, int]:
         copies[loop.function].append(loop)
     runs = {}
     for loop in loops:
-        everyday = min(copies[loop.function], key=lambda copy: copy.last - copy.first)
+        everyday = min(copies[loop.function], key=lambda copy: (copy.last - copy.first) / copy.step)
         if loop.function in RARE or (loop.function in TWICE and loop != everyday):
             runs[loop] = 0
         else:

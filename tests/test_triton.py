@@ -158,7 +158,7 @@ def test_no_thread_is_anothers_copy() -> None:
     from pc_kernels.triton_kernels import settings
 
     for count in [*range(1, 70), 100, 200, 300, 513, 5000]:
-        for choices in (settings.SHORT_ROWS, (settings.COMPARED_ROWS,), settings.LONG_ROWS):
+        for choices in (settings.SHORT_ROWS, settings.COMPARED_ROWS, settings.LONG_ROWS):
             for setting in settings.trimmed(choices, count):
                 assert 32 * setting.warps <= setting.block
     assert [settings.warps_of(block, 4) for block in (32, 64, 128, 256)] == [1, 2, 4, 4]

@@ -129,7 +129,7 @@ def measure_near(tally, row, gram, i, offset, BLOCK: tl.constexpr):
 
 @triton.jit
 def measured(row, gram, i, offset, BLOCK: tl.constexpr):
-    """δ of anchor i's row less the offset, and -inf for near pairs: their `Tally`, and the places marked."""
+    """δ of anchor i's row less the offset, -inf for near pairs: the others' `Tally`, and the marks."""
     tally = empty_tally(BLOCK)
     marked = tl.zeros([BLOCK], tl.int32)
     anchor_sq = tl.load(gram.anchor_sq + i)

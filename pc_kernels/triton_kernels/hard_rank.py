@@ -163,7 +163,7 @@ def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
     PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN
     extent = row_extent(row, gram, i, offset_of(gram, i), PRODUCTS, BLOCK)
     number = extent.number
-    if not options.FINITE:
+    if not options.FINITE:  # noqa: SIM102 - a constant: no code at all
         if finite(extent.total) == 0:
             extent = extent_beside_infinities(row, BLOCK)
     undefined = finite(extent.total) == 0

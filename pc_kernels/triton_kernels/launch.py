@@ -24,6 +24,7 @@ from .dissimilarity import CODES, dissimilarity_kernel, straight_dissimilarity_k
 from .formulas import code_of
 from .hard_rank import hard_rank_kernel
 from .settings import (
+    BUCKET_ROWS,
     COMPARED_ROWS,
     LONG_ROWS,
     SHORT_ROWS,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 ALL_PAIRS = 256
 """References up to which a row's soft ranks are summed over all pairs (docs/gpu.md, "Triton")."""
 
-ALL_COMPARED = COMPARED_ROWS.block
+ALL_COMPARED = COMPARED_ROWS[0].block
 """References up to which hard ranks compare all pairs, in one block."""
 
 CELLS_PER_POINT = 8
@@ -234,7 +235,7 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
     ints, floats = (0, 0) if short else (2 * buckets + 16, count)
-    settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
+    settings = trimmed(COMPARED_ROWS if short else BUCKET_ROWS, count)
     grid = programs(device, number, settings, 4 * (ints + floats))
     arguments = (
         rows.values,

@@ -15,7 +15,6 @@ from .formulas import step_and_density
 from .grid import (
     INVERSE_STEPS,
     LANES,
-    clear,
     density_function,
     entry,
     gather,
@@ -206,7 +205,7 @@ def sums_at(row, x, valid, scale, grid, options, ON_GRID: tl.constexpr):
 
 @triton.jit
 def pushes(row, slopes, scale, grid, out, options, ON_GRID: tl.constexpr):
-    """Σ_k (slope_j − slope_k) φ of each point to `out.push`; returns their sum with the standard scores."""
+    """Σ_k (slope_j − slope_k) φ of each point to `out.push`; their product with the standard scores."""
     pulls = tl.zeros([options.BLOCK], tl.float64)
     for first in range(0, row.count, options.BLOCK):
         j = first + tl.arange(0, options.BLOCK)

@@ -24,7 +24,7 @@ RESIDENT_WARPS = 24
 """What a multiprocessor has registers for, at 80 a thread."""
 
 THREADS = 32
-"""Of a warp. (AMD's has 64: there a block of fewer elements has copies in one warp, which stores at once.)"""
+"""Of a warp. (AMD's has 64; copies inside a warp do no harm, for it loads and stores as one.)"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Setting:
 
 
 LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8))
-COMPARED_ROWS = Setting(512, 8, 8)
+BUCKET_ROWS = tuple(reversed(LONG_ROWS))
+COMPARED_ROWS = (Setting(512, 8, 8),)
 SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 2))
 
 
@@ -65,8 +66,8 @@ def power_of_two_above(count: int, least: int, most: int) -> int:
 def warps_of(block: int, most: int) -> int:
     """Warps for a block: none has only copies of another's elements.
 
-    Where threads share an element, all of them load it and one stores it. In place that is a race: who comes
-    late loads what has been stored.
+    Where threads share an element, all of them load it and one stores it. In place that is a race: who
+    comes late loads what has been stored.
     """
     return max(1, min(most, block // THREADS))
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import row_extent, GIVEN
+from .dissimilarity import GIVEN, row_extent
 from .grid import clear, scratch
 from .row import SPECIALIZATION, Row, counted, finite, present, store_undefined
 from .row_sums import (
