@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import subprocess
 import tempfile
@@ -159,6 +160,14 @@ def counted(cubin: bytes, length: int) -> dict[Loop, tuple[int, int]]:
 
 
 def main() -> None:
+    # Another checkout's build would name that one's lines.
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        show()
+
+
+def show() -> None:
+    """Prints the table."""
     from triton.backends.compiler import GPUTarget
 
     parser = argparse.ArgumentParser(description=__doc__)
