@@ -52,7 +52,7 @@ def test_crossovers(python: Callable[..., Any]) -> None:
 def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -> None:
     """To machine code that fits: shared memory without asking for more, hardly a register spilled.
 
-    The assembler trades a few spilled registers for another resident warp; 16 bytes are 4 of them.
+    The assembler trades a few spilled registers for another resident warp; 64 bytes are 16 of them.
     """
     from triton.backends.compiler import GPUTarget
 
@@ -60,7 +60,7 @@ def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -
     for setting in settings_of(stage, constants)[: None if variant == "coherence_rows" else 1]:
         kernel = compiled(stage, constants, setting, GPUTarget("cuda", capability, 32))
         assert kernel.metadata.shared <= 48 << 10
-        assert (stack_bytes(kernel.asm["cubin"], tmp_path) or 0) <= 16, setting
+        assert (stack_bytes(kernel.asm["cubin"], tmp_path) or 0) <= 64, setting
 
 
 @needs_triton
