@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
 POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
@@ -65,6 +67,8 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
     import triton
     from triton.compiler import ASTSource
 
+    from pc_kernels.triton_kernels.settings import compiler_options
+
     file = {"soft_rank_backward": "soft_rank", "straight_dissimilarity": "dissimilarity"}
     module = import_module(f"pc_kernels.triton_kernels.{file.get(stage, stage)}")
     kernel = getattr(module, f"{stage}_kernel")
@@ -78,7 +82,10 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
         if name in ALIGNED or kind.startswith("*"):
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": setting.warps})
+    options = {"num_warps": setting.warps}
+    if stage in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
+        options |= compiler_options(torch.device(target.backend))
+    return triton.compile(source, target=target, options=options)
 
 
 def settings_of(stage: str, constants: dict[str, Any]) -> tuple[Any, ...]:

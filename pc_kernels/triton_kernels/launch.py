@@ -31,6 +31,7 @@ from .settings import (
     STRAIGHT_TILE,
     THREADS,
     Setting,
+    compiler_options,
     power_of_two_above,
     programs,
     resident,
@@ -90,7 +91,7 @@ class Launch:
             BLOCK=setting.block,
             PAIRS=setting.pairs,
             num_warps=setting.warps,
-            enable_fp_fusion=True,
+            **compiler_options(self.rows.device),
         )
 
     def tuned(self, *variant: Hashable) -> None:

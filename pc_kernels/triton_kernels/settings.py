@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -20,8 +21,11 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SCRATCH_BYTES = 256 << 20
 """The most scratch memory that all programs together may take."""
 
-RESIDENT_WARPS = 24
-"""What a multiprocessor has registers for, at 80 a thread."""
+REGISTERS = 128
+"""What NVIDIA's assembler may take for a thread. Told nothing, it spills some for more resident warps."""
+
+RESIDENT_WARPS = 16
+"""What a multiprocessor has registers for then."""
 
 THREADS = 32
 """Of a warp. (AMD's has 64; copies inside a warp do no harm, for it loads and stores as one.)"""
@@ -91,6 +95,12 @@ def _processors(device: torch.device) -> int:
 def resident(device: torch.device, warps: int) -> int:
     """How many programs of so many warps the device runs at a time."""
     return max(1, RESIDENT_WARPS * _processors(device) // warps)
+
+
+def compiler_options(device: torch.device) -> dict[str, Any]:
+    """How kernels of rows are compiled there."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return {"enable_fp_fusion": True} | ({"maxnreg": REGISTERS} if nvidia else {})
 
 
 def programs(
