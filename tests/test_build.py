@@ -102,6 +102,7 @@ def tree(tmp_path: Path) -> Path:
 def test_the_version_is_in_one_place(tree: Path) -> None:
     """pc_kernels/__init__.py; what cannot read it there is equal to it."""
     version = pc_kernels.__version__
+    (tree / "out").mkdir()
     done = call_backend(
         tree, "prepare_metadata_for_build_wheel", PC_KERNELS_CPU="0", PC_KERNELS_CUDA="0"
     )
