@@ -50,5 +50,7 @@ def test_the_site(site: Path) -> None:
     found = {entry["location"] for entry in index["docs"] if "temperature" in entry["text"]}
     assert any(place.startswith("options/") for place in found), "search does not find"
     for page in site.rglob("*.html"):
-        fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', page.read_text())
+        fetched = re.findall(
+            r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', page.read_text()
+        )
         assert not fetched, f"{page.relative_to(site)} fetches {fetched}"
