@@ -1,6 +1,6 @@
 """Accelerate: the same loop on one device or many.
 
-accelerate launch examples/accelerate_loop.py
+`accelerate launch examples/accelerate_loop.py` runs it.
 """
 
 from __future__ import annotations

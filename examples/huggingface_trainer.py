@@ -1,6 +1,6 @@
 """Hugging Face Trainer: a small encoder learns from a larger one, token sequences pooled by their mean.
 
-python examples/huggingface_trainer.py
+`python examples/huggingface_trainer.py` runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lightning: a module that distils, on any number of devices.
 
-python examples/lightning_module.py
+`python examples/lightning_module.py` runs it.
 """
 
 from __future__ import annotations

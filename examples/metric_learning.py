@@ -1,6 +1,6 @@
 """pytorch-metric-learning: its call, and its CrossBatchMemory. Labels are the numbers of the inputs.
 
-python examples/metric_learning.py
+`python examples/metric_learning.py` runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A loop of one's own, with autocast and torch.compile.
 
-python examples/plain_loop.py
+`python examples/plain_loop.py` runs it.
 """
 
 from __future__ import annotations

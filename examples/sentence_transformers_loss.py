@@ -1,6 +1,6 @@
 """sentence-transformers: the labels are the teacher's embeddings, as for its MSELoss; widths may differ.
 
-python examples/sentence_transformers_loss.py
+`python examples/sentence_transformers_loss.py` runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """timm: feature maps of several stages, and the pooled features, of two image networks.
 
-python examples/timm_features.py
+`python examples/timm_features.py` runs it.
 """
 
 from __future__ import annotations

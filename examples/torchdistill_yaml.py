@@ -1,6 +1,6 @@
 """torchdistill: registered in a line, then chosen and configured in YAML.
 
-python examples/torchdistill_yaml.py
+`python examples/torchdistill_yaml.py` runs it.
 """
 
 from __future__ import annotations

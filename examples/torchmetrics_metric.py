@@ -1,6 +1,6 @@
 """torchmetrics: coherence of a whole validation set, over batches and processes.
 
-python examples/torchmetrics_metric.py
+`python examples/torchmetrics_metric.py` runs it.
 """
 
 from __future__ import annotations
