@@ -125,23 +125,48 @@ def check_command(place: str, words: list[str]) -> None:
             pytest.fail(f"{place}: {words[0]} is not a command that this test knows")
 
 
-def names_for_docstrings() -> dict[str, Any]:
-    """What examples in docstrings may take for granted."""
-    encoder = torch.nn.Linear(16, 128)
-    maps = torch.randn(32, 8, 4, 4)
-    return {
-        "torch": torch,
-        "pc_kernels": pc_kernels,
-        "RankingLoss": RankingLoss,
-        "encoder": encoder,
-        "images": torch.randn(32, 16),
-        "loss_fn": pc_kernels.PerceptionCoherenceLoss(),
-        "maps": maps,
-        "teacher_maps": maps.repeat(1, 2, 1, 1),
-        "optimizer": torch.optim.SGD(encoder.parameters(), lr=0.1),
-        "student": torch.randn(32, 128, requires_grad=True),
-        "teacher": torch.randn(32, 512),
-    }
+VOCABULARY = """
+encoder, images = torch.nn.Linear(16, 128), torch.randn(32, 16)
+optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+loss_fn = pc_kernels.PerceptionCoherenceLoss()
+student, teacher = torch.randn(32, 128, requires_grad=True), torch.randn(32, 512)
+maps, teacher_maps = torch.randn(32, 8, 4, 4), torch.randn(32, 16, 4, 4)
+embeddings, labels = torch.randn(32, 16), torch.arange(32) % 8
+bank, bank_labels = torch.randn(64, 16), torch.arange(64) % 8
+scores = predictions = torch.randn(4, 10)
+relevance, clicks, grades, targets = torch.randint(0, 3, (4, 4, 10)).float()
+is_positive = mask = torch.rand(4, 10) > 0.3
+flat_scores, flat_relevance, offsets = scores[0], relevance[0], torch.tensor([0, 4, 10])
+"""
+"""What examples in docstrings may take for granted."""
+
+NETWORKS = """
+from collections import OrderedDict
+nn, images = torch.nn, torch.randn(2, 3, 8, 8)
+layers = [(f"layer{i}", nn.Conv2d(4 if i > 1 else 3, 4, 3, padding=1)) for i in range(1, 5)]
+cnn = nn.Sequential(OrderedDict(layers))
+tokens = nn.Sequential(nn.Flatten(), nn.Linear(192, 197 * 4), nn.Unflatten(1, (197, 4)))
+blocks = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+vit = nn.Sequential(OrderedDict(tokens=tokens, blocks=blocks))
+"""
+"""A CNN and what has a transformer's names and shapes."""
+
+BEFORE = {
+    "pc_kernels.losses.contrastive": "teacher = torch.randn(32, 128)",
+    "pc_kernels.losses.lfcc": NETWORKS
+    + 'teacher_layers = {"early": torch.randn(2, 197, 4), "late": torch.randn(2, 197, 4)}',
+    "pc_kernels.training.layer_outputs": NETWORKS
+    + "loss_fn = lambda student, teacher: student['early'].mean()",
+    "pc_kernels.distill.meter": "work = list",
+}
+"""What the examples of a module need beside that, or otherwise."""
+
+
+class Unasked(doctest.OutputChecker):
+    """An example that shows no output may have some."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -149,13 +174,14 @@ def test_docstrings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "RULES", {})  # examples may add to them
     dotted = name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     module = importlib.import_module(dotted)
-    names = {**vars(module), **names_for_docstrings()}
+    names = {**vars(module), "torch": torch, "pc_kernels": pc_kernels, "RankingLoss": RankingLoss}
+    exec(VOCABULARY + BEFORE.get(dotted, ""), names)
     found = doctest.DocTestFinder(exclude_empty=True).find(module, extraglobs=names)
     examples = sum(len(test.examples) for test in found)
     assert examples == path.read_text("utf-8").count(">>>"), "doctest does not see every example"
     failures: list[str] = []
     for test in found:
-        doctest.DocTestRunner(verbose=False).run(test, out=failures.append)
+        doctest.DocTestRunner(Unasked(), verbose=False).run(test, out=failures.append)
     assert not failures, "".join(failures)
 
 

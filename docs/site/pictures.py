@@ -27,7 +27,9 @@ STYLE = {  # readable on white and on black: one picture serves both schemes
     "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.labelcolor": GREY,
-    "axes.prop_cycle": matplotlib.cycler(color=["#e4572e", "#17a398", "#4f86f7", "#b07cc6"]),
+    "axes.prop_cycle": matplotlib.cycler(
+        color=["#e4572e", "#17a398", "#4f86f7", "#b07cc6", "#c79a2b", "#6aa84f"]
+    ),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.size": 9,
