@@ -104,6 +104,7 @@ def test_metrics(argument: str) -> None:
     raises(TypeError, argument, "int", call=lambda: loss(S, T, **{argument: 2}))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
 def test_scripting() -> None:
     """Of a loss, and of a module that holds one."""
     module = pc_kernels.PerceptionCoherenceLoss()
