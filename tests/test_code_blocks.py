@@ -77,7 +77,16 @@ def name_of(path: Path) -> str:
 WITH_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 
 
+@pytest.fixture
+def no_group_left() -> Iterator[None]:
+    """Ends the process group that a page began."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+@pytest.mark.usefixtures("no_group_left")
 def test_python(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__", "torch": torch, "pc_kernels": pc_kernels}
     for block in blocks(page):
