@@ -25,10 +25,14 @@ class AsHelpShows(griffe.Extension):
                 continue
             found = pkg[name]
             shown = found.final_target if found.is_alias else found
+            together = shown.docstring is not None and "\n    options: " in shown.docstring.value
             if shown.is_class:
                 shown["__init__"] = griffe.Function("__init__", parent=shown)
                 shown = shown["__init__"]
             shown.parameters = parameters(signature)
+            if together:  # the docstring describes them as one argument
+                kind = griffe.ParameterKind.var_keyword
+                shown.parameters.add(griffe.Parameter("options", annotation="Any", kind=kind))
 
 
 def parameters(signature: inspect.Signature) -> griffe.Parameters:
