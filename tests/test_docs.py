@@ -44,6 +44,8 @@ def test_the_site(site: Path) -> None:
     html = "\n".join(page.read_text("utf-8") for page in site.glob("api/*/index.html"))
     for name in pc_kernels.__all__:
         assert f'id="pc_kernels.{name}"' in html, f"{name} is not described"
+    for name in pc_kernels.metrics.__all__:
+        assert re.search(rf'id="pc_kernels\.metrics\.(\w+\.)?{name}"', html), f"metrics.{name}"
     signature = re.search(r'id="pc_kernels.PerceptionCoherenceLoss".*?<pre>(.*?)</pre>', html, re.S)
     assert signature and "temperature" in signature[1], "options are not shown by name"
     index = json.loads((site / "search/search_index.json").read_text("utf-8"))
