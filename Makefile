@@ -2,6 +2,7 @@
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
 # make counts  instructions and barriers of the Triton kernels, without a GPU
+# make docs    the documentation, into build/site
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest
 #
 # Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
@@ -29,7 +30,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.
 	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint types bench gpu counts info format clean
+.PHONY: all demo test lint types bench counts docs gpu info format clean
 all: test
 
 $(VENV)/bin/python:
@@ -42,7 +43,7 @@ $(VENV)/torch: $(VENV)/bin/python constraints.txt
 	@touch $@
 
 $(VENV)/ready: $(VENV)/torch $(SOURCES)
-	$(INSTALL) --no-build-isolation -e ".[test,lint,benchmark,distill]"
+	$(INSTALL) --no-build-isolation -e ".[test,lint,benchmark,distill,docs]"
 	@touch $@
 
 build/in-place: $(SOURCES)
@@ -74,6 +75,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+
+docs: $(READY)
+	$(RUN) -m mkdocs build --strict
 
 # Builds the extensions itself, for the GPU at hand.
 ifeq ($(NO_VENV),1)

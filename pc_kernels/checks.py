@@ -91,7 +91,8 @@ def check_features(
         )
     if (student_refs is None) != (teacher_refs is None):
         missing = "student_refs" if student_refs is None else "teacher_refs"
-        raise ValueError(f"student_refs and teacher_refs go together; {missing} is missing")
+        hint = "" if student_refs is None else " (student_refs, the third, are features: no labels)"
+        raise ValueError(f"student_refs and teacher_refs go together; {missing} is missing{hint}")
     for name, x in (("student", s), ("teacher", t)):
         if x.shape[1] == 0:
             raise ValueError(f"{name} has no features: its shape is {tuple(x.shape)}")

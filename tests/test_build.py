@@ -21,6 +21,7 @@ import setuptools
 import torch
 from conftest import ROOT
 
+import pc_kernels
 from pc_kernels import installation
 
 REJECTS = """#!/bin/sh
@@ -96,6 +97,21 @@ def tree(tmp_path: Path) -> Path:
     package.mkdir()
     shutil.copyfile(ROOT / "pc_kernels/__init__.py", package / "__init__.py")
     return tmp_path
+
+
+def test_the_version_is_in_one_place(tree: Path) -> None:
+    """pc_kernels/__init__.py; what cannot read it there is equal to it."""
+    version = pc_kernels.__version__
+    (tree / "out").mkdir()
+    done = call_backend(
+        tree, "prepare_metadata_for_build_wheel", PC_KERNELS_CPU="0", PC_KERNELS_CUDA="0"
+    )
+    assert done.returncode == 0, done.stderr
+    (metadata,) = tree.glob("out/*.dist-info/METADATA")
+    assert f"\nVersion: {version}\n" in metadata.read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert first is not None and first[1] == version
 
 
 def compiler(folder: Path, script: str) -> dict[str, str]:

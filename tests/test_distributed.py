@@ -236,7 +236,7 @@ it aborts the process, now and then (PyTorch 2.13, https://github.com/pytorch/py
 
 
 def test_the_example_in_the_documentation(python: Callable[..., Any]) -> None:
-    script = str(ROOT / "docs" / "examples" / "ddp.py")
+    script = str(ROOT / "examples" / "ddp.py")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
     command = (sys.executable, "-c", RUN_AND_LEAVE, script, "--steps", "20", "--batch", "32")
     done = python(*launch, *command, PYTHONPATH=str(ROOT))

@@ -45,6 +45,7 @@ BAD_FEATURES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]]
     "no width": ((S[:, :0], T), ValueError, ("student", "(5, 0)")),
     "no teacher width": ((S, T[:, :0]), ValueError, ("teacher", "(5, 0)")),
     "references of one side": ((S, T, S_REFS), ValueError, ("teacher_refs", "missing")),
+    "labels": ((S, T, torch.arange(5)), ValueError, ("teacher_refs", "no labels")),
     "references of the other": ((S, T, None, T_REFS), ValueError, ("student_refs", "missing")),
     "other numbers of references": ((S, T, S_REFS, T_REFS[:2]), ValueError, ("_refs", "4", "2")),
     "another width": ((S, T, T_REFS, T_REFS), ValueError, ("student_refs", "3", "2")),
@@ -101,6 +102,19 @@ def test_metrics(argument: str) -> None:
     ):
         raises(ValueError, *words, call=call)
     raises(TypeError, argument, "int", call=lambda: loss(S, T, **{argument: 2}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
+def test_scripting() -> None:
+    """Of a loss, and of a module that holds one."""
+    module = pc_kernels.PerceptionCoherenceLoss()
+    for scripted in (module, torch.nn.Sequential(module)):
+        raises(
+            RuntimeError,
+            "PerceptionCoherenceLoss",
+            "torch.compile",
+            call=lambda scripted=scripted: torch.jit.script(scripted),
+        )
 
 
 def test_matrices() -> None:

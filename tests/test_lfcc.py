@@ -214,7 +214,7 @@ def test_errors(rng: Generator) -> None:
 
 def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     """It runs, in short, and says three accuracies a pair."""
-    path = ROOT / "docs" / "examples" / "heterogeneous.py"
+    path = ROOT / "examples" / "heterogeneous.py"
     spec = importlib.util.spec_from_file_location("heterogeneous", path)
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)

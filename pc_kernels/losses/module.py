@@ -53,6 +53,13 @@ class RecipeModule(nn.Module):
         recipe = make_recipe(type(self).__name__, {**unsaid, **options}, self.options, values)
         self.recipe = replace(recipe, **self.fixed)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks for, of this module or of one that holds it."""
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be scripted: its kernels have no TorchScript form; use "
+            "torch.compile, torch.export or torch.jit.trace"
+        )
+
     def extra_repr(self) -> str:
         """The options, for printing."""
         shown = (

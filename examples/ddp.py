@@ -1,6 +1,6 @@
 """Distillation by perception coherence on several processes, each with its part of every batch.
 
-    torchrun --nproc-per-node 2 docs/examples/ddp.py
+`torchrun --nproc-per-node 2 examples/ddp.py` runs it.
 
 Every rank ranks its own images against those of all ranks: the loss and, after DDP's averaging, the
 gradients are those of one process with the whole batch.

@@ -1,6 +1,6 @@
 """LFCC between architectures: a ViT teaches a CNN, and a CNN teaches an MLP-Mixer.
 
-    python docs/examples/heterogeneous.py
+    python examples/heterogeneous.py
 
 On the 1,797 digits that come with scikit-learn. The teacher is trained with labels; the student sees
 none, only the low frequencies of two of the teacher's layers. Half a minute on one core.
