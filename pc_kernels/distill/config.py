@@ -46,11 +46,12 @@ class Config:
         methods: tables [methods.NAME]; `method` says which, where NAME is not one itself; `title`
             is printed; the rest are the method's options.
         seeds: of the students' starts and batches, one run each.
-        learning_rates: each method takes the one that is best on the validation split with
-            `tuning_seed`, by the mean of linear probe and kNN.
+        learning_rates: each method takes the one that is best on the validation split with the first
+            seed, by the mean of linear probe and kNN.
         epochs, batch_size, augment: of the students; augment holds `shift` and `flip`, or neither.
         teacher_epochs, teacher_learning_rate: of a teacher that is trained here.
-        limit: rows of `train`, `val` and `test` at most; `image_size`: to resize images to.
+        limit: rows of `train`, `val` and `test` at most; classes: the first so many alone;
+            image_size: to resize images to.
         cache: folder of decoded image trees. `device`, `threads`: what PyTorch uses, None its own.
         caption: a sentence for the report, on what is compared and why.
     """
@@ -63,13 +64,13 @@ class Config:
     student_width: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    tuning_seed: int = 100
     epochs: int = 40
     batch_size: int = 64
     augment: tuple[str, ...] = ("shift",)
     teacher_epochs: int = 24
     teacher_learning_rate: float = 3e-3
     limit: Mapping[str, int] = field(default_factory=dict)
+    classes: int | None = None
     image_size: int | None = None
     cache: str = "runs/cache"
     out: str = "runs"
@@ -172,9 +173,11 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         if isinstance(value, tuple):
             return tuple(_typed(key, item, of.partition(",")[0]) for item in value)
     elif single == "Mapping":
-        return {name: _typed(f"{key}.{name}", item, "int") for name, item in _table(key, value).items()}
+        return {
+            name: _typed(f"{key}.{name}", item, "int") for name, item in _table(key, value).items()
+        }
     else:
-        kinds = {"int": int, "float": (int, float), "str": str, "Row": Row}
+        kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "Row": Row}
         allowed = [kinds[part] for part in kind.split(" | ") if part in kinds]
         if any(isinstance(value, one) for one in allowed) and not isinstance(value, bool):
             return value
@@ -214,6 +217,3 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def _at_least(key: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise ValueError(f"{key}: got {value}; allowed: {least} or more")
-
-
-

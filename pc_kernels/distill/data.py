@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
-        return replace(self, **{name: split.to(device) for name, split in self.splits.items()})
+        return self._changed(lambda _, split: split.to(device))
 
     def with_teacher(self, features: Mapping[str, Tensor]) -> Dataset:
         """The same data with a teacher's features of each split, centred and scaled.
@@ -61,13 +61,15 @@ class Dataset:
         train = features["train"].float()
         centre = train.mean(0)
         scale = (train - centre).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        return replace(
-            self,
-            **{
-                name: split._replace(teacher=(features[name].float() - centre) / scale)
-                for name, split in self.splits.items()
-            },
-        )
+
+        def taught(name: str, split: Split) -> Split:
+            return split._replace(teacher=(features[name].float() - centre) / scale)
+
+        return self._changed(taught)
+
+    def _changed(self, change: Callable[[str, Split], Split]) -> Dataset:
+        train, val, test = (change(name, split) for name, split in self.splits.items())
+        return Dataset(train, val, test, self.classes)
 
 
 def load(
@@ -75,6 +77,7 @@ def load(
     teacher: str = "",
     *,
     limit: Mapping[str, int] | None = None,
+    classes: int | None = None,
     image_size: int | None = None,
     cache: str | None = None,
 ) -> Dataset:
@@ -89,6 +92,7 @@ def load(
             `table.with_features`; anything else leaves the teacher's features empty.
         limit: at most this many rows of a split (`train`, `val`, `test`), the classes in equal
             parts; other splits are whole.
+        classes: only the first so many classes, by name; None: all.
         image_size: side in pixels that images are resized to; None keeps their size.
         cache: folder that keeps decoded image trees; None keeps none.
 
@@ -108,6 +112,8 @@ def load(
     kind, _, rest = teacher.partition(":")
     if kind == "features":
         table = with_features(table, [Path(part).expanduser() for part in rest.split(",")])
+    if classes is not None:
+        table = table.rows(np.isin(table.labels, np.unique(table.labels)[:classes]))
     return _to_dataset(table, limit or {})
 
 
@@ -206,7 +212,9 @@ def _limited(rows: np.ndarray, numbers: np.ndarray, count: int | None, name: str
     labels = numbers[rows]
     classes = len(set(labels))
     if count < classes:
-        raise ValueError(f"limit: {name} = {count} is less than a row for each of {classes} classes")
+        raise ValueError(
+            f"limit: {name} = {count} is less than a row for each of {classes} classes"
+        )
     place = np.empty(len(rows), dtype=int)  # of a row among those of its class
     for label in set(labels):
         place[labels == label] = np.arange((labels == label).sum())

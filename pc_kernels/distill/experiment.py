@@ -10,12 +10,13 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,15 @@ from .meter import PeakMemory
 from .methods import Task
 from .networks import Encoder, make_network
 from .storage import read_arrays, write_arrays, write_json
-from .train import Checkpoint, Examples, LabelHead, Schedule, Training, calibrate
+from .train import (
+    Checkpoint,
+    Examples,
+    LabelHead,
+    Schedule,
+    Training,
+    calibrate,
+    check_identity,
+)
 
 TEACHER, FLOOR = "teacher", "floor"
 RANK_ROWS = 500  # test rows whose features are kept for the plot of ranks
@@ -73,7 +82,7 @@ def compare(config: Config, data: Dataset) -> Results:
     results = Results(config)
     known = {name: split.teacher.cpu() for name, split in data.splits.items()}
     study = _Study(config, data, folder)
-    results.runs[TEACHER] = [study.measured(TEACHER, known)]
+    results.runs[TEACHER] = [study.measured(known)]
     results.features[TEACHER] = known["test"][:RANK_ROWS]
     results.runs[FLOOR] = [study.floor(seed) for seed in config.seeds]
     for row in config.methods:
@@ -110,7 +119,7 @@ def _with_teacher(config: Config, data: Dataset, folder: Path) -> Dataset:
     schedule = Schedule(
         config.teacher_epochs, config.batch_size, config.teacher_learning_rate, 0, config.augment
     )
-    identity = _digest([config.data, name, dict(config.limit), config.image_size, schedule])
+    identity = _digest([name, schedule, data.train.inputs, data.train.labels])
     if path.exists():
         arrays = read_arrays(path)
         if str(arrays.pop("identity")) == identity:
@@ -119,9 +128,11 @@ def _with_teacher(config: Config, data: Dataset, folder: Path) -> Dataset:
     network = make_network(name, data.train.inputs.shape[1:]).to(config.device)
     objective = LabelHead(network.width, len(data.classes)).to(config.device)
     training = Training("teacher", network, objective, schedule)
-    training.fit(Examples(data.train.inputs, (data.train.labels,)), lambda _: {})
+    checkpoint = Checkpoint(folder / "teacher.checkpoint", {"teacher": identity})
+    training.fit(Examples(data.train.inputs, (data.train.labels,)), lambda _: {}, checkpoint)
     arrays = {key: embed(network, split.inputs).numpy() for key, split in data.splits.items()}
-    write_arrays(path, identity=identity, **arrays)
+    write_arrays(path, identity=np.array(identity), **arrays)
+    checkpoint.path.unlink(missing_ok=True)
     return data.with_teacher(_tensors(arrays, config.device))
 
 
@@ -130,6 +141,11 @@ class _Study:
 
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self.config, self.data, self.folder = config, data, folder / "runs"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A name for the data and the teacher's features."""
+        return _digest([tensor for split in self.data.splits.values() for tensor in split])
 
     @functools.cached_property
     def task(self) -> Task:
@@ -143,7 +159,7 @@ class _Study:
     def tuning_score(self, row: Row, rate: float) -> float | None:
         """The validation score at a learning rate; None where the loss is not finite."""
         try:
-            return self.run(row, rate, self.config.tuning_seed).tuning_score
+            return self.run(row, rate, self.config.seeds[0]).tuning_score
         except FloatingPointError:
             return None
 
@@ -166,13 +182,14 @@ class _Study:
                 Examples(train.inputs, targets), lambda net: validate(net, self.data), checkpoint
             )
         steps = len(train.inputs) // config.batch_size
+        features = self._embedded(student)
         run = self.measured(
-            row.name, self._embedded(student),
+            features,
             parameters=_count(student), learning_rate=rate, peak_mib=memory.mib,
             step_seconds=median(point["seconds"] for point in training.curve) / steps,
             curve=training.curve,
         )  # fmt: skip
-        write_arrays(path.with_suffix(".npz"), test=embed(student, self.data.test.inputs[:RANK_ROWS]).numpy())
+        write_arrays(path.with_suffix(".npz"), test=features["test"][:RANK_ROWS].numpy())
         write_json(path, {"identity": identity} | _as_dict(run))
         checkpoint.path.unlink(missing_ok=True)
         return run
@@ -181,17 +198,18 @@ class _Study:
         """The student before training, its batch statistics taken from the training inputs."""
         student = self._student(seed)
         calibrate(student, self.data.train.inputs, self.config.batch_size)
-        return self.measured(FLOOR, self._embedded(student), parameters=_count(student))
+        return self.measured(self._embedded(student), parameters=_count(student))
 
     def features(self, row: Row, rate: float, seed: int) -> Tensor:
         """Of the first test rows, kept by `run`."""
-        return torch.from_numpy(read_arrays(self._path(row, rate, seed).with_suffix(".npz"))["test"])
+        return torch.from_numpy(
+            read_arrays(self._path(row, rate, seed).with_suffix(".npz"))["test"]
+        )
 
-    def measured(self, name: str, features: dict[str, Tensor], **known: Any) -> Run:
+    def measured(self, features: dict[str, Tensor], **known: Any) -> Run:
         """A run of what is known of it and the metrics of its features."""
-        metrics = evaluate(features, self.data)
-        known.setdefault("parameters", 0)
-        return Run(**metrics, width=features["test"].shape[1], **known)
+        metrics, width = evaluate(features, self.data), features["test"].shape[1]
+        return Run(metrics["val"], metrics["test"], width, **{"parameters": 0} | known)
 
     def _student(self, seed: int) -> Encoder:
         torch.manual_seed(seed)
@@ -207,19 +225,17 @@ class _Study:
 
     def _identity(self, row: Row, rate: float, seed: int) -> dict[str, Any]:
         """What makes a run this run, as JSON gives it back."""
-        config, shape = self.config, [list(split.inputs.shape) for split in self.data.splits.values()]
-        kept = ("data", "teacher", "student", "student_width", "epochs", "batch_size", "augment")
-        identity = {key: getattr(config, key) for key in kept}
-        identity |= {"inputs": shape, "method": row.method.title, "options": dict(row.options)}
-        identity |= {"learning_rate": rate, "seed": seed}
+        kept = ("student", "student_width", "epochs", "batch_size", "augment")
+        identity = {key: getattr(self.config, key) for key in kept}
+        identity |= {"data and teacher": self.digest, "learning_rate": rate, "seed": seed}
+        identity |= {"method": row.method.title, "options": dict(row.options)}
         return dict(json.loads(json.dumps(identity)))
 
 
 def _read_run(path: Path, identity: Mapping[str, Any]) -> Run:
     try:
         kept = json.loads(path.read_text())
-        if kept.pop("identity") != identity:
-            raise ValueError("it is of a run with other settings")
+        check_identity(kept.pop("identity"), identity)
         kept |= {split: Metrics(**kept[split]) for split in ("val", "test")}
         return Run(**kept)
     except (ValueError, KeyError, TypeError) as error:
@@ -234,8 +250,13 @@ def _count(network: Encoder) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+def _digest(values: Sequence[Any]) -> str:
+    """A name for what the values hold; tensors count whole."""
+    digest = hashlib.sha256()
+    for value in values:
+        tensor = isinstance(value, Tensor)
+        digest.update(value.cpu().numpy().tobytes() if tensor else repr(value).encode())
+    return digest.hexdigest()[:16]
 
 
 def _tensors(arrays: Mapping[str, Any], device: str) -> dict[str, Tensor]:

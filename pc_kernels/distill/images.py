@@ -69,7 +69,10 @@ def load_tree(paths: list[Path], image_size: int | None, cache: Path | None) -> 
 
 
 def _decode_tree(paths: list[Path], image_size: int | None) -> Table:
-    images, labels, splits, names = [], [], [], []
+    images: list[np.ndarray] = []
+    labels: list[str] = []
+    splits: list[str] = []
+    names: list[str] = []
     folders: dict[PurePosixPath, str] = {}
     inhabited: set[PurePosixPath] = set()
     for entry in tqdm(_entries(paths), desc="reading images", unit="img", mininterval=0.5):

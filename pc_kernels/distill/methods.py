@@ -50,17 +50,15 @@ class Method(NamedTuple):
         """
         try:
             return self.make(task, **options)
-        except TypeError as error:
-            raise ValueError(f"{self.title}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.title} with options {dict(options)}: {error}") from error
 
 
 METHODS: dict[str, Method] = {}
 M = TypeVar("M", bound=type[nn.Module])
 
 
-def method(
-    name: str, title: str, source: str, *, uses_labels: bool = False
-) -> Callable[[M], M]:
+def method(name: str, title: str, source: str, *, uses_labels: bool = False) -> Callable[[M], M]:
     """Registers a class, called with a `Task` and options, as a method."""
 
     def register(make: M) -> M:
@@ -217,7 +215,9 @@ class _Relations(nn.Module):
         return -(p * (student / self.student_tau).log_softmax(1)).sum(1).mean()
 
 
-@method("compress", "CompRess", "Abbasi Koohpayegani et al., NeurIPS 2020, arXiv 2010.14713, two queues")
+@method(
+    "compress", "CompRess", "Abbasi Koohpayegani et al., NeurIPS 2020, arXiv 2010.14713, two queues"
+)
 class CompRess(_Relations):
     """The student's cosines with its own past features follow the teacher's with its own."""
 
@@ -262,7 +262,9 @@ class SEED(_Relations):
         teacher = functional.normalize(teacher)
         _, past = (rows.clone() for rows in self.queue)
         own = [(x * teacher).sum(1, keepdim=True) for x in (student, teacher)]
-        cosines = [torch.cat([o, x @ past.T], 1) for o, x in zip(own, (student, teacher), strict=True)]
+        cosines = [
+            torch.cat([o, x @ past.T], 1) for o, x in zip(own, (student, teacher), strict=True)
+        ]
         self.queue.enqueue(teacher[:, :1], teacher)
         return self.cross_entropy(*cosines)
 

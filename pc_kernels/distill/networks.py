@@ -58,7 +58,8 @@ def make_network(name: str, shape: Sequence[int], width: int | None = None) -> E
             "for these: mlp"
         )
     body, n = NETWORKS[name](shape)
-    return Encoder(body, n, width).to(memory_format=torch.channels_last)
+    network = Encoder(body, n, width)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 Body = tuple[nn.Module, int]
@@ -156,6 +157,7 @@ def _wide_resnet(depth: int, widening: int) -> Callable[..., Body]:
 
 def _mobilenet_v2(expansion: int, widening: float) -> Callable[..., Body]:
     """Sandler et al. 2018 (arXiv 1801.04381), table 2, at RepDistiller's strides for 32x32 images."""
+    stages: tuple[tuple[int, int, int, int], ...]
     stages = ((1, 16, 1, 1), (expansion, 24, 2, 1), (expansion, 32, 3, 2), (expansion, 64, 4, 2))
     stages += ((expansion, 96, 3, 1), (expansion, 160, 3, 2), (expansion, 320, 1, 1))
 

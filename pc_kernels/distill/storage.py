@@ -42,7 +42,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """An uncompressed npz."""
-    write_whole(path, lambda file: np.savez(file, **arrays))
+    held: dict[str, Any] = dict(arrays)
+    write_whole(path, lambda file: np.savez(file, **held))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -30,6 +30,10 @@ class Table:
     names: np.ndarray
     features: np.ndarray | None = None
 
+    def rows(self, chosen: np.ndarray) -> Table:
+        """Some of the rows, by number or by a mask."""
+        return Table(**{name: array[chosen] for name, array in self.arrays().items()})
+
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, those that are there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -75,8 +79,8 @@ def with_features(table: Table, paths: list[Path]) -> Table:
         arrays = _checked(path, ("features", "names"))
         own = _split_of(path, default="")
         for split in [own] if own else SPLITS:
-            rows = zip(arrays["names"].astype(str), arrays["features"], strict=True)
-            known |= {f"{split}/{name}": feature for name, feature in rows}
+            pairs = zip(arrays["names"].astype(str), arrays["features"], strict=True)
+            known |= {f"{split}/{name}": feature for name, feature in pairs}
     widths = {feature.shape for feature in known.values()}
     if len(widths) > 1:
         raise ValueError(f"teacher: the files' features differ in width: {sorted(widths)}")
@@ -88,8 +92,7 @@ def with_features(table: Table, paths: list[Path]) -> Table:
             f"names are like {next(iter(known), 'none')!r}, theirs like {keys[0]!r}"
         )
     features = np.stack([known[keys[row]] for row in rows])
-    chosen = {name: array[rows] for name, array in table.arrays().items()}
-    return replace(table, **chosen | {"features": features})
+    return replace(table.rows(rows), features=features)
 
 
 def _checked(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:

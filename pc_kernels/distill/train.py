@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from .networks import Encoder
 from .storage import read_state, write_state
 
 Validate = Callable[[Encoder], dict[str, float]]
-CURVE_POINTS = 12  # validations along a training run
+CURVE_POINTS = 6  # validations along a training run
 
 
 class Schedule(NamedTuple):
@@ -122,11 +122,10 @@ class Training:
             return
         device = str(next(self.network.parameters()).device)
         state = read_state(checkpoint.path, device)
-        if state["identity"] != checkpoint.identity:
-            raise ValueError(
-                f"{checkpoint.path} is of a run with other settings: {state['identity']}, now "
-                f"{checkpoint.identity}; remove it or choose another output folder"
-            )
+        try:
+            check_identity(state["identity"], checkpoint.identity)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}; remove it") from error
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.curve = state["curve"]
@@ -146,6 +145,13 @@ class Training:
         if epoch == last or epoch % max(1, last // CURVE_POINTS) == 0:
             point |= validate(self.network)
         self.curve.append(point)
+
+
+def check_identity(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises a ValueError that says in what a kept run differs from the one that is wanted."""
+    for key in now:
+        if kept.get(key) != now[key]:
+            raise ValueError(f"of a run with {key} {kept.get(key)!r}, now {now[key]!r}")
 
 
 def calibrate(network: Encoder, inputs: Tensor, batch_size: int) -> None:
