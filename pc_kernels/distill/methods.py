@@ -72,17 +72,37 @@ def method(name: str, title: str, source: str, *, uses_labels: bool = False) -> 
 class PC(nn.Module):
     """Perception coherence within the batch, or against a queue of past features."""
 
-    def __init__(self, task: Task, *, queue: int = 0, **options: Any) -> None:
-        """`queue`: rows of past features that anchors are compared with; 0: the batch itself.
+    def __init__(
+        self,
+        task: Task,
+        *,
+        projection: int = 0,
+        centre: bool = False,
+        queue: int = 0,
+        **options: Any,
+    ) -> None:
+        """`options` are those of `PerceptionCoherenceLoss`.
 
-        `options` are those of `PerceptionCoherenceLoss`.
+        Args:
+            task: the widths.
+            projection: width of a linear layer between the student and the loss, dropped with it;
+                0: none. The loss does not need one, whatever the widths.
+            centre: take the batch's mean off the student's features, as the teacher's is: cosines
+                of features that end in a ReLU are all positive without it.
+            queue: rows of past features that anchors are compared with; 0: the batch itself.
         """
         super().__init__()
+        width = projection or task.student_width
+        self.head = nn.Linear(task.student_width, width) if projection else nn.Identity()
+        self.centre = centre
         self.loss = PerceptionCoherenceLoss(**options)
-        self.queue = FeatureQueue(queue, task.student_width, task.teacher_width) if queue else None
+        self.queue = FeatureQueue(queue, width, task.teacher_width) if queue else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, Ds], [B, Dt] -> scalar."""
+        student = self.head(student)
+        if self.centre:
+            student = student - student.mean(0)
         if self.queue is None:
             within: Tensor = self.loss(student, teacher)
             return within
