@@ -174,6 +174,13 @@ def test_pc() -> None:
     assert against(*batches[0]).item() == 0
     expected = reference.perception_coherence_loss(*batches[1], *batches[0])
     assert against(*batches[1]).item() == pytest.approx(expected.item(), rel=1e-5)
+    changed = build("pc", projection=4, centre=True, dissimilarity="cosine")
+    student, teacher = batches[0]
+    rows = torch.from_numpy(linear(changed.head, student.double().numpy()))
+    expected = reference.perception_coherence_loss(
+        rows - rows.mean(0), teacher.double(), dissimilarity="cosine"
+    )
+    assert changed(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_kd_uses_labels() -> None:
