@@ -81,7 +81,7 @@ class PC(nn.Module):
         queue: int = 0,
         **options: Any,
     ) -> None:
-        """`options` are those of `PerceptionCoherenceLoss`.
+        """Builds the loss.
 
         Args:
             task: the widths.
@@ -90,6 +90,7 @@ class PC(nn.Module):
             centre: take the batch's mean off the student's features, as the teacher's is: cosines
                 of features that end in a ReLU are all positive without it.
             queue: rows of past features that anchors are compared with; 0: the batch itself.
+            **options: those of `PerceptionCoherenceLoss`.
         """
         super().__init__()
         width = projection or task.student_width

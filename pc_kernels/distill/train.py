@@ -90,7 +90,7 @@ class Training:
         steps = len(examples.inputs) // plan.batch_size
         epochs = tqdm(range(len(self.curve), plan.epochs), self.title, unit="epoch", mininterval=1)
         for epoch in epochs:
-            generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+            generator = torch.manual_seed(plan.seed * 1_000_003 + epoch)
             order = torch.randperm(len(examples.inputs), generator=generator)
             order = order.to(examples.inputs.device)
             total, start = torch.zeros((), device=order.device), time.perf_counter()
