@@ -147,13 +147,15 @@ def _curve(runs: Sequence[Run], metric: str) -> tuple[list[float], np.ndarray]:
 def _label_ends(
     axes: Axes, ends: Mapping[str, float], titles: Mapping[str, str], styles: Mapping[str, Style]
 ) -> None:
-    """Writes `title value` beside the axes, moved apart where curves end together."""
+    """Writes `title: value` beside the axes, moved apart where curves end together."""
     low, high = axes.get_ylim()
     needed = 0.052 * (high - low)
     names = sorted(ends, key=lambda name: ends[name])
-    for name, place in zip(names, spread_out([ends[name] for name in names], needed), strict=True):
+    places = spread_out([ends[name] for name in names], needed)
+    axes.set_ylim(min(low, places[0] - needed / 2), max(high, places[-1] + needed / 2))
+    for name, place in zip(names, places, strict=True):
         axes.annotate(
-            f"{titles[name]} {ends[name]:.1f}", (1, ends[name]), (1.03, place),
+            f"{titles[name]}: {ends[name]:.1f}", (1, ends[name]), (1.03, place),
             xycoords=("axes fraction", "data"), color=styles[name].colour, fontsize=LABEL_SIZE,
             va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "shrinkB": 0},
