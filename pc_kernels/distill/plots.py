@@ -158,7 +158,10 @@ def _label_ends(
             f"{titles[name]}: {ends[name]:.1f}", (1, ends[name]), (1.03, place),
             xycoords=("axes fraction", "data"), color=styles[name].colour, fontsize=LABEL_SIZE,
             va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )  # fmt: skip
 
 
