@@ -177,6 +177,7 @@ class TestConfig:
             ("epoch=3", "unknown key 'epoch'; allowed: name, methods, data"),
             ("epochs=0", "epochs: got 0; allowed: 1 or more"),
             ("epochs=many", "epochs: got 'many'; allowed: int"),
+            ("classes=1", "classes: got 1; allowed: 2 or more"),
             ("batch_size=2", "batch_size: got 2; allowed: 4 or more"),
             ("batch_size=5000", "batch_size: got 5000; allowed: at most the"),
             ("seeds=[]", r"seeds: got \(\); allowed: one or more, each once"),

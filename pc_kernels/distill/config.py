@@ -87,6 +87,7 @@ class Config:
         """
         for key in ("epochs", "teacher_epochs", "student_width", "image_size", "threads"):
             _at_least(key, getattr(self, key), 1)
+        _at_least("classes", self.classes, 2)
         _at_least("batch_size", self.batch_size, 4)
         for split, count in self.limit.items():
             if split not in SPLITS:
