@@ -1,6 +1,7 @@
 # make demo    distil students on real images by several methods, print the tables, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
+# make counts  instructions and barriers of the Triton kernels, without a GPU
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest
 #
 # Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
@@ -28,7 +29,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.
 	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint types bench gpu info format clean
+.PHONY: all demo test lint types bench gpu counts info format clean
 all: test
 
 $(VENV)/bin/python:
@@ -81,6 +82,10 @@ else
 gpu: $(READY)
 endif
 	$(RUN) tests/gpu/run.py --results $(RESULTS) $(GPU_ARGS)
+
+# Instructions and barriers of the Triton kernels, from their machine code: the table of docs/gpu.md.
+counts: $(READY)
+	$(RUN) tests/kernel_counts.py
 
 info: $(READY)
 	$(RUN) -m pc_kernels.info

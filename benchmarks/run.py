@@ -4,6 +4,7 @@ r"""Benchmarks of pc_kernels against its peers, each checked before it is timed.
     python benchmarks/run.py --large          # and a batch of 65536 (131072 on a GPU)
     python benchmarks/run.py --device cuda
     python benchmarks/run.py --quick          # seconds: does everything work?
+    python benchmarks/run.py peers            # the other ranking losses against their formulas
 
 A contender that a size is too large for is shown as such, with what was predicted from its last
 smaller size. Results go to benchmarks/results/: a Markdown report (printed too), CSV, JSON with the raw
@@ -36,6 +37,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no idle workers b
 
 import large
 import machine
+import peers
 import report
 import targets
 import torch
@@ -252,6 +254,8 @@ def command_line(options: argparse.Namespace, arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmarks."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["peers"]:
+        return peers.main(arguments[1:])
     options = parse(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -80,6 +80,14 @@ inline Points checked_points(const Tensor& x, const OptionalTensor& keep, c10::D
   return {x.const_data_ptr<float>(), x.size(1), checked_present(keep, x)};
 }
 
+inline Logits checked_logits(const Tensor& values, const OptionalTensor& keep, int64_t start,
+                             c10::DeviceType device) {
+  check_matrix("values", values, device);
+  TORCH_CHECK_VALUE(start >= 0 && start + values.size(0) <= values.size(1), "start ", start,
+                    " puts a positive outside the ", values.size(1), " keys");
+  return {values.data_ptr<float>(), checked_present(keep, values).keep, values.size(1), start};
+}
+
 // A chunk of anchors. `gram` holds anchors, references, their squared norms and the offsets where the
 // dissimilarity is one of a Gram matrix, and nothing otherwise.
 inline Rows checked_rows(const char* name, const Tensor& values, const std::string& dissimilarity,

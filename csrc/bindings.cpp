@@ -26,6 +26,8 @@ py::list relaxations(const std::vector<double>& points) {
     using R = decltype(row);
     rows.append(py::dict(py::arg("name") = +R::name, py::arg("code") = +R::code,
                          py::arg("inverse_step") = +R::inverse_step, py::arg("support") = +R::support,
+                         py::arg("reach") = +R::reach,
+                         py::arg("integral") = at_all(points, [](double x) { return R::integral(x); }),
                          py::arg("cdf") = at_all(points, [](double x) { return R::cdf(x); }),
                          py::arg("pdf") = at_all(points, [](double x) { return R::pdf(x); })));
   });

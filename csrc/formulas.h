@@ -9,15 +9,17 @@
 
 namespace pck {
 
-// Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, and its
-// density phi. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
-// distance beyond which Phi is 0 or 1 to fp32 rounding. docs/method.md derives both.
+// Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, its density
+// phi and its integral. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
+// distance beyond which Phi is 0 or 1 to fp32 rounding, and `reach` that beyond which even a million
+// Phi are 0 beside a count of 1. docs/method.md derives them.
 
 struct Logistic {
   static constexpr const char* name = "logistic";
   static constexpr int code = 0;
   static constexpr int inverse_step = 4;
   static constexpr int support = 17;  // 1 - Phi(17) = 4.1e-8
+  static constexpr int reach = 34;    // 1 - Phi(34) = 1.7e-15
   template <class T>
   PCK_HD static T cdf(T x) {
     return T(1) / (T(1) + std::exp(-x));
@@ -27,6 +29,10 @@ struct Logistic {
     const T e = std::exp(-std::fabs(x));
     return e / ((T(1) + e) * (T(1) + e));
   }
+  template <class T>
+  PCK_HD static T integral(T x) {
+    return std::fmax(x, T(0)) + std::log1p(std::exp(-std::fabs(x)));
+  }
 };
 
 struct Normal {
@@ -34,6 +40,7 @@ struct Normal {
   static constexpr int code = 1;
   static constexpr int inverse_step = 6;
   static constexpr int support = 6;  // 1 - Phi(6) = 9.9e-10
+  static constexpr int reach = 8;    // 1 - Phi(8) = 6.2e-16
   template <class T>
   PCK_HD static T cdf(T x) {
     return T(0.5) * std::erfc(x * T(-0.70710678118654752440));
@@ -42,6 +49,16 @@ struct Normal {
   PCK_HD static T pdf(T x) {
     return T(0.39894228040143267794) * std::exp(T(-0.5) * x * x);
   }
+  template <class T>
+  PCK_HD static T integral(T x) {
+    return x * cdf(x) + pdf(x);
+  }
+};
+
+// The same relaxation, whose support is the reach.
+template <class R>
+struct Far : R {
+  static constexpr int support = R::reach;
 };
 
 using Relaxations = List<Logistic, Normal>;
@@ -78,6 +95,37 @@ struct Huber {
 };
 
 using Penalties = List<Squared, Absolute, Huber>;
+
+// Forms of the contrastive loss: how a row of logits becomes a loss. Those that have a target take the
+// teacher's logits of the row beside the student's.
+
+struct Softmax {
+  static constexpr const char* name = "softmax";
+  static constexpr int code = 0;
+  static constexpr bool has_target = false;
+};
+
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+  static constexpr int code = 1;
+  static constexpr bool has_target = false;
+};
+
+struct Distillation {
+  static constexpr const char* name = "distillation";
+  static constexpr int code = 2;
+  static constexpr bool has_target = true;
+};
+
+using ContrastForms = List<Softmax, Sigmoid, Distillation>;
+
+// log(1 + exp(x)) and its slope.
+PCK_HD double softplus(double x) {
+  return std::fmax(x, 0.0) + std::log1p(std::exp(-std::fabs(x)));
+}
+PCK_HD double softplus_slope(double x) {
+  return 1.0 / (1.0 + std::exp(-x));
+}
 
 // Dissimilarities: how the values of a row become dissimilarities. Those with `is_gram` are made of
 // squared distances, which are made of inner products: `of` takes a squared distance. An anchor far

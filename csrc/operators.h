@@ -87,6 +87,56 @@ struct Operators {
     return losses;
   }
 
+  static void contrast_columns_(Tensor values, const OptionalTensor& keep, int64_t start, Tensor top,
+                                Tensor total, Tensor positive) {
+    const Logits logits = checked_logits(values, keep, start, Backend::device);
+    const int64_t columns = top.numel();
+    TORCH_CHECK_VALUE(columns <= logits.count && start + values.size(0) <= columns, columns,
+                      " columns do not fit values ", values.sizes(), " from key ", start, " on");
+    check_list("top", top, values, columns);
+    check_list("total", total, values, columns, at::kDouble);
+    check_list("positive", positive, values, columns, at::kDouble);
+    Backend::run(
+        values, ContrastColumns{logits, values.size(0), columns, top.mutable_data_ptr<float>(),
+                                total.mutable_data_ptr<double>(), positive.mutable_data_ptr<double>()});
+  }
+
+  static Tensor contrast_rows(Tensor values, const OptionalTensor& keep, int64_t start,
+                              const OptionalTensor& target, at::TensorList columns,
+                              const Tensor& weights, const std::string& form, bool with_grad) {
+    const Logits logits = checked_logits(values, keep, start, Backend::device);
+    ContrastRows stage{logits, nullptr, 0, nullptr, nullptr, nullptr, nullptr, 0, with_grad, nullptr};
+    stage.form = code_of("form", form, ContrastForms{});
+    const bool has_target =
+        visit(ContrastForms{}, stage.form, [](auto row) { return decltype(row)::has_target; });
+    TORCH_CHECK_VALUE(has_target == target.has_value(), "form '", form,
+                      has_target ? "' needs a target" : "' has no target");
+    if (has_target) {
+      check_like("target", *target, values);
+      stage.target = target->data_ptr<float>();
+    }
+    TORCH_CHECK_VALUE(columns.size() == 0 || (columns.size() == 3 && stage.form == Softmax::code),
+                      "columns are shift, factor and own, of form 'softmax', or none; got ",
+                      columns.size());
+    if (columns.size() == 3) {
+      stage.columns = columns[0].numel();
+      TORCH_CHECK_VALUE(stage.columns <= logits.count, stage.columns, " columns do not fit values ",
+                        values.sizes());
+      check_list("shift", columns[0], values, stage.columns);
+      check_list("factor", columns[1], values, stage.columns);
+      check_list("own", columns[2], values, values.size(0));
+      stage.shift = columns[0].const_data_ptr<float>();
+      stage.factor = columns[1].const_data_ptr<float>();
+      stage.own = columns[2].const_data_ptr<float>();
+    }
+    check_list("weights", weights, values, values.size(0));
+    stage.weights = weights.const_data_ptr<float>();
+    Tensor losses = at::empty({values.size(0)}, values.options());
+    stage.losses = losses.mutable_data_ptr<float>();
+    Backend::run(values, stage);
+    return losses;
+  }
+
   static void define(torch::Library& library) {
     const auto add = [&](const char* schema, auto* function) {
       library.def((std::string(Backend::name) + "_" + schema).c_str(),
@@ -108,6 +158,12 @@ struct Operators {
         "Tensor? keep, int self_start, float temperature, str relaxation, bool scale_std, "
         "str penalty, bool with_grad) -> Tensor",
         &coherence_rows);
+    add("contrast_columns_(Tensor(a!) values, Tensor? keep, int start, Tensor(b!) top, "
+        "Tensor(c!) total, Tensor(d!) positive) -> ()",
+        &contrast_columns_);
+    add("contrast_rows(Tensor(a!) values, Tensor? keep, int start, Tensor(b!)? target, "
+        "Tensor[] columns, Tensor weights, str form, bool with_grad) -> Tensor",
+        &contrast_rows);
   }
 };
 

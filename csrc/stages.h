@@ -86,6 +86,17 @@ struct Points {
   Present present;
 };
 
+// Rows of values: `count` of them each, or lists one after the other that `offsets` cuts out.
+struct Lists {
+  const float* x;
+  const int64_t* offsets;  // [rows + 1]; null: rows of `count`
+  int64_t count;
+  const bool* keep;  // like x; null: all are there
+
+  PCK_HD int64_t first(int64_t i) const { return offsets == nullptr ? i * count : offsets[i]; }
+  PCK_HD int64_t count_of(int64_t i) const { return first(i + 1) - first(i); }
+};
+
 // The stages. An absent value has rank, density and gradient 0. In a row whose ranks are not defined,
 // the results of all values that are there are NaN.
 
@@ -110,6 +121,20 @@ struct SoftRankBackward {
   float* grad_x;
 };
 
+// sum_k weight_k K((y_j - x_k)/tau) of sources x at queries y, for the kernels K that are wanted, each
+// the derivative of the next.
+struct KernelSums {
+  Lists sources, queries;
+  bool upper;            // K((x_k - y_j)/tau) instead
+  const float* weights;  // [channels, all sources]; null: one channel of ones
+  int64_t channels;
+  int64_t all_sources, all_queries;  // of all rows
+  RankOptions options;
+  float* density;  // [channels, all queries] each; null: not wanted
+  float* cdf;
+  float* integral;
+};
+
 // Dissimilarities, in place.
 struct DissimilarityRows {
   Rows rows;
@@ -130,6 +155,48 @@ struct CoherenceRows {
   RankOptions options;
   bool with_grad;
   float* losses;  // [anchors]
+};
+
+// Logits z of a chunk of anchors against `count` keys. The positive of anchor i is key start + i.
+struct Logits {
+  float* values;     // [rows, count]
+  const bool* keep;  // [rows, count]; where it is false the key is absent; null: all are there
+  int64_t count;
+  int64_t start;
+
+  PCK_HD float* row(int64_t i) const { return values + i * count; }
+  PCK_HD const bool* keep_of(int64_t i) const { return keep == nullptr ? nullptr : keep + i * count; }
+  PCK_HD bool is_there(int64_t i, int64_t j) const { return keep == nullptr || keep_of(i)[j]; }
+};
+
+// Adds a chunk's rows to the log-sum-exps of the negatives of columns 0 ... columns - 1, and notes the
+// columns' positives, infinity where absent. What is absent may become -infinity.
+struct ContrastColumns {
+  Logits logits;
+  int64_t anchors;
+  int64_t columns;
+  float* top;        // [columns], the largest so far
+  double* total;     // [columns], sum of exp(z - top)
+  double* positive;  // [columns]
+};
+
+// The contrastive loss of each row, log-sum-exp -> loss -> slope
+// (pc_kernels/backends/contrast_rows.py).
+struct ContrastRows {
+  Logits logits;  // with_grad: the slopes replace the values
+  float* target;  // [rows, count], the teacher's logits, of a form with targets; may be overwritten
+  // What the columns add to the slopes: factor_j exp(z_j - shift_j) for the first `columns` keys, and
+  // `own` to that of the positive.
+  int64_t columns;
+  const float* shift;    // [columns]
+  const float* factor;   // [columns]
+  const float* own;      // [rows]
+  const float* weights;  // [rows]
+  int form;              // a code of ContrastForms
+  bool with_grad;
+  float* losses;  // [rows]
+
+  PCK_HD bool known() const { return has_code(ContrastForms{}, form); }
 };
 
 }  // namespace pck

@@ -47,13 +47,32 @@ def coherence(
     """
     check_features(student, teacher, student_refs, teacher_refs)
     recipe = Recipe(dissimilarity, teacher_dissimilarity)
+    anchors = range(len(student))
+    *sums, count = coherence_sums(
+        student, teacher, student_refs, teacher_refs, recipe, anchors
+    ).unbind()
+    dtype = compute_dtype(student, teacher, student_refs, teacher_refs)
+    return Coherence(*((total / count).to(dtype) for total in sums))
+
+
+def coherence_sums(
+    student: Tensor,
+    teacher: Tensor,
+    student_refs: Tensor | None,
+    teacher_refs: Tensor | None,
+    recipe: Recipe,
+    anchors: range,
+) -> Tensor:
+    """Over some anchors the sums of agreement and of correlation, and how many they are: float64 [3].
+
+    Fewer than two references rank nothing: no anchor counts.
+    """
     device = student.device
     dtype = compute_dtype(student, teacher, student_refs, teacher_refs)
-    anchors, references = len(student), len(student if student_refs is None else student_refs)
-    m = references - (student_refs is None)
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    if m < 2 or anchors == 0:
-        return Coherence(*(total + torch.nan).to(dtype))
+    references = len(student if student_refs is None else student_refs)
+    total = torch.zeros(3, dtype=torch.float64, device=device)
+    if references - (student_refs is None) < 2:
+        return total
     backend = select("auto", device, dtype)
     chunk = max(1, default_chunk_bytes(device) // (references * COHERENCE_WORKING_BYTES))
     with exact_arithmetic(device):
@@ -64,14 +83,16 @@ def coherence(
                 (recipe.of_teacher, teacher, teacher_refs),
             )
         ]
-        for start in range(0, anchors, chunk):
-            stop = min(start + chunk, anchors)
+        for start in range(anchors.start, anchors.stop, chunk):
+            stop = min(start + chunk, anchors.stop)
             d_s, d_t = (backend.dissimilarity(side.rows(start, stop)) for side in sides)
             others = Pairs(start if student_refs is None else None).other_columns(d_s)
             if others is not None:
                 d_s, d_t = d_s.gather(1, others), d_t.gather(1, others)
-            total += torch.stack([agreement_rows(d_s, d_t).sum(), spearman_rows(d_s, d_t).sum()])
-    return Coherence(*(total / anchors).to(dtype))
+            agreement, spearman = agreement_rows(d_s, d_t), spearman_rows(d_s, d_t)
+            count = total.new_tensor(stop - start)
+            total += torch.stack([agreement.sum(), spearman.sum(), count])
+    return total
 
 
 def spearman_rows(d_s: Tensor, d_t: Tensor) -> Tensor:
@@ -86,49 +107,14 @@ def agreement_rows(d_s: Tensor, d_t: Tensor) -> Tensor:
     """Share of pairs that two matrices [C, m] order the same way, by row: [C], float64.
 
     Pairs tied on one side count half. With n pairs, of which c agree and d disagree, this is
-    (1 + (c − d)/n)/2, and c + d is n less the tied ones (Knight 1966).
+    (1 + (c − d)/n)/2.
     """
-    m = d_s.shape[1]
+    rows, m = d_s.shape
+    dtype = torch.promote_types(d_s.dtype, d_t.dtype)
     defined = (d_s.isfinite() & d_t.isfinite()).all(1)
-    d_s, d_t = (torch.where(defined[:, None], d, 0) for d in (d_s, d_t))
-    below_s, tied_s = _place(d_s)
-    below_t, tied_t = _place(d_t)
-    _, tied_both = _place(below_s * m + below_t)
-    by_s = below_s.argsort(dim=1, stable=True)
-    by_both = by_s.gather(1, below_t.gather(1, by_s).argsort(dim=1, stable=True))
-    disagree = inversions(below_s.gather(1, by_both))
-    pairs = m * (m - 1) // 2
-    agree = pairs - tied_s - tied_t + tied_both - disagree
-    share = (1 + (agree - disagree).double() / pairs) / 2
+    d_s, d_t = (torch.where(defined[:, None], d, 0).to(dtype) for d in (d_s, d_t))
+    offsets = torch.arange(0, rows * m + 1, m, device=d_s.device)
+    backend = select("auto", d_s.device, dtype)
+    counts = backend.pair_counts(d_s.reshape(-1), d_t.reshape(-1), offsets)
+    share = (1 + (counts.concordant - counts.discordant).double() / counts.all) / 2
     return torch.where(defined, share, torch.nan)
-
-
-def _place(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For rows [C, m]: how many values lie below each, [C, m], and how many pairs are tied, [C]."""
-    ordered = x.sort(dim=1).values
-    below = torch.searchsorted(ordered, x)
-    not_above = torch.searchsorted(ordered, x, right=True)
-    return below, (not_above - below - 1).sum(1) // 2
-
-
-def inversions(v: Tensor) -> Tensor:
-    """Pairs i < j with v_i > v_j in rows of integers v [C, m], 0 ≤ v < m: [C].
-
-    From the highest bit down, rows are kept in order of the bits seen so far. Two values that differ
-    first in a bit are inverted if the one that has it set comes earlier. O(m) a bit.
-    """
-    rows, m = v.shape
-    below = torch.zeros(rows, m + 1, dtype=v.dtype, device=v.device)  # below[x] = #{v < x}
-    below = below.scatter_add_(1, v + 1, torch.ones_like(v)).cumsum(1)
-    place = torch.arange(m, device=v.device).expand_as(v)
-    total = torch.zeros(rows, dtype=v.dtype, device=v.device)
-    for bit in reversed(range((m - 1).bit_length())):
-        one = (v >> bit) & 1
-        ones = one.cumsum(1) - one
-        base = (v >> (bit + 1)) << (bit + 1)
-        ones_here = ones - ones.gather(1, below.gather(1, base))  # those with the same higher bits
-        total += (ones_here * (1 - one)).sum(1)
-        split = below.gather(1, (base + (1 << bit)).clamp(max=m))
-        target = torch.where(one == 1, split + ones_here, place - ones_here)
-        v = torch.empty_like(v).scatter_(1, target, v)
-    return total

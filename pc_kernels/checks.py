@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,6 +23,16 @@ def one_of(argument: str, given: object, allowed: Sequence[object]) -> None:
             return
     choices = ", ".join(repr(choice) for choice in allowed)
     raise ValueError(f"{argument} must be one of {choices}; got {given!r}")
+
+
+def check_positive(argument: str, given: object) -> float:
+    """`given` as a float if it is a finite number > 0; raises otherwise."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"{argument} must be a number; got {type(given).__name__}")
+    number = float(given)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{argument} must be finite and > 0; got {given}")
+    return number
 
 
 def check_floating(argument: str, x: object) -> Tensor:
@@ -134,6 +146,11 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices that have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a backward that has no derivative: refuses `create_graph=True` instead of dropping it.
 
@@ -150,3 +167,51 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(*args)
 
     return refusing
+
+
+def check_cutoffs(k: object) -> tuple[int, ...]:
+    """`k` as a tuple of positive integers; raises otherwise."""
+    values = tuple(k) if isinstance(k, Sequence) else (k,)
+    if not values or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise TypeError(f"k must be an int or a sequence of ints; got {k!r}")
+    if min(values) < 1:
+        raise ValueError(f"k must be > 0; got {k!r}")
+    return values
+
+
+def check_retrieval(
+    embeddings: object, labels: object, indices_tuple: object, ref_emb: object, ref_labels: object
+) -> None:
+    """Checks the arguments of a retrieval loss or metric."""
+    if indices_tuple is not None:
+        raise ValueError(
+            "indices_tuple must be None: a miner's tuples mean nothing to a loss of whole rankings "
+            f"(references go to ref_emb= and ref_labels=); got {type(indices_tuple).__name__}"
+        )
+    if (ref_emb is None) != (ref_labels is None):
+        missing = "ref_emb" if ref_emb is None else "ref_labels"
+        raise ValueError(f"ref_emb and ref_labels go together; {missing} is missing")
+    x = check_matrix("embeddings", embeddings, "[batch, width]")
+    _check_labels("labels", labels, "embeddings", x)
+    if ref_emb is None:
+        return
+    refs = check_matrix("ref_emb", ref_emb, "[references, width]")
+    _check_labels("ref_labels", ref_labels, "ref_emb", refs)
+    check_same_device(embeddings=x, ref_emb=refs)
+    if refs.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"embeddings and ref_emb must have the same width; got {x.shape[1]} and {refs.shape[1]}"
+        )
+
+
+def _check_labels(argument: str, labels: object, of: str, x: Tensor) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor; got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{argument} must be integers; got {labels.dtype}")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"{argument} must hold one for each of {of}, shape ({x.shape[0]},); got "
+            f"{tuple(labels.shape)}"
+        )
+    check_same_device(**{argument: labels, of: x})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,11 +30,22 @@ class GridSpec:
     """Nodes of the stencil, p."""
     support: int
     """The distance, in units of temperature, beyond which Φ is 0 or 1 to rounding."""
+    reach: int | None = None
+    """The distance beyond which even a million Φ are 0 beside a count of 1. None: the support."""
+
+    @property
+    def far(self) -> GridSpec:
+        """The same grid, whose support is the reach."""
+        return self if self.reach is None else replace(self, support=self.reach)
 
     @property
     def band(self) -> int:
         """Nodes on either side that a node's convolution needs."""
         return self.support * self.inverse_step
+
+
+KERNELS = ("pdf", "cdf", "integral")
+"""φ, Φ and ∫Φ: each the derivative of the next."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +61,27 @@ class Relaxation:
     """The grid in float32, the kernels' too."""
     double: GridSpec
     """The grid in float64."""
+    integral: Formula | None = None
+    """∫Φ from −∞, which is x above the support; None: `smooth_cdf` has no integral of it."""
 
     def grid(self, dtype: torch.dtype) -> GridSpec:
         """The grid for computing in float32 or float64."""
         return {torch.float32: self.single, torch.float64: self.double}[dtype]
+
+    def kernel(self, name: str) -> Formula:
+        """One of `KERNELS`.
+
+        Raises:
+            ValueError: it is the integral, and this relaxation has none.
+        """
+        found = {"pdf": self.pdf, "cdf": self.cdf, "integral": self.integral}[name]
+        if found is None:
+            having = [repr(row.name) for row in RELAXATIONS.values() if row.integral is not None]
+            raise ValueError(
+                f"integral=True needs a relaxation with an integral, {' or '.join(having)}; "
+                f"got {self.name!r}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,6 +100,10 @@ def _huber(e: Tensor) -> Tensor:
     return torch.where(e.abs() <= HUBER_DELTA, e.square() / 2, line)
 
 
+def _normal_density(x: Tensor) -> Tensor:
+    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+
+
 RELAXATIONS = {
     row.name: row
     for row in (
@@ -80,16 +112,18 @@ RELAXATIONS = {
             0,
             cdf=torch.sigmoid,
             pdf=lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
-            single=GridSpec(4, 8, 17),  # 1 − Φ(17) = 4.1e-8
+            single=GridSpec(4, 8, 17, 34),  # 1 − Φ(17) = 4.1e-8, 1 − Φ(34) = 1.7e-15
             double=GridSpec(8, 16, 36),
+            integral=lambda x: torch.nn.functional.softplus(x, threshold=40.0),
         ),
         Relaxation(
             "normal",
             1,
             cdf=torch.special.ndtr,
-            pdf=lambda x: torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi),
-            single=GridSpec(6, 8, 6),  # 1 − Φ(6) = 9.9e-10
+            pdf=_normal_density,
+            single=GridSpec(6, 8, 6, 8),  # 1 − Φ(6) = 9.9e-10, 1 − Φ(8) = 6.2e-16
             double=GridSpec(12, 16, 9),
+            integral=lambda x: x * torch.special.ndtr(x) + _normal_density(x),
         ),
     )
 }

@@ -141,9 +141,6 @@ def warn_of_fallback(device_type: str, reason: str) -> None:
         device_type: "cpu" or "cuda".
         reason: why its compiled kernels are not usable.
     """
-    if device_type in _warned:
-        return
-    _warned.add(device_type)
     needs = "" if "`pip install" in reason else f"To get them: {NEEDS[device_type]}. "
     message = (
         f"pc_kernels: {device_type} tensors go to backend='torch', {COSTS[device_type]} than the "
@@ -151,11 +148,18 @@ def warn_of_fallback(device_type: str, reason: str) -> None:
         "To silence this: pass backend='torch', or "
         "warnings.filterwarnings('ignore', message='pc_kernels')."
     )
-    warnings.warn(message, FallbackWarning, stacklevel=_level_of_the_caller())
+    warn_once(device_type, message, FallbackWarning)
+
+
+def warn_once(about: str, message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line that called this package, if it has not warned about this before."""
+    if not torch.compiler.is_compiling() and about not in _warned:
+        _warned.add(about)
+        warnings.warn(message, category, stacklevel=_level_of_the_caller())
 
 
 def _level_of_the_caller() -> int:
-    """The `stacklevel` for `warn_of_fallback` that names the line which called this package."""
+    """The `stacklevel` that names the line which called this package."""
     inside = tuple(f"{folder}{os.sep}" for folder in (PACKAGE, Path(torch.__file__).parent))
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

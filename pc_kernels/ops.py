@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import select
+from .cdf_rows import TAILS, CdfRows, pulled, slope_of
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
+from .contrast import Candidates, Contrast, contrast
 from .precision import exact_arithmetic
 from .recipe import Recipe
 from .sweep import Batch, sweep
@@ -54,7 +56,7 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
 
     A recipe with callables goes straight in any case: no schema can say what they do.
     """
-    if not recipe.has_names or not _is_watched(batch):
+    if not recipe.has_names or not _is_watched(*batch.students, batch.teacher):
         return sweep(batch, recipe, with_grad)
     losses, gradients = torch.ops.pc_kernels.ranking_loss(
         list(batch.students),
@@ -79,11 +81,11 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
     return losses, gradients
 
 
-def _is_watched(batch: Batch) -> bool:
+def _is_watched(*tensors: Tensor) -> bool:
     """Whether anything but plain eager PyTorch has to see the operator; passing it by saves time."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
-    return any(type(x) not in (Tensor, Parameter) for x in (*batch.students, batch.teacher))
+    return any(type(x) not in (Tensor, Parameter) for x in tensors)
 
 
 @operator
@@ -168,6 +170,81 @@ def _loss_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, .
 
 
 autograd("ranking_loss", _loss_backward, _save_batch)
+
+
+def run_contrast(
+    batch: Candidates, recipe: Contrast, with_grad: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """`contrast`, through the dispatcher where something looks on; a joint batch goes straight."""
+    if batch.group is not None or not _is_watched(batch.queries, batch.keys):
+        return contrast(batch, recipe, with_grad)
+    losses, gradients = torch.ops.pc_kernels.contrastive_loss(
+        batch.queries,
+        batch.keys,
+        batch.target_queries,
+        batch.target_keys,
+        batch.weights,
+        batch.pair_mask,
+        batch.start,
+        batch.columns,
+        recipe.form,
+        recipe.chunk_bytes,
+        recipe.backend,
+        with_grad,
+    )
+    return losses, gradients
+
+
+@operator
+def contrastive_loss(
+    queries: Tensor,
+    keys: Tensor,
+    target_queries: Tensor | None,
+    target_keys: Tensor | None,
+    weights: Tensor,
+    pair_mask: Tensor | None,
+    start: int,
+    columns: int,
+    form: str,
+    chunk_bytes: int | None,
+    backend: str,
+    with_grad: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """`contrast`; the arguments are the fields of `Candidates` and `Contrast`."""
+    batch = Candidates(
+        queries, keys, target_queries, target_keys, weights, pair_mask, start, columns
+    )
+    batch.check(form)
+    return contrast(batch, Contrast(form, chunk_bytes=chunk_bytes, backend=backend), with_grad)
+
+
+@fake("contrastive_loss")
+def _(queries: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    gradients = [torch.empty_like(x) for x in (queries, keys) if arguments[-1]]
+    return queries.new_empty(len(queries)), gradients
+
+
+def _save_candidates(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    queries, keys, target_queries, target_keys, _, pair_mask, *ctx.options, _ = inputs
+    ctx.save_for_backward(queries, keys, target_queries, target_keys, pair_mask)
+    ctx.mark_non_differentiable(*output[1])
+    ctx.set_materialize_grads(False)
+
+
+@first_order_only
+def _contrast_backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
+    """A second pass, in which the incoming gradients are the weights."""
+    queries, keys, target_queries, target_keys, pair_mask = ctx.saved_tensors
+    rest = (None,) * (len(ctx.options) + 5)  # target_queries … with_grad
+    if grad_losses is None:
+        return None, None, *rest
+    _, gradients = torch.ops.pc_kernels.contrastive_loss(
+        queries, keys, target_queries, target_keys, grad_losses, pair_mask, *ctx.options, True
+    )
+    return *gradients, *rest
+
+
+autograd("contrastive_loss", _contrast_backward, _save_candidates)
 
 
 @operator
@@ -255,3 +332,94 @@ def hard_rank(x: Tensor, backend: str) -> Tensor:
 @fake("hard_rank")
 def _(x: Tensor, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@operator
+def smooth_cdf(
+    sources: Tensor,
+    queries: Tensor,
+    weights: Tensor | None,
+    source_offsets: Tensor | None,
+    query_offsets: Tensor | None,
+    source_mask: Tensor | None,
+    query_mask: Tensor | None,
+    temperature: float,
+    relaxation: str,
+    tail: str,
+    kernel: str,
+    backend: str,
+    with_sums: bool,
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Σ_k w_k K(±(y_j − x_k)/τ) at the queries y, and the same sums of K′; `CdfRows` has the shapes.
+
+    The sums come in the dtype that all tensors promote to, those of K′ in the compute dtype; empty where
+    not wanted.
+    The backward is the same operator once more, from the queries to the sources.
+    """
+    tensors = sources, queries, weights, source_offsets, query_offsets, source_mask, query_mask
+    rows = CdfRows(*tensors, upper=tail == "upper")
+    rows.check()
+    recipe = rank_recipe(temperature, relaxation, None, backend)
+    dtype = compute_dtype(sources, queries, weights)
+    wanted = (kernel,) * with_sums + (slope_of(kernel),) * with_slopes
+    with exact_arithmetic(sources.device):
+        engine = select(backend, sources.device, dtype, "kernel_sums")
+        found = iter(engine.kernel_sums(rows.to(dtype), recipe, wanted))
+    nothing = queries.new_empty(0, dtype=dtype)
+    sums = next(found) if with_sums else nothing
+    slopes = next(found) if with_slopes else nothing
+    return sums.to(rows.result_dtype).contiguous(), slopes.contiguous()
+
+
+@fake("smooth_cdf")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    rows = CdfRows(*arguments[:7])
+    with_sums, with_slopes = arguments[-2:]
+    shape = (rows.channels, *rows.queries.shape)
+    sums = rows.queries.new_empty(shape if with_sums else (0,), dtype=rows.result_dtype)
+    dtype = compute_dtype(rows.sources, rows.queries, rows.weights)
+    return sums, rows.queries.new_empty(shape if with_slopes else (0,), dtype=dtype)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[1])
+    ctx.options = inputs[7:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+@first_order_only
+def _cdf_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    """With F = Σ_k w_k K((y − x_k)/τ): ∂F/∂y = Σ w K′/τ, and to x and w go sums over the queries.
+
+    ∂L/∂w_k = Σ_j g_j K((y_j − x_k)/τ) and ∂L/∂x_k = −w_k/τ Σ_j g_j K′((y_j − x_k)/τ).
+    """
+    *tensors, slopes = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 14
+    temperature, relaxation, tail, *options, _, with_slopes = ctx.options
+    rows = CdfRows(*tensors)._replace(upper=tail == "upper")
+    to_x, to_y, to_w = ctx.needs_input_grad[:3]
+    if to_y and not with_slopes:
+        raise RuntimeError(
+            "pc_kernels::smooth_cdf was called with_slopes=False: it has no gradient in the queries"
+        )
+    rise = -temperature if rows.upper else temperature
+    grads: list[Tensor | None] = [None, None, None]
+    if to_x or to_w:
+        *turned, upper = rows.turned(grad)
+        sums, pulls = torch.ops.pc_kernels.smooth_cdf(
+            *turned, temperature, relaxation, TAILS[upper], *options, to_w, to_x
+        )
+        if to_x:
+            grads[0] = pulled(pulls, rows.weights, rows.source_mask, -rise)
+        if to_w:
+            grads[2] = sums
+    if to_y:
+        grads[1] = pulled(slopes, grad, rows.query_mask, rise)
+    inputs = zip(grads, tensors, strict=False)
+    return (*(None if g is None else g.to(x.dtype) for g, x in inputs), *(None,) * 11)
+
+
+autograd("smooth_cdf", _cdf_backward, _save_rows)

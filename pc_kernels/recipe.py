@@ -7,13 +7,11 @@ it apart, for their schemas.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, TypedDict, TypeVar
 
-from .checks import one_of
+from .checks import check_positive, one_of
 from .dissimilarities import Dissimilarity, check_dissimilarity
 from .formulas import RELAXATIONS, Relaxation
 from .products import DEPTHS
@@ -33,6 +31,10 @@ class MatrixOptions(TypedDict, total=False):
     reduction: str
     chunk_bytes: int | None
     backend: str
+
+
+SCORE_OPTIONS = ("relaxation", "temperature", "reduction", "backend")
+"""The options of a loss of scores."""
 
 
 class Options(MatrixOptions, total=False):
@@ -80,22 +82,9 @@ class Recipe:
         one_of("relaxation", self.relaxation, tuple(RELAXATIONS))
         one_of("scale", self.scale, SCALES)
         one_of("penalty", self.penalty, rule_names())
-        one_of("reduction", self.reduction, REDUCTIONS)
         one_of("products", self.products, tuple(DEPTHS))
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
-            raise TypeError(f"temperature must be a number; got {type(self.temperature).__name__}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be finite and > 0; got {self.temperature}")
-        object.__setattr__(self, "temperature", float(self.temperature))
-        if self.chunk_bytes is not None:
-            if isinstance(self.chunk_bytes, bool) or not isinstance(self.chunk_bytes, int):
-                came = type(self.chunk_bytes).__name__
-                raise TypeError(f"chunk_bytes must be an int or None; got {came}")
-            if self.chunk_bytes <= 0:
-                raise ValueError(f"chunk_bytes must be > 0; got {self.chunk_bytes}")
-        from .backends import BACKENDS  # which need the reference, which needs recipes
-
-        one_of("backend", self.backend, ("auto", *BACKENDS))
+        object.__setattr__(self, "temperature", check_positive("temperature", self.temperature))
+        check_means(self.reduction, self.chunk_bytes, self.backend)
 
     @property
     def of_teacher(self) -> Dissimilarity:
@@ -119,6 +108,20 @@ class Recipe:
         return isinstance(self.dissimilarity, str) and isinstance(self.of_teacher, str)
 
 
+def check_means(reduction: str, chunk_bytes: int | None, backend: str) -> None:
+    """Checks what every loss has: how anchors are summed up, in what memory, by what."""
+    one_of("reduction", reduction, REDUCTIONS)
+    if chunk_bytes is not None:
+        if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
+            came = type(chunk_bytes).__name__
+            raise TypeError(f"chunk_bytes must be an int or None; got {came}")
+        if chunk_bytes <= 0:
+            raise ValueError(f"chunk_bytes must be > 0; got {chunk_bytes}")
+    from .backends import BACKENDS  # which need the reference, which needs recipes
+
+    one_of("backend", backend, ("auto", *BACKENDS))
+
+
 FEATURE_OPTIONS = tuple(field.name for field in fields(Recipe))
 MATRIX_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name in MatrixOptions.__annotations__)
 
@@ -129,7 +132,14 @@ def make_recipe(
     allowed: Sequence[str] = FEATURE_OPTIONS,
     values: Sequence[Any] = (),
 ) -> Recipe:
-    """The recipe of the options that a user passed to the function `caller`.
+    """The recipe of the options that a user passed; see `named_options`."""
+    return Recipe(**named_options(caller, options, allowed, values))
+
+
+def named_options(
+    caller: str, options: Mapping[str, Any], allowed: Sequence[str], values: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The options that a user passed to the function `caller`, by name.
 
     Args:
         caller: its name, for errors.
@@ -138,7 +148,7 @@ def make_recipe(
         values: what was passed by position.
 
     Raises:
-        TypeError, ValueError: an option is not among the allowed ones, or not what `Recipe` says.
+        TypeError: an option is not among the allowed ones, or is there twice.
     """
     if len(values) > len(allowed):
         raise TypeError(f"{caller}() takes {len(allowed)} options; got {len(values)} by position")
@@ -148,16 +158,32 @@ def make_recipe(
             raise TypeError(f"{caller}() got {name!r} by position and by keyword")
         if name not in allowed:
             raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(allowed)}")
-    return Recipe(**positional, **options)
+    return {**positional, **options}
 
 
-def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> inspect.Signature:
-    """The signature of a function that takes `**options`, with each of these and its default."""
+def signature_with(
+    function: Callable[..., Any],
+    allowed: Sequence[str],
+    of: type = Recipe,
+    defaults: Mapping[str, Any] | None = None,
+) -> inspect.Signature:
+    """The signature of a function that takes `**options`, with each of these and its default.
+
+    Args:
+        function: what takes them.
+        allowed: their names.
+        of: the dataclass that they are fields of.
+        defaults: those that are not its own.
+    """
+    defaults = defaults or {}
     shown = [
         inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(f.name, f.default),
+            annotation=f.type,
         )
-        for f in fields(Recipe)
+        for f in fields(of)
         if f.name in allowed
     ]
     signature = inspect.signature(function)
@@ -169,11 +195,11 @@ def signature_with(function: Callable[..., Any], allowed: Sequence[str]) -> insp
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def shows_options(allowed: Sequence[str]) -> Callable[[F], F]:
+def shows_options(allowed: Sequence[str], of: type = Recipe) -> Callable[[F], F]:
     """Decorates a function that takes `**options`: help() then shows each with its default."""
 
     def decorate(function: F) -> F:
-        function.__signature__ = signature_with(function, allowed)  # type: ignore[attr-defined]
+        function.__signature__ = signature_with(function, allowed, of)  # type: ignore[attr-defined]
         return function
 
     return decorate

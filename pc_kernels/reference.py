@@ -10,13 +10,16 @@ anchor, r_T and r_S the teacher's and the student's ranks, Φ a relaxation, τ_i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .cdf_rows import CdfKeywords, CdfOptions, CdfRows, make_options
 from .formulas import HUBER_DELTA, PENALTIES, RELAXATIONS
 from .recipe import FEATURE_OPTIONS, MATRIX_OPTIONS, MatrixOptions, Options, make_recipe
 
@@ -31,6 +34,7 @@ __all__ = [
     "perception_coherence_loss",
     "rank_penalty",
     "relaxation_cdf",
+    "smooth_cdf",
     "soft_rank",
 ]
 
@@ -135,6 +139,58 @@ def soft_rank(
     rank = torch.where(m > 1, rank, 0.5)
     rank = torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan)
     return torch.where(keep, rank, 0).movedim(-1, dim)
+
+
+def smooth_cdf(
+    sources: Tensor, queries: Tensor, weights: Tensor | None = None, **options: Unpack[CdfKeywords]
+) -> Tensor:
+    """F(y) = Σ_k w_k Φ((y − x_k)/τ) of sources x [..., m] at queries y [..., n].
+
+    Weights, options, shapes and what comes of masks and NaN: see `pc_kernels.smooth_cdf`.
+    """
+    chosen = make_options(options)
+    if chosen.source_offsets is not None and chosen.query_offsets is not None:
+        return _cdf_of_lists(sources, queries, weights, chosen)
+    sign = 1 if chosen.tail == "lower" else -1
+    channelled = weights is not None and weights.dim() > sources.dim()
+    w = torch.ones_like(sources) if weights is None else weights
+    batch = (w.movedim(-2, 0) if channelled else w[None]), chosen.source_mask, chosen.query_mask
+    rows = CdfRows(sign * sources, sign * queries, batch[0], None, None, *batch[1:])
+    formula = chosen.recipe.smooth_step.kernel(chosen.kernel)
+    sums = kernel_sums(rows, formula, chosen.temperature)
+    return sums.movedim(0, -2) if channelled else sums[0]
+
+
+def kernel_sums(rows: CdfRows, formula: Callable[[Tensor], Tensor], temperature: float) -> Tensor:
+    """Σ_k w_k formula((y_j − x_k)/τ) of rows of matrices, of any batch shape: [W, ..., n]."""
+    x, keep, _ = _present(rows.sources, rows.source_mask)
+    y, asked, _ = _present(rows.queries, rows.query_mask)
+    w = torch.ones_like(x)[None] if rows.weights is None else rows.weights
+    w = torch.where(keep, w, 0)
+    steps = formula((y[..., :, None] - x[..., None, :]) / temperature)
+    sums = (w[..., None, :] * steps).sum(-1)
+    finite = x.isfinite().all(-1) & y.isfinite().all(-1) & w.isfinite().all(-1).all(0)
+    return torch.where(asked, torch.where(finite[..., None], sums, torch.nan), 0)
+
+
+def _cdf_of_lists(
+    sources: Tensor, queries: Tensor, weights: Tensor | None, options: CdfOptions
+) -> Tensor:
+    """List by list."""
+
+    def parts(x: Tensor | None, offsets: Tensor | None) -> Sequence[Tensor | None]:
+        bounds = [] if offsets is None else offsets.tolist()
+        cuts = itertools.pairwise(bounds)
+        return [None if x is None else x[..., first:past] for first, past in cuts]
+
+    by_source = [parts(x, options.source_offsets) for x in (sources, weights, options.source_mask)]
+    by_query = [parts(y, options.query_offsets) for y in (queries, options.query_mask)]
+    alone = replace(options, source_offsets=None, query_offsets=None)
+    found = [
+        smooth_cdf(x, y, w, **{**vars(alone), "source_mask": keep, "query_mask": asked})
+        for x, w, keep, y, asked in zip(*by_source, *by_query, strict=True)
+    ]
+    return torch.cat(found, -1) if found else queries[:0]
 
 
 def rank_penalty(residual: Tensor, kind: str = "squared") -> Tensor:

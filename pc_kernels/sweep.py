@@ -103,7 +103,8 @@ def chunk_anchors(
     An anchor takes a row of each side, and the working memory of the backend and of a side. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
     a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are
-    then symmetric, and half of some suffices.
+    then symmetric, and half of some suffices. Else chunks are whole multiples of 16 anchors, if so many
+    fit: each is aligned in memory as the first is, and no kernel is compiled again for a later one.
     """
     budget = recipe.chunk_bytes
     if budget is None:
@@ -115,7 +116,8 @@ def chunk_anchors(
     whole = batch.references * row <= min(budget, engine.whole_bytes) and batch.references <= most
     if whole and batch.teacher_refs is None and not batch.given:
         return max(1, batch.references)
-    return min(fitting, engine.chunk_rows)
+    chunk = min(fitting, engine.chunk_rows)
+    return chunk - chunk % 16 if chunk > 16 else chunk
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 import pc_kernels
 from pc_kernels import dissimilarities, formulas
 from pc_kernels.backends import BACKENDS
+from pc_kernels.dissimilarities.row_maker import PLAIN, RowMaker
 from pc_kernels.recipe import REDUCTIONS, SCALES
 
 __all__ = ["DISSIMILARITIES", "PENALTIES", "REDUCTIONS", "RELAXATIONS", "SCALES"]
@@ -25,7 +26,7 @@ PENALTIES = tuple(formulas.PENALTIES)
 RELAXATIONS = tuple(formulas.RELAXATIONS)
 
 
-def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
+def usable(dtype: torch.dtype = torch.float32, stage: str = "") -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
     import pytest
 
@@ -33,7 +34,7 @@ def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     for name, backend in BACKENDS.items():
         if not backend.serves(torch.device("cpu")):
             continue
-        reason = backend.obstacle(torch.device("cpu"), dtype)
+        reason = backend.obstacle_to(stage, torch.device("cpu"), dtype)
         marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
         parameters.append(pytest.param(name, marks=marks))
     return parameters
@@ -114,6 +115,37 @@ def check_soft_rank(
     allowed += tolerances.rounding(x.dtype) * wanted.magnitude.norm(dim=1)
     allowed += tolerances.subnormal_floor(x.dtype, x.shape[1])
     assert_norm_near("gradient", leaf.grad, wanted.grad, allowed)
+
+
+def check_smooth_cdf(
+    backend: str,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    rng: Generator,
+    **options: Any,
+) -> None:
+    """Sums of sources, queries and weights, and the gradients in all three; see tolerances.py."""
+    leaves = [None if x is None else own_leaf(x) for x in inputs]
+    sums = pc_kernels.smooth_cdf(*leaves, backend=backend, **options)
+    upstream = torch.randn(sums.shape, generator=rng).to(sums)
+    sums.backward(upstream)
+    wanted = truth.smooth_cdf(inputs, upstream, **options)
+    assert sums.shape == wanted.sums.shape
+    dtype = sums.dtype
+    relative = tolerances.grad_tolerance(dtype) - tolerances.GRAD + tolerances.RANK
+    if dtype == torch.float64:
+        relative = tolerances.DOUBLE_RANK
+    floor = tolerances.BEYOND_REACH * inputs[0].shape[-1] * wanted.largest_weight + 1e-37
+    assert_near("sums", sums, wanted.sums, relative * wanted.reach + floor)
+    for name, leaf, grad, size in zip(
+        ("sources", "queries", "weights"), leaves, wanted.grads, wanted.grad_sizes, strict=True
+    ):
+        if leaf is None:
+            continue
+        assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype
+        allowed = tolerances.grad_tolerance(leaf.dtype) * grad.norm()
+        allowed += tolerances.rounding(dtype) * size.norm()
+        allowed += tolerances.subnormal_floor(leaf.dtype, leaf.numel())
+        assert_norm_near(f"gradient in {name}", leaf.grad, grad, allowed)
 
 
 def check_matrices(
@@ -277,3 +309,20 @@ def assert_losses(
         wanted, floor = wanted.sum(), floor.sum()
     assert loss.shape == wanted.shape
     assert_near("loss", loss, wanted, tolerances.loss_tolerance(dtype) * wanted.abs() + floor)
+
+
+def check_near_origin(maker: RowMaker, points: list[Tensor]) -> None:
+    """Shifted and scaled as by PyTorch; norms to rounding; the same anchors are far."""
+    wanted, got = PLAIN.near_origin(points), maker.near_origin(points)
+    for x, y in zip(got.points, wanted.points, strict=True):
+        # A mean that rounds otherwise may move a shift by a step: that costs no digit either.
+        assert torch.equal(x.isnan(), y.isnan()) and bool((x.isfinite() == y.isfinite()).all())
+        spread = y.nan_to_num(0, 0, 0).abs().amax() + 1
+        assert bool(((x - y).nan_to_num(0).abs() <= 4 * spread).all())
+    for x, squares in zip(got.points, got.squares, strict=True):
+        exact = x.double().square().sum(1)
+        near = torch.isclose(squares.double(), exact, rtol=8 * tolerances.U, atol=1e-37)
+        assert bool((near | ~exact.isfinite() | ~squares.isfinite()).all())
+    assert got.unit == wanted.unit
+    assert torch.equal(got.offsets > 0, wanted.offsets > 0)
+    assert torch.allclose(got.offsets, wanted.offsets, rtol=1e-5)

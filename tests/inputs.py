@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -144,3 +145,25 @@ HOSTILE_FEATURES: dict[str, Callable[[Generator, int, int], Tensor]] = {
     "tight clusters": tight_clusters,
     "small clump at home": small_clump_at_home,
 }
+
+
+POINTS: dict[str, Maker] = {
+    "centred": lambda rng, n: torch.randn(n, 37, generator=rng),
+    "far from zero": lambda rng, n: torch.randn(n, 37, generator=rng) + 1000,
+    "one constant feature": lambda rng, n: torch.cat(
+        [torch.randn(n, 36, generator=rng), torch.full((n, 1), 7.0)], 1
+    ),
+    "huge": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e30,
+    "tiny": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e-30,
+    "zero": lambda rng, n: torch.zeros(n, 37),
+    "one far": lambda rng, n: torch.cat(
+        [torch.randn(n - 1, 37, generator=rng), torch.full((1, 37), 1e4)]
+    ),
+    "one NaN": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
+        0, torch.tensor([n // 2]), math.nan
+    ),
+    "one infinity": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
+        0, torch.tensor([n // 2]), math.inf
+    ),
+}
+"""Features of n points, by what is hard about bringing them near the origin."""

@@ -5,7 +5,9 @@ python ranks_together.py RANK STORE FOLDER     scenarios from FOLDER/scenarios, 
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import sys
 from datetime import timedelta
 from typing import Any
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import pc_kernels
+from pc_kernels import metrics
 
 
 @torch.no_grad()
@@ -84,6 +87,59 @@ def queue_of(scenario: dict[str, Any], rank: int) -> tuple[Tensor, ...]:
     return tuple(queue)
 
 
+def flattened(found: Any) -> list[float]:
+    """The numbers of a result."""
+    if isinstance(found, Tensor):
+        return [float(found)]
+    parts = found.values() if isinstance(found, dict) else found
+    return [number for part in parts for number in flattened(part)]
+
+
+def metrics_of(x: Tensor, teacher: Tensor, mine: slice, group: Any = None) -> Tensor:
+    """Metrics of these rows, batch by batch: of lists, of a pool, of retrieval, of coherence."""
+    kinds = (metrics.NDCG, metrics.AUC, metrics.RetrievalMetric, metrics.CoherenceMetric)
+    made = [kind(process_group=group) for kind in kinds]
+    if x[mine].numel():
+        for features, targets in zip(x[mine].split(10), teacher[mine].split(10), strict=True):
+            lists, classes = (features, features > 1), targets[:, 0].long()
+            given = (lists, lists, (features, classes), (features, targets))
+            for metric, data in zip(made, given, strict=True):
+                metric.update(*data)
+    return torch.tensor(flattened([metric.compute() for metric in made]))
+
+
+def share_of(rank: int, rows: int) -> slice:
+    """Two thirds for the first rank, the rest for the second, and nothing for the others."""
+    ends = (0, 2 * rows // 3, rows)
+    return slice(*(ends[rank : rank + 2] if rank < 2 else (rows, rows)))
+
+
+def retrieval_of(x: Tensor, teacher: Tensor, mine: slice, group: Any = None) -> list[Any]:
+    """Losses of retrieval, and the gradients in all embeddings that this rank's come to."""
+    found = []
+    for kind, reduction in ((pc_kernels.SmoothAPLoss, "mean"), (pc_kernels.RecallAtKLoss, "none")):
+        leaf = x.clone().requires_grad_()
+        loss_fn = kind(temperature=0.1, reduction=reduction, process_group=group)
+        loss = loss_fn(leaf[mine], teacher[mine, 0].long())
+        loss.sum().backward()
+        found.append((loss.detach(), leaf.grad))
+    return found
+
+
+def lfcc_of(scenario: dict[str, Any], mine: slice) -> tuple[Tensor, Tensor]:
+    """LFCC of a vector and a map: the loss, and the gradient in the student's projection."""
+    torch.manual_seed(4)
+    world = dist.group.WORLD if dist.is_initialized() else None
+    x, teacher = scenario["x"][mine], scenario["teacher"][mine]
+    channels = [(x.shape[1], teacher.shape[1] // 2)]
+    loss_fn = pc_kernels.LFCCLoss([1.0], channels=channels, temperature=0.5, process_group=world)
+    loss = loss_fn([x], [teacher.unflatten(1, (-1, 1, 2))])
+    loss.backward()
+    weight = loss_fn.student_projections["0 4x4"].linear.weight
+    assert weight.grad is not None
+    return loss.detach(), weight.grad
+
+
 QUEUE_SIZE = 8
 
 WRONG_ON_RANK_1 = {
@@ -93,6 +149,7 @@ WRONG_ON_RANK_1 = {
     "weights": "weights must hold one for each anchor",
     "mask dtype": "pair_mask must be a bool tensor",
     "queue": "the queue holds width 3",
+    "layers": "teacher['0'] has shape (4, 1, 2): say how its tokens lie",
 }
 """What one rank alone can notice, and its own error for it."""
 
@@ -139,8 +196,44 @@ def option_errors(rank: int) -> dict[str, str]:
     cases["function"] = {"dissimilarity": fails_on_rank_1}
     errors = {kind: error_with(world, options) for kind, options in cases.items()}
     errors["outside"] = error_with(dist.new_group([0]), {})
-    errors["no group"] = error_with("world", {})
+    errors["no group"] = error_with("all", {})
     return errors
+
+
+def layers_under_ddp(rank: int) -> tuple[Tensor, Tensor]:
+    """The gradient of a layer that the loss reaches, and the head's, which it does not."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    student = nn.parallel.DistributedDataParallel(
+        pc_kernels.LayerOutputs(model, ["1"]), find_unused_parameters=True
+    )
+    student(torch.full((2, 3), rank + 1.0)).layers["1"].sum().backward()
+    assert model[0].weight.grad is not None
+    return model[0].weight.grad, grads_of(model[2])[0]
+
+
+def copies(rank: int) -> dict[str, str]:
+    """What becomes of modules with a group when they are copied and pickled: losses, or errors."""
+    torch.manual_seed(rank)
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    world, everyone = dist.group.WORLD, dist.new_group(range(dist.get_world_size()))
+    said = {}
+    for kind in (pc_kernels.PerceptionCoherenceLoss, pc_kernels.ContrastiveLoss):
+        for name, group in (("world", world), ("by name", "world"), ("other", everyone)):
+            loss_fn = nn.Sequential(kind(process_group=group))[0]
+            same = copy.deepcopy(loss_fn)
+            said[f"{kind.__name__} {name}"] = str(loss_fn(student, teacher).item())
+            said[f"{kind.__name__} {name}, copied"] = str(same(student, teacher).item())
+            assert same.process_group is group
+            try:
+                again = pickle.loads(pickle.dumps(loss_fn))
+                said[f"{kind.__name__} {name}, pickled"] = str(again(student, teacher).item())
+            except TypeError as error:
+                said[f"{kind.__name__} {name}, pickled"] = str(error)
+    queue = copy.deepcopy(pc_kernels.FeatureQueue(20, 3, 3, process_group="world"))
+    queue.enqueue(student, teacher)
+    said["queue"] = str(len(queue))
+    return said
 
 
 def mismatch(kind: str, rank: int) -> str:
@@ -172,13 +265,16 @@ def mismatch(kind: str, rank: int) -> str:
             student = torch.zeros(4, 2)
     references = (student, teacher) if kind == "references" else ()
     try:
+        if kind == "layers":
+            loss_fn = pc_kernels.LFCCLoss([1.0], process_group=dist.group.WORLD)
+            loss_fn([student], [teacher] if rank != 1 else [teacher[:, None]])
         if kind == "queue":
             queue = pc_kernels.FeatureQueue(8, 3, 2, process_group=dist.group.WORLD)
             queue.enqueue(student, teacher)
         pc_kernels.perception_coherence_loss(
             student, teacher, *references, process_group=dist.group.WORLD, **options
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return "no error"
 
@@ -194,11 +290,20 @@ def main() -> None:
         timeout=timedelta(seconds=60),
     )
     results = {name: run(scenario, rank) for name, scenario in scenarios.items()}
-    results["queue"] = queue_of(next(iter(scenarios.values())), rank)
+    first = next(iter(scenarios.values()))
+    results["queue"] = queue_of(first, rank)
+    data = first["x"], first["teacher"]
+    mine = share_of(rank, len(first["x"]))
+    results["metrics"] = metrics_of(*data, mine, dist.group.WORLD)
+    results["retrieval"] = retrieval_of(*data, mine, dist.group.WORLD)
+    start = sum(first["sizes"][:rank])
+    results["lfcc"] = lfcc_of(first, slice(start, start + first["sizes"][rank]))
     alike = ("student width", "teacher width", "student dtype", "teacher dtype", "pair mask")
     kinds = (*alike, "references", *WRONG_ON_RANK_1)
     errors: dict[str, Any] = {kind: mismatch(kind, rank) for kind in kinds}
     errors["options"] = option_errors(rank)
+    results["copies"] = copies(rank)
+    results["layers under DDP"] = layers_under_ddp(rank)
     torch.save((results, errors), f"{folder}/results{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -26,6 +26,7 @@ SHIM = ROOT / "tests" / "cuda_shim"
 FLAGS = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
 ALL_SHARED = 232448
 DISSIMILARITIES = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
+CONTRAST_FORMS = ("softmax", "sigmoid", "distillation")
 
 
 def compiler() -> str:
@@ -133,6 +134,36 @@ class CoherenceRows(ctypes.Structure):
     )
 
 
+class Logits(ctypes.Structure):
+    _fields_ = (
+        ("values", c_void_p),
+        ("keep", c_void_p),
+        ("count", c_int64),
+        ("start", c_int64),
+    )
+
+
+class ContrastColumns(ctypes.Structure):
+    _fields_ = (
+        ("logits", Logits),
+        ("anchors", c_int64),
+        ("columns", c_int64),
+        *((name, c_void_p) for name in ("top", "total", "positive")),
+    )
+
+
+class ContrastRows(ctypes.Structure):
+    _fields_ = (
+        ("logits", Logits),
+        ("target", c_void_p),
+        ("columns", c_int64),
+        *((name, c_void_p) for name in ("shift", "factor", "own", "weights")),
+        ("form", c_int),
+        ("with_grad", c_bool),
+        ("losses", c_void_p),
+    )
+
+
 @cache
 def library(warp: int) -> ctypes.CDLL:
     """The kernels with warps of so many lanes."""
@@ -143,7 +174,7 @@ def address(x: Tensor | None) -> c_void_p:
     """Of a tensor's memory."""
     if x is None:
         return c_void_p(None)
-    assert x.is_contiguous() and x.dtype in (torch.float32, torch.bool)
+    assert x.is_contiguous() and x.dtype in (torch.float32, torch.float64, torch.bool)
     return c_void_p(x.data_ptr())
 
 
@@ -236,4 +267,27 @@ class ShimBackend(CompiledBackend):
             address(losses),
         )
         self.run("coherence_rows", len(weights), stage)
+        return losses
+
+    def run_contrast_columns_(
+        self, values: Tensor, keep: Tensor | None, start: int, *sums: Tensor
+    ) -> None:
+        logits = Logits(address(values), address(keep), values.shape[1], start)
+        stage = ContrastColumns(logits, len(values), len(sums[0]), *map(address, sums))
+        self.run("contrast_columns", len(values), stage)
+
+    def run_contrast_rows(self, *arguments: Any) -> Tensor:
+        values, keep, start, target, columns, weights, form, with_grad = arguments
+        losses = torch.empty_like(weights)
+        stage = ContrastRows(
+            Logits(address(values), address(keep), values.shape[1], start),
+            address(target),
+            len(columns[0]) if columns else 0,
+            *map(address, columns or [None] * 3),
+            address(weights),
+            CONTRAST_FORMS.index(form),
+            with_grad,
+            address(losses),
+        )
+        self.run("contrast_rows", len(values), stage)
         return losses

@@ -6,13 +6,15 @@ import math
 
 import pytest
 import torch
-from compare import DISSIMILARITIES
+from compare import DISSIMILARITIES, FAST_BACKENDS
 from inputs import quantised
 from torch import Generator
 
 import pc_kernels
 from pc_kernels import reference
-from pc_kernels.agreement import agreement_rows, inversions, spearman_rows
+from pc_kernels.agreement import agreement_rows, spearman_rows
+from pc_kernels.backends import BACKENDS
+from pc_kernels.pair_counts import inversions
 
 NEAR = 1e-6
 """Both are float32 at the end; between, counts are integers and sums float64."""
@@ -68,7 +70,34 @@ def test_inversions(m: int, rng: Generator) -> None:
     v = torch.randint(0, m, (6, m), generator=rng)
     later = torch.ones(m, m, dtype=torch.bool).triu(1)
     wanted = ((v[:, :, None] > v[:, None, :]) & later).sum((1, 2))
-    assert torch.equal(inversions(v), wanted)
+    assert torch.equal(inversions(v).sum(1), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_pair_counts(backend: str, dtype: torch.dtype, rng: Generator) -> None:
+    """Of lists of any lengths: every kind of tie, signed zeros and infinities."""
+    lengths = torch.tensor([0, 1, 2, 300, 0, 17, 64, 3])
+    for values in (2, 40, 10**6):
+        x = torch.randint(-values, values, (int(lengths.sum()),), generator=rng).to(dtype) / 7
+        y = torch.randint(-values, values, x.shape, generator=rng).to(dtype) + x
+        x[5], y[9], x[300] = math.inf, -math.inf, -0.0
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        counts = BACKENDS[backend].pair_counts(x, y, offsets)
+        each = zip(x.split(lengths.tolist()), y.split(lengths.tolist()), strict=True)
+        for i, (a, b) in enumerate(each):
+            up = torch.ones(len(a), len(a)).triu(1) == 1
+            by_x, by_y = (torch.sign(v[:, None] - v[None, :]) for v in (a, b))
+            by_x, by_y = by_x.nan_to_num(0)[up], by_y.nan_to_num(0)[up]
+            wanted = [
+                by_x.numel(),
+                (by_x == 0).sum(),
+                (by_y == 0).sum(),
+                ((by_x == 0) & (by_y == 0)).sum(),
+                (by_x * by_y < 0).sum(),
+            ]
+            assert [int(c[i]) for c in counts] == [int(w) for w in wanted]
+            assert counts.concordant[i] == (by_x * by_y > 0).sum()
 
 
 @pytest.mark.parametrize("metric", DISSIMILARITIES)

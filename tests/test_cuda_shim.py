@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,8 @@ DISSIMILARITIES = ("euclidean", "sqeuclidean", "cosine", "cityblock")
 DEVICES = {
     "narrow warps": {"threads": 16, "warp": 8},
     "a warp": {"threads": 8, "warp": 8},
-    "global memory": {"threads": 16, "warp": 8, "shared_bytes": 2048},
+    "global memory": {"threads": 16, "warp": 8, "shared_bytes": 15000},
+    "a full multiprocessor": {"threads": 16, "warp": 8, "shared_bytes": 40000},
     "whole warps": {"threads": 64, "warp": 32},
 }
 
@@ -53,7 +55,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 on_every_device = pytest.mark.parametrize("backend", DEVICES, indirect=True)
 in_both_memories = pytest.mark.parametrize(
-    "backend", ["narrow warps", "global memory"], indirect=True
+    "backend", ["a full multiprocessor", "global memory"], indirect=True
 )
 
 
@@ -85,8 +87,72 @@ def test_rows_that_make_trouble(
     "name", ["normal", "outlier of 1e3", "two far tight clumps", "three values"]
 )
 def test_long_rows(backend: str, name: str, rng: Generator) -> None:
-    """On the grid, with gaps to close; many points in a cell."""
-    check_soft_rank(backend, make_rows(name, rng, 1, 3000), rng, temperature=0.1)
+    """On the grid, with gaps to close; many points in a cell, and thousands of cells."""
+    for temperature in (0.1, 0.01):
+        check_soft_rank(backend, make_rows(name, rng, 1, 3000), rng, temperature=temperature)
+
+
+@in_both_memories
+@pytest.mark.parametrize(
+    "name", ["heavy tails", "clumps and sparse values", "powers of two", "tiers"]
+)
+def test_crowds_among_scattered_points(backend: str, name: str, rng: Generator) -> None:
+    """Crowds have grids of their own, several where they are wide, points between them their pairs."""
+    m = 400
+    if name == "tiers":  # widths of all sizes, each with as many points
+        width = 10.0 ** (torch.arange(m) % 7).float()
+        x = (width * torch.randn(1, m, generator=rng))[:, torch.randperm(m, generator=rng)]
+    else:
+        x = make_rows(name, rng, 1, m)
+    for i, (temperature, scale) in enumerate(
+        ((1e-3, "std"), (1.0, "std"), (0.05, None), (1.0, None))
+    ):
+        options = {"relaxation": RELAXATIONS[i % 2], "scale": scale, "temperature": temperature}
+        check_soft_rank(backend, x, rng, **options)
+    check_matrices(backend, x, torch.rand(1, m, generator=rng), rng, temperature=1e-3)
+
+
+def test_a_crowd_is_not_summed_over_all_pairs(backend: str, rng: Generator) -> None:
+    def seconds(m: int) -> float:
+        """Half of the points in one place, the others everywhere."""
+        x = 1e6 * torch.rand(1, m, generator=rng)
+        x[:, ::2] = torch.rand(1, (m + 1) // 2, generator=rng)
+        started = time.process_time()
+        pc_kernels.soft_rank(own_leaf(x), 1.0, backend=backend).sum().backward()
+        return time.process_time() - started
+
+    seconds(1024)
+    assert seconds(16384) < 64 * seconds(1024)  # all pairs take 256 times as long
+
+
+def test_nearly_hard_rows_are_not_summed_over_all_pairs(backend: str, rng: Generator) -> None:
+    """Neighbours ten temperatures apart see each other and no one else: known ranks and gradients."""
+
+    def seconds(m: int) -> float:
+        x = own_leaf(torch.randperm(m, generator=rng)[None].float())
+        upstream = torch.randn(1, m, generator=rng)
+        started = time.process_time()
+        rank = pc_kernels.soft_rank(x, 0.1, backend=backend)
+        rank.backward(upstream)
+        taken = time.process_time() - started
+        order = x.detach().long()[0]
+        place = torch.arange(m, dtype=torch.float64)
+        wrong = 1 / (1 + math.exp(10))  # of the step to a neighbour
+        hard = place - wrong * (place > 0) + wrong * (place < m - 1)
+        assert_near("rank", rank[0], hard[order] / (m - 1), tolerances.RANK)
+        g = torch.empty(m, dtype=torch.float64)
+        g[order] = upstream[0].double()
+        push = g.diff() * wrong * (1 - wrong) / 0.1 / (m - 1)
+        wanted = torch.zeros(m, dtype=torch.float64)
+        wanted[1:] += push
+        wanted[:-1] -= push
+        assert x.grad is not None
+        allowed = tolerances.grad_tolerance(torch.float32) * wanted.norm()
+        assert (x.grad[0] - wanted[order]).norm() <= allowed
+        return taken
+
+    seconds(2048)
+    assert seconds(32768) < 64 * seconds(2048)  # all pairs take 256 times as long
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-10, 1e10, 1e45, 1e300])

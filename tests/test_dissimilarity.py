@@ -7,15 +7,14 @@ import math
 import pytest
 import tolerances
 import torch
-from compare import BACKEND_NAMES, DISSIMILARITIES, assert_near, own_leaf
-from inputs import HOSTILE_FEATURES
+from compare import BACKEND_NAMES, DISSIMILARITIES, assert_near, check_near_origin, own_leaf
+from inputs import HOSTILE_FEATURES, POINTS
 from torch import Generator, Tensor
 
 import pc_kernels
 from pc_kernels import reference
 from pc_kernels.backends import BACKENDS, extension_obstacle
 from pc_kernels.dissimilarities import Points, make_side
-from pc_kernels.dissimilarities.row_maker import PLAIN
 
 WIDTHS = [1, 2, 7, 8, 31, 128, 513, 2048]
 
@@ -186,48 +185,12 @@ def test_views(rng: Generator) -> None:
             assert torch.equal(d, pc_kernels.pairwise_dissimilarity(view.clone(), metric=metric))
 
 
-SETS = {
-    "centred": lambda rng, n: torch.randn(n, 37, generator=rng),
-    "far from zero": lambda rng, n: torch.randn(n, 37, generator=rng) + 1000,
-    "one constant feature": lambda rng, n: torch.cat(
-        [torch.randn(n, 36, generator=rng), torch.full((n, 1), 7.0)], 1
-    ),
-    "huge": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e30,
-    "tiny": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e-30,
-    "zero": lambda rng, n: torch.zeros(n, 37),
-    "one far": lambda rng, n: torch.cat(
-        [torch.randn(n - 1, 37, generator=rng), torch.full((1, 37), 1e4)]
-    ),
-    "one NaN": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
-        0, torch.tensor([n // 2]), math.nan
-    ),
-    "one infinity": lambda rng, n: torch.randn(n, 37, generator=rng).index_fill_(
-        0, torch.tensor([n // 2]), math.inf
-    ),
-}
-
-
 @pytest.mark.skipif(extension_obstacle() is not None, reason=str(extension_obstacle()))
 @pytest.mark.parametrize("rows", [1, 2, 150])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", POINTS)
 def test_the_cpu_brings_points_near_as_pytorch_does(name: str, rows: int, rng: Generator) -> None:
-    """Shifted and scaled alike; norms to rounding; the same anchors are far."""
-    if name == "one far" and rows < 3:
-        pytest.skip("nothing to be far from")
-    for points in ([SETS[name](rng, rows)], [SETS[name](rng, 7), SETS[name](rng, rows)]):
-        wanted, got = PLAIN.near_origin(points), BACKENDS["cpu"].near_origin(points)
-        assert got.unit == wanted.unit
-        for x, y in zip(got.points, wanted.points, strict=True):
-            # A mean that rounds otherwise may move a shift by a step: that costs no digit either.
-            assert torch.equal(x.isnan(), y.isnan()) and (x.isfinite() == y.isfinite()).all()
-            spread = y.nan_to_num(0, 0, 0).abs().amax() + 1
-            assert ((x - y).nan_to_num(0).abs() <= 4 * spread).all()
-        for x, squares in zip(got.points, got.squares, strict=True):
-            exact = x.double().square().sum(1)
-            near = torch.isclose(squares.double(), exact, rtol=8 * tolerances.U, atol=1e-37)
-            assert (near | ~exact.isfinite() | ~squares.isfinite()).all()
-        assert torch.equal(got.offsets > 0, wanted.offsets > 0)
-        assert torch.allclose(got.offsets, wanted.offsets, rtol=1e-5)
+    for points in ([POINTS[name](rng, rows)], [POINTS[name](rng, 7), POINTS[name](rng, rows)]):
+        check_near_origin(BACKENDS["cpu"], points)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

@@ -20,10 +20,14 @@ from ranks_together import (
     WRONG_ON_RANK_1,
     WRONG_OPTIONS,
     grads_of,
+    lfcc_of,
+    metrics_of,
     model_of,
+    retrieval_of,
     step,
 )
 
+import pc_kernels
 from pc_kernels.training.distributed import described
 
 pytestmark = pytest.mark.skipif(
@@ -139,6 +143,16 @@ def test_losses_and_gradients_are_those_of_one_process(outcome: Any) -> None:
                 assert (one - many).double().norm() <= near * size + 1e-9, name
 
 
+def test_lfcc_is_that_of_one_process(outcome: Any) -> None:
+    """Its projections are float32: each rank rounds them alike, but for the order of sums."""
+    planned, ranks = outcome
+    loss, gradient = lfcc_of(next(iter(planned.values())), slice(None))
+    of_ranks = [results["lfcc"] for results, _ in ranks]
+    assert all(torch.allclose(one, loss, rtol=1e-5) for one, _ in of_ranks)
+    mean = torch.stack([grad for _, grad in of_ranks]).mean(0)
+    assert (mean - gradient).norm() <= 1e-5 * gradient.norm()
+
+
 def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
     _, ranks = outcome
     for rank, (_, errors) in enumerate(ranks):
@@ -149,7 +163,8 @@ def test_mismatches_are_errors_on_every_rank(outcome: Any) -> None:
                 assert "student_refs" in message, message
                 continue
             if kind in WRONG_ON_RANK_1:
-                expected = WRONG_ON_RANK_1[kind] if rank == 1 else "ranks [1] refused"
+                others = "failed on ranks [1]" if kind == "layers" else "ranks [1] refused"
+                expected = WRONG_ON_RANK_1[kind] if rank == 1 else others
                 assert expected in message, (kind, rank, message)
                 continue
             assert kind.replace(" ", "_") in message.replace(" ", "_"), (kind, message)
@@ -175,7 +190,40 @@ def test_options_are_checked_together(outcome: Any) -> None:
         assert messages["function"] == (own if rank == 1 else others)
         outside = f"process_group: rank {rank} of all processes is not in the group"
         assert (outside in messages["outside"]) == (rank > 0), messages["outside"]
-        assert "must be a torch.distributed group; got str" in messages["no group"]
+        assert "must be a torch.distributed group, 'world' or None; got str" in messages["no group"]
+
+
+def test_modules_with_a_group_are_copied_and_pickled(outcome: Any) -> None:
+    _, ranks = outcome
+    for results, _ in ranks:
+        said = results["copies"]
+        assert said.pop("queue") == str(min(20, 5 * len(ranks)))
+        for kind in ("PerceptionCoherenceLoss", "ContrastiveLoss"):
+            assert "only 'world' can be pickled" in said.pop(f"{kind} other, pickled")
+            of_kind = {value for name, value in said.items() if name.startswith(kind)}
+            assert len(of_kind) == 1 and float(of_kind.pop()) > 0
+
+
+def test_layers_under_ddp(outcome: Any) -> None:
+    _, ranks = outcome
+    first = ranks[0][0]["layers under DDP"]
+    for results, _ in ranks:
+        of_layer, of_head = results["layers under DDP"]
+        assert of_layer.any() and torch.equal(of_layer, first[0]) and not of_head.any()
+
+
+def test_world_before_there_is_one() -> None:
+    x = torch.randn(5, 3)
+    for loss_fn in (
+        pc_kernels.PerceptionCoherenceLoss(process_group="world"),
+        pc_kernels.ContrastiveLoss(process_group="world"),
+        pc_kernels.LFCCLoss([1.0], process_group="world"),
+    ):
+        given = ([x], [x]) if isinstance(loss_fn, pc_kernels.LFCCLoss) else (x, x)
+        with pytest.raises(ValueError, match=r"'world': torch\.distributed is not initialised"):
+            loss_fn(*given)
+    with pytest.raises(TypeError, match="group, 'world' or None; got str"):
+        pc_kernels.LFCCLoss([1.0], process_group="all")([x], [x])
 
 
 RUN_AND_LEAVE = """
@@ -207,3 +255,23 @@ def test_queues_are_the_same_on_every_rank(outcome: Any) -> None:
         got = torch.cat([student, teacher], 1)
         assert sorted(got.tolist()) == sorted(wanted.tolist())
         assert torch.equal(student, queues[0][0]) and torch.equal(teacher, queues[0][1])
+
+
+def test_metrics_are_those_of_all_data(outcome: Any) -> None:
+    """On every rank, ranks without data too."""
+    planned, ranks = outcome
+    first = next(iter(planned.values()))
+    wanted = metrics_of(first["x"], first["teacher"], slice(None))
+    for results, _ in ranks:
+        assert torch.allclose(results["metrics"], wanted, rtol=NEAR)
+
+
+def test_losses_of_retrieval_are_those_of_all_data(outcome: Any) -> None:
+    planned, ranks = outcome
+    first = next(iter(planned.values()))
+    wanted = retrieval_of(first["x"], first["teacher"], slice(None))
+    for i, (loss, grad) in enumerate(wanted):
+        losses, grads = zip(*(results["retrieval"][i] for results, _ in ranks), strict=True)
+        for got in losses if loss.dim() == 0 else [torch.cat(losses)]:
+            assert torch.allclose(got, loss, rtol=NEAR, atol=NEAR)
+        assert (torch.stack(grads).mean(0) - grad).norm() <= NEAR * grad.norm()

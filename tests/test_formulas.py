@@ -44,9 +44,9 @@ def assert_equal_to_rounding(got: Tensor, wanted: Tensor, roundings: Tensor | fl
 
 
 def test_csrc_relaxations_have_the_same_rows(csrc_relaxations: list[dict[str, Any]]) -> None:
-    described = ("name", "code", "inverse_step", "support")
+    described = ("name", "code", "inverse_step", "support", "reach")
     wanted = [
-        (row.name, row.code, row.single.inverse_step, row.single.support)
+        (row.name, row.code, row.single.inverse_step, row.single.support, row.single.reach)
         for row in RELAXATIONS.values()
     ]
     assert [tuple(row[field] for field in described) for row in csrc_relaxations] == wanted
@@ -55,14 +55,17 @@ def test_csrc_relaxations_have_the_same_rows(csrc_relaxations: list[dict[str, An
 def test_csrc_relaxations_have_the_same_values(csrc_relaxations: list[dict[str, Any]]) -> None:
     """Four operations round on either side.
 
-    Φ is compared in absolute terms, since PyTorch computes the normal one from erf; of a density, the
-    argument's rounding weighs up to x² in a tail.
+    Φ and its integral are compared in absolute terms, since PyTorch computes the normal Φ from erf; of a
+    density, the argument's rounding weighs up to x² in a tail.
     """
     for row in csrc_relaxations:
         mine = RELAXATIONS[row["name"]]
         cdf, pdf = (torch.tensor(row[f], dtype=torch.float64) for f in ("cdf", "pdf"))
         assert ((cdf - mine.cdf(POINTS)).abs() <= 8 * U64).all()
         assert_equal_to_rounding(pdf, mine.pdf(POINTS), (8 + 4 * POINTS.square()) * U64)
+        integral = torch.tensor(row["integral"], dtype=torch.float64)
+        assert mine.integral is not None
+        assert ((integral - mine.integral(POINTS)).abs() <= 16 * U64 * (1 + POINTS.abs())).all()
 
 
 def test_csrc_penalties_have_the_same_rows(csrc_penalties: list[dict[str, Any]]) -> None:

@@ -106,13 +106,16 @@ def test_a_step_leaves_no_process_behind(gpu: SimpleNamespace, script: str, tmp_
 
 def test_a_tool_that_is_refused_is_skipped(gpu: SimpleNamespace, tmp_path: Path) -> None:
     """What it finds where it runs is a failure all the same."""
-    refused = step(gpu, "echo profiling is not permitted; exit 1", refusal=gpu.run.REFUSED)
+    refused = step(
+        gpu, "echo ========= Error: this is not permitted; exit 1", refusal=gpu.run.REFUSED
+    )
     outcome = gpu.run.run(refused, tmp_path, 10)
-    assert outcome.good and outcome.verdict == "skipped: profiling is not permitted"
+    assert outcome.good and outcome.verdict == "skipped: Error: this is not permitted"
     found = step(gpu, "echo ERROR SUMMARY: 2 errors; exit 9", refusal=gpu.run.REFUSED)
     assert gpu.run.run(found, tmp_path, 10).verdict == "failed (9)"
-    plain = step(gpu, "echo not permitted; exit 1")
-    assert not gpu.run.run(plain, tmp_path, 10).good
+    own = step(gpu, "echo RuntimeError: not permitted; exit 1", refusal=gpu.run.REFUSED)
+    (tmp_path / "step.log").unlink()
+    assert gpu.run.run(own, tmp_path, 10).verdict == "failed (1)"
 
 
 def test_steps_have_results_whatever_ends_the_run(gpu: SimpleNamespace, tmp_path: Path) -> None:
@@ -186,6 +189,17 @@ def test_few_variants_where_they_compile(gpu: SimpleNamespace) -> None:
     assert len(few) == 4 and len(every) == 48
     for chosen, whole in zip(zip(*few, strict=True), zip(*every, strict=True), strict=True):
         assert set(chosen) == set(whole)
+
+
+def test_sanitizers_go_without_the_caching_allocator(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hides overruns; without it nothing can be captured in a CUDA graph."""
+    bench = gpu.matrix.Bench("cuda", "cuda", quick=True)
+    assert gpu.matrix.graphs in gpu.matrix.checks_for(bench)
+    for name, value in gpu.run.sanitizer("memcheck").environment.items():
+        monkeypatch.setenv(name, value)
+    assert gpu.matrix.graphs not in gpu.matrix.checks_for(bench)
 
 
 def test_a_failed_comparison_fails_its_check(

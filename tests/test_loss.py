@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from inputs import quantised
 from torch import Generator, Tensor
 
 import pc_kernels
+from pc_kernels import installation
 
 
 def batch(rng: Generator, rows: int, width: int = 12) -> tuple[Tensor, Tensor]:
@@ -391,3 +393,41 @@ def test_defaults_are_documented_ones(rng: Generator) -> None:
     )
     assert torch.equal(pc_kernels.PerceptionCoherenceLoss()(student, teacher), expected)
     assert torch.equal(pc_kernels.perception_coherence_loss(student, teacher), expected)
+
+
+def test_what_a_value_says(rng: Generator) -> None:
+    """The levels of docs/method.md: collapsed, hard ranks by Spearman's correlation, reversed."""
+    teacher = torch.rand(40, 39, generator=rng)
+    loss_of = pc_kernels.coherence_loss_from_dissimilarities
+    exact = (39 + 1) / (12 * (39 - 1))  # the variance of ranks, 1/12 for many
+    assert loss_of(torch.ones(40, 39), teacher).item() == pytest.approx(exact, rel=1e-5)
+    student = teacher + torch.rand(40, 39, generator=rng)
+    ranks = [x.argsort(1).argsort(1).double() for x in (student, teacher)]
+    rho = 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum(1) / (39 * (39**2 - 1))
+    hard = loss_of(student, teacher, temperature=1e-5)
+    assert hard.item() == pytest.approx(float((1 - rho).mean()) * 2 * exact, rel=1e-4)
+    assert loss_of(-teacher, teacher, temperature=1e-5).item() == pytest.approx(4 * exact, rel=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "enough"), [("std", 4), (None, 3)])
+def test_batches_too_small_to_teach(
+    scale: str | None, enough: int, monkeypatch: pytest.MonkeyPatch, rng: Generator
+) -> None:
+    """They have no gradient, which is said once; one more row has one."""
+    monkeypatch.setattr(installation, "_warned", set())
+    for rows in (0, enough):
+        student = torch.randn(rows, 3, generator=rng, requires_grad=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss = pc_kernels.perception_coherence_loss(student, torch.randn(rows, 3), scale=scale)
+        loss.backward()
+        assert student.grad is not None and (rows == 0 or student.grad.any())
+    small = torch.randn(enough - 1, 3, generator=rng, requires_grad=True)
+    with pytest.warns(UserWarning, match=f"a batch of {enough - 1} has {enough - 2} ref") as caught:
+        for _ in range(2):
+            loss = pc_kernels.perception_coherence_loss(
+                small, torch.randn(enough - 1, 3), scale=scale
+            )
+    loss.backward()
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert small.grad is not None and small.grad.abs().max() < 1e-5

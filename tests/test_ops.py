@@ -283,6 +283,23 @@ def test_without_grad(backend: str, rng: Generator) -> None:
     assert torch.equal(inside, expected.detach())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_a_teacher_of_inference_mode(backend: str, reduction: str, rng: Generator) -> None:
+    """Autograd may not save it, so what it saves is a copy."""
+    s, t = features(rng, 14)
+    refs = features(rng, 9)
+    options = {"backend": backend, "reduction": reduction}
+    for given in ((t,), (t, refs[0].detach(), refs[1])):
+        with torch.inference_mode():
+            inside = [x.clone() for x in given]
+        grads = [
+            torch.autograd.grad(pc_kernels.perception_coherence_loss(s, *x, **options).sum(), s)
+            for x in (given, inside)
+        ]
+        assert torch.equal(*(grad for (grad,) in grads))
+
+
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_one_tensor_in_two_roles(backend: str, rng: Generator) -> None:
     """The batch as its own references, the self pairs now among them; student and teacher alike."""

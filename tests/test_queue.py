@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 import pc_kernels
+from pc_kernels import installation
 
 
 def batch(rng: Generator, rows: int) -> tuple[Tensor, Tensor]:
@@ -129,3 +131,19 @@ def test_errors_of_enqueue(rng: Generator) -> None:
         with pytest.raises(ValueError, match=words):
             queue.enqueue(*arguments)
     assert len(queue) == 0
+
+
+def test_a_queue_that_is_never_filled_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, rng: Generator
+) -> None:
+    """The first step of a loop finds it empty, and that is in order; the second is not."""
+    monkeypatch.setattr(installation, "_warned", set())
+    queue, loss_fn = pc_kernels.FeatureQueue(4, 3, 2), pc_kernels.PerceptionCoherenceLoss()
+    student, teacher = batch(rng, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_fn(student, teacher, *queue)
+    with pytest.warns(UserWarning, match="still empty.*enqueue") as caught:
+        for _ in range(3):
+            loss_fn(student, teacher, *queue)
+    assert len(caught) == 1 and caught[0].filename == __file__

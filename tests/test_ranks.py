@@ -318,6 +318,15 @@ def test_temperatures_below_any_difference(backend: str, scale: str | None, rng:
         assert (grad == 0).all()
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_ties_below_any_temperature(backend: str, rng: Generator) -> None:
+    """A tie does not pull at anything; nor do others that closed gaps bring nearer."""
+    x = torch.arange(400).repeat_interleave(2)[None, torch.randperm(800, generator=rng)].float()
+    leaf = own_leaf(x)
+    pc_kernels.soft_rank(leaf, 1e-60, backend=backend).backward(x % 3)
+    assert leaf.grad is not None and (leaf.grad == 0).all()
+
+
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_hard_ranks_of_infinities(backend: str) -> None:
     """They have an order, and alone the rank ½ as any other value."""

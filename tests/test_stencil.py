@@ -8,7 +8,7 @@ import torch
 from numpy.polynomial import Chebyshev, Polynomial
 
 from pc_kernels import backends
-from pc_kernels.backends import grid_method
+from pc_kernels.backends import located
 
 NODES, TERMS = 8, 4
 POINTS = np.arange(NODES) - (NODES - 1) / 2
@@ -57,7 +57,7 @@ def test_lagrange_weights_of_the_torch_backend(count: int) -> None:
     """Exact on polynomials of every degree that the nodes determine."""
     nodes = torch.arange(count, dtype=torch.float64) - (count - 1) / 2
     place = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
-    weights = torch.stack(grid_method._lagrange_weights(place, count))
+    weights = torch.stack(located.lagrange_weights(place, count))
     for degree in range(count):
         got = (weights * nodes[:, None] ** degree).sum(0)
         magnitude = (weights.abs() * nodes.abs()[:, None] ** degree).sum(0)

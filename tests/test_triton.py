@@ -6,19 +6,18 @@ The interpreter's tests are in triton_interpreted.py; each shows here as an item
 from __future__ import annotations
 
 import os
-import re
-import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ahead_of_time import COHERENCE, TEACHER, VARIANTS, compiled, settings_of, stack_bytes
 from interpreter import Child, names_in, needs_compiler, needs_triton, skip_without_interpreter
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS, select, triton_obstacle
-from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
 CPU = torch.device("cpu")
 FILE = "triton_interpreted.py"
@@ -46,93 +45,6 @@ def test_crossovers(python: Callable[..., Any]) -> None:
         assert constant in done.stdout
 
 
-POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
-ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
-"""Integers that the backend makes multiples of 16."""
-
-LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))
-SQUARED, ABSOLUTE, HUBER = (PENALTIES[name].code for name in ("squared", "absolute", "huber"))
-GIVEN, EUCLIDEAN, SQEUCLIDEAN = 0, 1, 2
-
-RANKS: dict[str, Any] = {"RELAXATION": LOGISTIC, "SCALE_STD": True, "WITH_GRAD": True}
-RANKS |= {"HAS_KEEP": False, "GRID": True}
-COHERENCE = {**RANKS, "DISSIMILARITY": EUCLIDEAN, "READY": False, "PENALTY": SQUARED}
-GIVEN_ROWS = {**COHERENCE, "DISSIMILARITY": GIVEN}
-SQUARED_ROWS = {**COHERENCE, "DISSIMILARITY": SQEUCLIDEAN}
-TEACHER: dict[str, Any] = {"DISSIMILARITY": EUCLIDEAN, "FINITE": True, "HAS_KEEP": False}
-TEACHER |= {"SHORT": False}
-MATRIX = {**TEACHER, "DISSIMILARITY": GIVEN, "FINITE": False}
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dissimilarity": ("dissimilarity", {"DISSIMILARITY": EUCLIDEAN}),
-    "straight": ("straight_dissimilarity", {"DISSIMILARITY": EUCLIDEAN, "WIDTH": 64}),
-    "straight, narrow": ("straight_dissimilarity", {"DISSIMILARITY": SQEUCLIDEAN, "WIDTH": 16}),
-    "hard_rank": ("hard_rank", MATRIX),
-    "hard_rank, short": ("hard_rank", {**MATRIX, "SHORT": True}),
-    "teacher": ("hard_rank", TEACHER),
-    "teacher, masked and short": ("hard_rank", {**TEACHER, "HAS_KEEP": True, "SHORT": True}),
-    "soft_rank": ("soft_rank", RANKS),
-    "soft_rank, short": ("soft_rank", {**RANKS, "GRID": False, "SCALE_STD": False}),
-    "soft_rank, normal, no gradient": (
-        "soft_rank",
-        {**RANKS, "RELAXATION": NORMAL, "WITH_GRAD": False},
-    ),
-    "soft_rank, masked": ("soft_rank", {**RANKS, "HAS_KEEP": True}),
-    "backward": ("soft_rank_backward", RANKS),
-    "backward, masked": ("soft_rank_backward", {**RANKS, "HAS_KEEP": True}),
-    "backward, normal": ("soft_rank_backward", {**RANKS, "RELAXATION": NORMAL, "SCALE_STD": False}),
-    "backward, short": ("soft_rank_backward", {**RANKS, "GRID": False}),
-    "coherence_rows": ("coherence_rows", COHERENCE),
-    "coherence_rows, short": ("coherence_rows", {**COHERENCE, "GRID": False}),
-    "coherence_rows, masked, normal, given": (
-        "coherence_rows",
-        {**GIVEN_ROWS, "HAS_KEEP": True, "RELAXATION": NORMAL, "PENALTY": HUBER},
-    ),
-    "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
-    "coherence_rows, no gradient": (
-        "coherence_rows",
-        {**SQUARED_ROWS, "WITH_GRAD": False, "PENALTY": ABSOLUTE, "SCALE_STD": False},
-    ),
-}
-
-
-def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -> Any:
-    """The kernel of a stage, compiled for a target that need not be here."""
-    from importlib import import_module
-
-    import triton
-    from triton.compiler import ASTSource
-
-    file = {"soft_rank_backward": "soft_rank", "straight_dissimilarity": "dissimilarity"}
-    module = import_module(f"pc_kernels.triton_kernels.{file.get(stage, stage)}")
-    kernel = getattr(module, f"{stage}_kernel")
-    blocks = {name.upper(): size for name, size in vars(setting).items()}
-    constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
-    signature, attributes = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        kind = "*fp32" if name.endswith("_ptr") else "i32"
-        kind = "fp64" if name == "temperature" else POINTERS.get(name, kind)
-        signature[name] = "constexpr" if name in constants else kind
-        if kind.startswith("*") or name in ALIGNED:
-            attributes[place,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": setting.warps})
-
-
-def stack_bytes(cubin: bytes, folder: Path) -> int | None:
-    """What each thread of the kernel keeps in memory, spills above all; None without cuobjdump."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        return None
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
-    print(done.stdout)
-    found = re.search(r"STACK:(\d+)", done.stdout)
-    return int(found[1]) if found else None
-
-
 @needs_triton
 @needs_compiler
 @pytest.mark.parametrize("capability", [80, 90])
@@ -144,16 +56,8 @@ def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -
     """
     from triton.backends.compiler import GPUTarget
 
-    from pc_kernels.triton_kernels import settings
-
     stage, constants = VARIANTS[variant]
-    long = constants.get("GRID", not constants.get("SHORT", False))
-    choices = settings.LONG_ROWS if long else settings.SHORT_ROWS
-    if constants.get("SHORT"):
-        choices = (settings.COMPARED_ROWS,)
-    if stage == "straight_dissimilarity":
-        choices = (settings.STRAIGHT_TILE,)
-    for setting in choices[: None if variant == "coherence_rows" else 1]:
+    for setting in settings_of(stage, constants)[: None if variant == "coherence_rows" else 1]:
         kernel = compiled(stage, constants, setting, GPUTarget("cuda", capability, 32))
         assert kernel.metadata.shared <= 48 << 10
         assert (stack_bytes(kernel.asm["cubin"], tmp_path) or 0) <= 64, setting
@@ -212,28 +116,83 @@ def test_tuning_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.triton.testing, "do_bench", bench)
     monkeypatch.setattr(settings, "INTERPRETED", False)
     monkeypatch.setattr(settings, "_chosen", {})
-    settings.tuned("a size", candidates, launch, (x,))  # deterministic algorithms, as tests have it
-    assert launched == [64]
+    # Deterministic algorithms, as tests have it.
+    assert settings.tuned("a size", candidates, launch, x) == candidates[0] and not launched
     torch.use_deterministic_algorithms(False)
-    x.fill_(1)
-    settings.tuned("a size", candidates, launch, (x,))
-    assert launched[-1] == 128 and (x == 2).all()
-    launched.clear()
-    x.fill_(1)
-    settings.tuned("a size", candidates, launch, (x,))
-    assert launched == [128]
+    for _ in range(2):
+        assert settings.tuned("a size", candidates, launch, x) == candidates[1]
+        assert len(launched) == 6 and (x == 1).all()
 
 
 @needs_triton
-def test_tuning_leaves_the_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it restores is what the kernel writes: the ranks, not the caller's values."""
-    from pc_kernels.triton_kernels import launch
+def test_tuning_takes_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And restores what the kernel writes: the ranks, not the caller's values."""
+    from pc_kernels.triton_kernels import launch, settings
 
     restored: list[torch.Tensor] = []
-    monkeypatch.setattr(launch, "tuned", lambda key, settings, call, both: restored.extend(both))
-    x = torch.ones(2, launch.ALL_COMPARED + 1)
+    launched: list[int] = []
+
+    def tuned(key: Any, candidates: Any, trial: Any, overwritten: torch.Tensor) -> Any:
+        restored.append(overwritten)
+        trial(candidates[0])
+        return candidates[0]
+
+    class Kernel:
+        fn = tuned
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *_, rows, **__: launched.append(rows)
+
+    monkeypatch.setattr(launch, "tuned", tuned)
+    monkeypatch.setattr(launch, "hard_rank_kernel", Kernel())
+    x = torch.ones(100, launch.ALL_COMPARED + 1)
     rank = launch.hard_rank(x)
-    assert [part.data_ptr() for part in restored] == [rank.data_ptr()] != [x.data_ptr()]
+    few = 2 * settings.RESIDENT_WARPS // settings.LONG_ROWS[0].warps
+    assert launched == [few, len(x)]
+    assert [part.data_ptr() for part in restored] == [rank.data_ptr()] and len(restored[0]) == few
+
+
+@needs_triton
+def test_no_thread_is_anothers_copy() -> None:
+    """Kernels that overwrite what they read: each element is loaded by the thread that stores it."""
+    from pc_kernels.triton_kernels import settings
+
+    for count in [*range(1, 70), 100, 200, 300, 513, 5000]:
+        for choices in (settings.SHORT_ROWS, settings.COMPARED_ROWS, settings.LONG_ROWS):
+            for setting in settings.trimmed(choices, count):
+                assert 32 * setting.warps <= setting.block
+    assert [settings.warps_of(block, 4) for block in (32, 64, 128, 256)] == [1, 2, 4, 4]
+
+
+@needs_triton
+def test_constants_belong_to_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that torch.compile warms up owns what its thread allocates."""
+    from pc_kernels.triton_kernels import tables
+
+    threads: list[int] = []
+    tensor = torch.tensor
+
+    def recorded(*arguments: Any, **options: Any) -> torch.Tensor:
+        threads.append(threading.get_ident())
+        return tensor(*arguments, **options)
+
+    monkeypatch.setattr(torch, "tensor", recorded)
+    tables.tables.cache_clear()
+    tables.tables("logistic", CPU)
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+@needs_triton
+def test_kernels_do_not_depend_on_the_number_of_rows() -> None:
+    """So the last chunk of a batch compiles none, which the capture of a CUDA graph would not allow."""
+    from pc_kernels.triton_kernels import launch
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter compiles nothing")
+    for name in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
+        kernel = getattr(launch, f"{name}_kernel")
+        fixed = {p.name for p in kernel.params if p.do_not_specialize}
+        assert "rows" in fixed and fixed >= {"self_start"} & set(kernel.arg_names)
 
 
 @needs_triton

@@ -28,6 +28,11 @@ features in such tests are multiples of 1/8, so that its distances are exact and
 the input's dtype: half a unit in the last place. Where gradients are subnormal numbers (in float16
 that is soon), each of `ROUNDINGS` operations may round by half of the smallest one.
 
+**Smooth CDFs.** Σ_k w_k K((y_j − x_k)/τ) has the tolerance of a rank, relative to Σ_k |w_k| K: the
+method has an error relative to its terms, large or small. (Of the normal relaxation, whose tail is not an
+exponential, relative to the sum at y + 1.5 τ.) Sources beyond the reach do not count
+(`BEYOND_REACH` is 1 − Φ there, docs/method.md). Gradients have the row and the floor of all gradients.
+
 **float64** (`torch` and `reference`): the grid's own error is 1e-13 (docs/method.md), the roundings 33
 of 2^-53; `DOUBLE_*` are ten times their sum.
 """
@@ -41,6 +46,7 @@ ROUNDINGS = 8
 RANK, LOSS, GRAD = 2e-6, 1e-5, 1e-5
 DOUBLE_RANK, DOUBLE_LOSS, DOUBLE_GRAD = 1e-12, 5e-12, 5e-12
 DOUBLE_ROUNDING = 1e-13
+BEYOND_REACH = 2e-15
 STRICT_TEMPERATURE, STRICT_WIDTH = 0.1, 128
 
 

@@ -73,6 +73,43 @@ def soft_rank(
     return Ranks(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@dataclass
+class SmoothCdf:
+    """Sums at queries, the gradients of Σ upstream · sum, and what both are made of."""
+
+    sums: Tensor
+    reach: Tensor
+    """Σ_k |w_k| K, of the normal relaxation 1.5 τ further on."""
+    grads: list[Tensor | None]
+    """In sources, queries and weights."""
+    grad_sizes: list[Tensor | None]
+    """The same with all terms positive."""
+    largest_weight: float
+
+
+def smooth_cdf(
+    inputs: tuple[Tensor, Tensor, Tensor | None], upstream: Tensor, **options: Any
+) -> SmoothCdf:
+    """By autograd through the definition."""
+    results = []
+    for absolute in (False, True):
+        x, y, w = (None if v is None else v.detach().double() for v in inputs)
+        if absolute and w is not None:
+            w = w.abs()
+        leaves = [None if v is None else v.clone().requires_grad_() for v in (x, y, w)]
+        sums = reference.smooth_cdf(*leaves, **options)
+        sums.backward(upstream.double().abs() if absolute else upstream.double())
+        if absolute and options.get("relaxation") == "normal":
+            step = options["temperature"] * (1.5 if options.get("tail") != "upper" else -1.5)
+            sums = reference.smooth_cdf(x, y + step, w, **options)
+        results.append((sums.detach(), [None if v is None else v.grad for v in leaves]))
+    (sums, grads), (reach, grad_sizes) = results
+    largest = 1.0
+    if inputs[2] is not None and inputs[2].numel() > 0:
+        largest = inputs[2].double().abs().nan_to_num(0.0).max().item()
+    return SmoothCdf(sums, reach, grads, grad_sizes, largest)
+
+
 def sum_of_pairs(
     x: Tensor, weight: Tensor, temperature: float, relaxation: str, scale: str | None
 ) -> Tensor:

@@ -178,12 +178,30 @@ inline void integrate(const Plan& plan, Scratch& scratch) {
   }
 }
 
+// Integrate again: Scratch::gain, no longer needed, <- the constant that makes gain + h (level u +
+// Cubics::twice_integral_at(u)) the integral of the rank function in cell c. `start` is its value at
+// the first cell's left edge.
+template <class R>
+inline void integrate_twice(const Plan& plan, double start, Scratch& scratch) {
+  constexpr double h = 1.0 / R::inverse_step;
+  double edge = start;
+  for (int64_t i = 0; i < plan.cells; ++i) {
+    const float* const q = scratch.polynomials + i * kTerms;
+    const double a = h * q[0], b = h * q[1], c = h * q[2], d = h * q[3], level = scratch.level[i];
+    scratch.gain[i] = static_cast<float>(edge + h * (level / 2 - a / 8 + b / 48 - c / 192 + d / 640));
+    edge += h * (level + b / 24 + d / 320);
+  }
+}
+
 // Gather: the cubics of a vector of points, one load a point, transposed.
 struct Cubics {
   Wide a, b, c, d;
   Wide at(Wide u) const { return ((d * u + c) * u + b) * u + a; }
   Wide integral_at(Wide u) const {
     return (((d * 0.25f * u + c * (1.0f / 3.0f)) * u + b * 0.5f) * u + a) * u;
+  }
+  Wide twice_integral_at(Wide u) const {
+    return (((d * 0.05f * u + c * (1.0f / 12.0f)) * u + b * (1.0f / 6.0f)) * u + a * 0.5f) * u * u;
   }
 };
 
@@ -199,8 +217,9 @@ inline Cubics gather(const Scratch& scratch, int64_t j) {
   return cubics;
 }
 
-inline Wide gather_levels(const Scratch& scratch, int64_t j) {
-  const auto level = [&](int64_t k) { return scratch.level[scratch.cell[k]]; };
+// Of Scratch::level, or another array by cell.
+inline Wide gather_levels(const float* levels, const Scratch& scratch, int64_t j) {
+  const auto level = [&](int64_t k) { return levels[scratch.cell[k]]; };
   return join([&](int q) {
     const int64_t k = j + 4 * q;
     return Quad{level(k), level(k + 1), level(k + 2), level(k + 3)};

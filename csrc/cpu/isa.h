@@ -13,13 +13,19 @@ struct RowKernel {
   void (*run)(const Stage& stage, int64_t i, Scratch& scratch);
 };
 
+// Columns that one call of the kernel of ContrastColumns serves.
+inline constexpr int64_t kColumnBlock = 512;
+
 // One instruction set's kernels.
 struct RowKernels : RowKernel<HardRank>,
                     RowKernel<SoftRank>,
                     RowKernel<SoftRankBackward>,
+                    RowKernel<KernelSums>,
                     RowKernel<DissimilarityRows>,
                     RowKernel<HardRankRows>,
-                    RowKernel<CoherenceRows> {
+                    RowKernel<CoherenceRows>,
+                    RowKernel<ContrastColumns>,
+                    RowKernel<ContrastRows> {
   const char* name;
 };
 

@@ -16,23 +16,18 @@ namespace {
 // (docs/method.md, "Regimes").
 constexpr int64_t kMostNeighbours = 40;
 
-struct Shape {
-  double support;
-  int inverse_step;
-};
-
-Shape shape_of(int relaxation) {
-  return visit(Relaxations{}, relaxation,
-               [](auto row) { return Shape{static_cast<double>(row.support), row.inverse_step}; });
+// Gaps are closed to this many units of tau: points so far apart do not see each other.
+double widest_gap(const Step& step) {
+  return step.support + 1;
 }
 
 // scratch.piece <- for each point in order the number of its piece, or -1: its pairs are summed. A
 // piece goes from a point that sees many to the last such point that is within the support of the one
 // before. Returns about what pieces and pairs cost, in cells of a grid.
-double choose_pieces(int64_t count, Shape shape, Scratch& scratch) {
+double choose_pieces(int64_t count, const Step& step, Scratch& scratch) {
   const double* const y = scratch.wide;
   int32_t* const piece = scratch.piece;
-  const double support = shape.support;
+  const double support = step.support;
   int64_t first = 0, past = 0, last_dense = -1;
   int32_t current = -1;
   double neighbours = 0.0, cells = 0.0;
@@ -47,10 +42,10 @@ double choose_pieces(int64_t count, Shape shape, Scratch& scratch) {
     }
     if (last_dense >= 0 && y[k] - y[last_dense] <= support) {
       std::fill(piece + last_dense + 1, piece + k, current);
-      cells += (y[k] - y[last_dense]) * shape.inverse_step;
+      cells += (y[k] - y[last_dense]) * step.inverse_step;
     } else {
       ++current;
-      cells += 2 * support * shape.inverse_step;
+      cells += 2 * support * step.inverse_step;
     }
     piece[k] = current;
     last_dense = k;
@@ -60,14 +55,13 @@ double choose_pieces(int64_t count, Shape shape, Scratch& scratch) {
 
 }  // namespace
 
-int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxation, double limit,
+int64_t place_nearly_hard(const float* x, int64_t count, double tau, const Step& step, double limit,
                           Scratch& scratch) {
-  const Shape shape = shape_of(relaxation);
   sort_order(x, count, scratch.order);
   double* const y = scratch.wide;
   for (int64_t i = 0; i < count; ++i) y[i] = x[scratch.order[i]];
   // y <- places in units of tau, gaps closed to just over the support.
-  const double widest = shape.support + 1;
+  const double widest = widest_gap(step);
   double previous = y[0];
   y[0] = 0.0;
   for (int64_t i = 1; i < count; ++i) {
@@ -75,12 +69,12 @@ int64_t place_nearly_hard(const float* x, int64_t count, double tau, int relaxat
     previous = y[i];
     y[i] = y[i - 1] + std::min(gap, widest);
   }
-  const double span = y[count - 1] * shape.inverse_step;
+  const double span = y[count - 1] * step.inverse_step;
   // One grid over many gaps is mostly empty: pieces are for rows where they are far cheaper, too.
   const bool crowded = span <= static_cast<double>(count);
-  if (!crowded && !(span <= std::min(limit, 2.0 * choose_pieces(count, shape, scratch)))) return 0;
+  if (!crowded && !(span <= std::min(limit, 2.0 * choose_pieces(count, step, scratch)))) return 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double t = y[i] * shape.inverse_step;
+    const double t = y[i] * step.inverse_step;
     const auto cell = static_cast<int32_t>(t);
     scratch.cell[scratch.order[i]] = cell;
     scratch.place[scratch.order[i]] = static_cast<float>(t - cell - 0.5);
@@ -93,14 +87,15 @@ namespace {
 // Calls far(k, i) for every point k in order that is in no piece, with the number i of points further
 // below than the support; pair(i, k, y_k - y_i) for its pairs i < k with others of no piece; and
 // from_piece(k, i, y_k - y_i) for those with i, above or below, in a piece.
-template <class R, class Far, class Pair, class FromPiece>
-void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair, FromPiece from_piece) {
+template <class OfBelow, class Pair, class FromPiece>
+void for_window(int64_t count, double support, const Scratch& scratch, OfBelow far, Pair pair,
+                FromPiece from_piece) {
   const double* const y = scratch.wide;
   const int32_t* const piece = scratch.piece;
   const bool any_piece = std::any_of(piece, piece + count, [](int32_t p) { return p >= 0; });
   int64_t first = 0;
   for (int64_t k = 0; k < count; ++k) {
-    while (y[k] - y[first] > R::support) ++first;
+    while (y[k] - y[first] > support) ++first;
     if (any_piece && piece[k] >= 0) continue;
     far(k, first);
     if (!any_piece) {
@@ -113,39 +108,114 @@ void for_window(int64_t count, const Scratch& scratch, Far far, Pair pair, FromP
       else
         from_piece(k, i, y[k] - y[i]);
     }
-    for (int64_t i = k + 1; i < count && y[i] - y[k] <= R::support; ++i)
+    for (int64_t i = k + 1; i < count && y[i] - y[k] <= support; ++i)
       if (piece[i] >= 0) from_piece(k, i, y[k] - y[i]);
   }
 }
 
 }  // namespace
 
-// Sums in double, one pair after another: in fp32 their roundings would add up.
-void pairs_rank_sums(int relaxation, int64_t count, Scratch& scratch) {
+void sum_below(int64_t count, const float* weight, bool with_ramp, Scratch& scratch) {
+  const double* const y = scratch.wide;
+  const auto sum = [&](auto weight_of) {
+    double below = 0.0, ramp = 0.0;
+    for (int64_t k = 0; k < count; ++k) {
+      if (with_ramp && k > 0) ramp += below * (y[k] - y[k - 1]);
+      scratch.below[k] = below;
+      if (with_ramp) scratch.ramp[k] = ramp;
+      below += weight_of(k);
+    }
+  };
+  if (weight == nullptr)
+    sum([](int64_t) { return 1.0; });
+  else
+    sum([&](int64_t k) { return static_cast<double>(weight[scratch.order[k]]); });
+}
+
+namespace {
+
+// Sums in double, one pair after another: in fp32 their roundings would add up. `asked`: whether a
+// point's sum is wanted.
+template <class R, class Weight, class Asked>
+void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Asked asked,
+               Scratch& scratch) {
+  const double *const y = scratch.wide, *const below = scratch.below, *const ramp = scratch.ramp;
   double* const sum = scratch.sum;
-  std::fill_n(sum, count, 0.5);  // Phi(0), the point itself
-  visit(Relaxations{}, relaxation, [&](auto row) {
-    for_window<decltype(row)>(
-        count, scratch, [=](int64_t k, int64_t below) { sum[k] += static_cast<double>(below); },
-        [=](int64_t i, int64_t k, double gap) {
-          const double step = row.cdf(gap);
-          sum[k] += step;
-          sum[i] += 1.0 - step;
+  const auto sums_of = [&](auto value, auto over, auto of_below) {
+    for (int64_t k = 0; k < count; ++k) sum[k] = weight(k) * value(0.0);  // of the point itself
+    for_window(
+        count, support, scratch, [&](int64_t k, int64_t first) { sum[k] += of_below(k, first); },
+        [&](int64_t i, int64_t k, double gap) {
+          const bool to_upper = asked(k) && weight(i) != 0.0, to_lower = asked(i) && weight(k) != 0.0;
+          if (!to_upper && !to_lower) return;
+          const double upper = value(gap);
+          if (to_upper) sum[k] += weight(i) * upper;
+          if (to_lower) sum[i] += weight(k) * over(gap, upper);
         },
-        [=](int64_t k, int64_t, double gap) { sum[k] += row.cdf(gap); });
+        [&](int64_t k, int64_t i, double gap) {
+          if (asked(k) && weight(i) != 0.0) sum[k] += weight(i) * value(gap);
+        });
+  };
+  switch (kernel) {  // `over` is the kernel at -gap
+    case Kernel::density:
+      return sums_of([](double gap) { return R::pdf(gap); }, [](double, double upper) { return upper; },
+                     [](int64_t, int64_t) { return 0.0; });
+    case Kernel::cdf:
+      return sums_of([](double gap) { return R::cdf(gap); },
+                     [](double, double upper) { return 1.0 - upper; },
+                     [=](int64_t, int64_t first) { return below[first]; });
+    case Kernel::integral:
+      return sums_of(
+          [](double gap) { return R::integral(gap); },
+          [](double gap, double) { return R::integral(-gap); },
+          [=](int64_t k, int64_t first) { return ramp[first] + below[first] * (y[k] - y[first]); });
+  }
+}
+
+}  // namespace
+
+void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight,
+                int64_t first_query, Scratch& scratch) {
+  const int32_t* const order = scratch.order;
+  visit(Relaxations{}, step.relaxation, [&](auto row) {
+    using R = decltype(row);
+    if (weight == nullptr && first_query == 0)
+      return sum_pairs<R>(
+          kernel, step.support, count, [](int64_t) { return 1.0; }, [](int64_t) { return true; },
+          scratch);
+    sum_pairs<R>(
+        kernel, step.support, count, [=](int64_t k) { return static_cast<double>(weight[order[k]]); },
+        [=](int64_t k) { return order[k] >= first_query; }, scratch);
   });
 }
 
-void pairs_rank_gradient(int relaxation, int64_t count, const float* slope, Scratch& scratch) {
+void add_closed_gaps(const float* x, int64_t count, double tau, const Step& step, const float* weight,
+                     int64_t first_query, float* integral, Scratch& scratch) {
+  const double widest = widest_gap(step);
+  double below = 0.0, lost = 0.0, previous = x[scratch.order[0]];
+  for (int64_t k = 0; k < count; ++k) {
+    const int32_t point = scratch.order[k];
+    const double gap = x[point] - previous;
+    previous = x[point];
+    if (gap / tau > widest) lost += below * (gap - widest * tau);
+    if (point >= first_query) {
+      float& here = integral[point - first_query];
+      here = static_cast<float>(here + lost / tau);
+    }
+    below += weight[point];
+  }
+}
+
+void pairs_rank_gradient(const Step& step, int64_t count, const float* slope, Scratch& scratch) {
   double* const sum = scratch.sum;
   const int32_t* const order = scratch.order;
   std::fill_n(sum, count, 0.0);
   const auto rise = [=](int64_t i, int64_t k) {
     return static_cast<double>(slope[order[k]]) - slope[order[i]];
   };
-  visit(Relaxations{}, relaxation, [&](auto row) {
-    for_window<decltype(row)>(
-        count, scratch, [](int64_t, int64_t) {},
+  visit(Relaxations{}, step.relaxation, [&](auto row) {
+    for_window(
+        count, step.support, scratch, [](int64_t, int64_t) {},
         [=](int64_t i, int64_t k, double gap) {
           const double push = rise(i, k) * row.pdf(gap);
           sum[k] += push;
@@ -155,8 +225,8 @@ void pairs_rank_gradient(int relaxation, int64_t count, const float* slope, Scra
   });
 }
 
-Piece next_piece(int relaxation, int64_t count, int64_t from, Scratch& scratch) {
-  const auto [support, inverse_step] = shape_of(relaxation);
+Piece next_piece(const Step& step, int64_t count, int64_t from, Scratch& scratch) {
+  const double support = step.support;
   const double* const y = scratch.wide;
   const int32_t* const piece = scratch.piece;
   Piece found;
@@ -172,7 +242,7 @@ Piece next_piece(int relaxation, int64_t count, int64_t from, Scratch& scratch) 
     ++found.past_on_grid;
   const double low = y[found.first_on_grid];
   for (int64_t i = 0; i < found.points(); ++i) {
-    const double t = (y[found.first_on_grid + i] - low) * inverse_step;
+    const double t = (y[found.first_on_grid + i] - low) * step.inverse_step;
     scratch.cell[i] = static_cast<int32_t>(t);
     scratch.place[i] = static_cast<float>(t - scratch.cell[i] - 0.5);
   }

@@ -1,6 +1,10 @@
 // The CPU backend's operators: row kernels over threads.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <array>
+#include <vector>
+
 #include "../operators.h"
 #include "isa.h"
 #include "kept_memory.h"
@@ -16,13 +20,24 @@ struct Cpu {
 
   template <class Stage>
   static void run(const Tensor& x, const Stage& stage) {
-    const int64_t rows = x.size(0), count = x.size(1);
+    run_rows(x.size(0), x.size(1), x.size(1), stage);
+  }
+
+  // Rows of this many points on average, and at most.
+  template <class Stage>
+  static void run_rows(int64_t rows, int64_t count, int64_t most, const Stage& stage) {
     if (rows == 0) return;
+    // What a kernel is called for: a row of so many points, or a block of columns.
+    int64_t calls = rows, points = count;
+    if constexpr (std::is_same_v<Stage, ContrastColumns>) {
+      calls = (stage.columns + kColumnBlock - 1) / kColumnBlock;
+      points = kColumnBlock * rows;
+    }
     // A thread should get at least 2,000 points, some 60 us of work: waking it takes 5 to 10.
-    const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(count, 1));
+    const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(points, 1));
     const RowKernel<Stage>& kernel = row_kernels();
-    at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-      Scratch scratch(count);
+    at::parallel_for(0, calls, grain, [&](int64_t first, int64_t last) {
+      Scratch scratch(most);
       for (int64_t i = first; i < last; ++i) kernel.run(stage, i, scratch);
     });
   }
@@ -35,12 +50,77 @@ Tensor empty_rows_like(const Tensor& like, int64_t rows, int64_t columns) {
   return empty_rows(rows, columns);
 }
 
+// Float32 on the CPU, [rows, count], or lists one after the other.
+Lists checked_lists(const char* name, const Tensor& x, const OptionalTensor& offsets,
+                    const OptionalTensor& mask) {
+  TORCH_CHECK_VALUE(x.scalar_type() == at::kFloat && x.device().is_cpu() && x.is_contiguous() &&
+                        x.dim() == (offsets.has_value() ? 1 : 2),
+                    name,
+                    " must be contiguous float32 on the CPU, [rows, count], or [all] with offsets; ",
+                    "got ", x.scalar_type(), " ", x.sizes(), " on ", x.device());
+  if (mask.has_value()) check_list(name, *mask, x, x.numel(), at::kBool);
+  const bool* const keep = mask.has_value() ? mask->const_data_ptr<bool>() : nullptr;
+  const float* const values = x.const_data_ptr<float>();
+  if (!offsets.has_value()) return {values, nullptr, x.size(1), keep};
+  check_list(name, *offsets, x, offsets->numel(), at::kLong);
+  const int64_t* const at = offsets->const_data_ptr<int64_t>();
+  const int64_t lists = offsets->numel() - 1;
+  TORCH_CHECK_VALUE(
+      lists >= 0 && at[0] == 0 && at[lists] == x.numel() && std::is_sorted(at, at + lists + 1), name,
+      ": offsets must rise from 0 to ", x.numel());
+  return {values, at, 0, keep};
+}
+
+constexpr int64_t kMostPoints = int64_t{1} << 27;  // their cells are counted in 32 bits
+
+// See stages.h; an empty tensor for each kernel that is not wanted.
+std::tuple<Tensor, Tensor, Tensor> kernel_sums(
+    const Tensor& sources, const Tensor& queries, const OptionalTensor& weights,
+    const OptionalTensor& source_offsets, const OptionalTensor& query_offsets,
+    const OptionalTensor& source_mask, const OptionalTensor& query_mask, bool upper, double temperature,
+    const std::string& relaxation, std::array<bool, 3> wanted) {
+  const Lists x = checked_lists("sources", sources, source_offsets, source_mask);
+  const Lists y = checked_lists("queries", queries, query_offsets, query_mask);
+  const auto rows_of = [](const Tensor& values, const OptionalTensor& offsets) {
+    return offsets.has_value() ? offsets->numel() - 1 : values.size(0);
+  };
+  const int64_t rows = rows_of(sources, source_offsets);
+  TORCH_CHECK_VALUE(rows == rows_of(queries, query_offsets), "sources and queries must have as many ",
+                    "rows, got ", rows, " and ", rows_of(queries, query_offsets));
+  const int64_t channels = weights.has_value() ? weights->size(0) : 1;
+  if (weights.has_value()) check_list("weights", *weights, sources, channels * sources.numel());
+  int64_t most = 0;
+  for (int64_t i = 0; i < rows; ++i) most = std::max(most, x.count_of(i) + y.count_of(i));
+  TORCH_CHECK_VALUE(most < kMostPoints, "a row has too many sources and queries: ", most);
+  std::vector<int64_t> shape{channels};
+  shape.insert(shape.end(), queries.sizes().begin(), queries.sizes().end());
+  std::array<Tensor, 3> sums;
+  std::array<float*, 3> to{};
+  for (size_t k = 0; k < sums.size(); ++k) {
+    sums[k] =
+        wanted[k] ? empty_rows(channels, queries.numel()).view(shape) : empty_rows(0, 0).view({0});
+    if (wanted[k]) to[k] = sums[k].mutable_data_ptr<float>();
+  }
+  const int64_t points = sources.numel() + queries.numel();
+  Cpu::run_rows(
+      rows, points / std::max<int64_t>(rows, 1), most,
+      KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
+                 channels, sources.numel(), queries.numel(),
+                 rank_options(relaxation, temperature, false), to[0], to[1], to[2]});
+  return {sums[0], sums[1], sums[2]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
   Operators<Cpu>::define(library);
   library.def("cpu_empty_rows(Tensor like, int rows, int columns) -> Tensor",
               torch::dispatch(at::kCPU, &empty_rows_like));
+  library.def(
+      "cpu_kernel_sums(Tensor sources, Tensor queries, Tensor? weights, Tensor? source_offsets, "
+      "Tensor? query_offsets, Tensor? source_mask, Tensor? query_mask, bool upper, "
+      "float temperature, str relaxation, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+      torch::dispatch(at::kCPU, &kernel_sums));
 }
 
 }  // namespace pck

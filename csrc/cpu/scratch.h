@@ -21,8 +21,11 @@ struct Scratch {
   float* density;  // S1 at the points
   float* place;    // u, the place inside the cell
   int32_t* cell;
-  double* wide;  // sorted coordinates of the nearly hard path
-  double* sum;   // and its sums
+  double* wide;   // sorted coordinates of the nearly hard path
+  double* sum;    // and its sums
+  double* below;  // of the nearly hard path, in order: see nearly_hard.h
+  double* ramp;
+  bool in_order;  // whether the row went the nearly hard path, which sorts it
   int32_t* order;
   int32_t* piece;     // of the nearly hard path, in order: see nearly_hard.h
   int32_t* chosen;    // the references that a mask keeps

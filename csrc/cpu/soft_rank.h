@@ -22,6 +22,7 @@ inline void ready_for_grid(const Plan& plan, Scratch& scratch) {
 template <class R>
 inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
   if (count == 0) return {Way::constant, 0, 0, {}, 0.0};
+  scratch.in_order = false;
   const Range range = range_of(x, count);
   Plan plan = begin_plan(count, range.finite, range.low == range.high, options,
                          [&] { return moments_of(x, count, range.low); });
@@ -31,7 +32,8 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
   const double span = (static_cast<double>(range.high) - low) * inverse_step;
   const double limit = kMostCellsPerPoint * static_cast<double>(count);
   if (!(span <= limit) || !(inverse_step < kFinestGrid)) {
-    plan.cells = place_nearly_hard(x, count, plan.tau, R::code, limit, scratch);
+    scratch.in_order = true;
+    plan.cells = place_nearly_hard(x, count, plan.tau, kStep<R>, limit, scratch);
     if (plan.cells == 0) plan.way = Way::pairs;
   } else {
     // In double: a small value beside a large one has digits that their difference in fp32 has not.
@@ -94,14 +96,14 @@ PCK_HD void density_on_grid(const Plan& plan, const float* weight, Scratch& scra
 template <class R>
 PCK_HD Wide rank_at(const Scratch& scratch, int64_t j, const Cubics& cubics) {
   constexpr float h = 1.0f / R::inverse_step;
-  return gather_levels(scratch, j) + h * cubics.integral_at(load(scratch.place + j));
+  return gather_levels(scratch.level, scratch, j) + h * cubics.integral_at(load(scratch.place + j));
 }
 
 // Calls body(piece, plan) for every piece of a nearly hard row, placed on its grid.
 template <class R, class Body>
 inline void for_pieces(int64_t count, Scratch& scratch, Body body) {
-  for (Piece piece = next_piece(R::code, count, 0, scratch); piece.first < count;
-       piece = next_piece(R::code, count, piece.past, scratch)) {
+  for (Piece piece = next_piece(kStep<R>, count, 0, scratch); piece.first < count;
+       piece = next_piece(kStep<R>, count, piece.past, scratch)) {
     const Plan plan{Way::grid, piece.points(), piece.cells, {}, 0.0};
     ready_for_grid(plan, scratch);
     body(piece, plan);
@@ -122,7 +124,8 @@ __attribute__((noinline)) void nearly_hard_rank_sums(const Plan& whole, float* r
   const float unit = whole.rank_unit();
   double* const sum = scratch.sum;
   const int32_t* const order = scratch.order;
-  pairs_rank_sums(R::code, count, scratch);
+  sum_below(count, nullptr, false, scratch);
+  pairs_sums(Kernel::cdf, kStep<R>, count, nullptr, 0, scratch);
   for_pieces<R>(count, scratch, [&](const Piece& piece, const Plan& plan) {
     density_on_grid<R>(plan, nullptr, scratch);
     integrate<R>(plan, scratch);
@@ -132,7 +135,7 @@ __attribute__((noinline)) void nearly_hard_rank_sums(const Plan& whole, float* r
       store(here, cubics.at(load(scratch.place + j)));
       store(value, rank_at<R>(scratch, j, cubics));
       for (int64_t l = 0; l < kWide && i + l < piece.past; ++l) {
-        sum[i + l] = static_cast<double>(piece.first_on_grid) + value[l];
+        sum[i + l] = scratch.below[piece.first_on_grid] + value[l];
         if (density != nullptr) density[order[i + l]] = here[l];
       }
     });
@@ -147,7 +150,7 @@ __attribute__((noinline)) void nearly_hard_rank_gradient(int64_t count, const fl
                                                          Scratch& scratch) {
   const int32_t* const order = scratch.order;
   float* const weight = scratch.sorted;  // the stage hard_rank is over
-  pairs_rank_gradient(R::code, count, slope, scratch);
+  pairs_rank_gradient(kStep<R>, count, slope, scratch);
   for_pieces<R>(count, scratch, [&](const Piece& piece, const Plan& plan) {
     for (int64_t j = 0; j < plan.count; ++j) weight[j] = slope[order[piece.first_on_grid + j]];
     density_on_grid<R>(plan, weight, scratch);

@@ -55,4 +55,10 @@ void sort_order(const float* x, int64_t count, int32_t* order) {
     order[i] = static_cast<int32_t>(static_cast<uint32_t>(items[static_cast<size_t>(i)]));
 }
 
+void sort_order(const double* x, int64_t count, int32_t* order) {
+  std::iota(order, order + count, 0);
+  const auto before = [](double a, double b) { return a < b || (b != b && a == a); };  // NaN: last
+  std::stable_sort(order, order + count, [&](int32_t a, int32_t b) { return before(x[a], x[b]); });
+}
+
 }  // namespace pck

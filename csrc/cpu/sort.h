@@ -9,7 +9,8 @@ namespace pck {
 // Sorts keys, and the payload along with them; equal keys by payload.
 void sort_keys(float* keys, int32_t* payload, int64_t count);
 
-// order <- the places of x, smallest value first, equal ones in their order; all must be finite.
+// order <- the places of x, smallest value first, equal ones in their order; none may be NaN.
 void sort_order(const float* x, int64_t count, int32_t* order);
+void sort_order(const double* x, int64_t count, int32_t* order);
 
 }  // namespace pck

@@ -120,39 +120,34 @@ class Block {
     return whole;
   }
 
-  // body(j, row[j]) for every j < count; 16 bytes a load where the row allows it.
+  // body(j, row[j]) for every j < count, four loads in flight. Neighbouring threads have neighbouring
+  // values: what they do with them in shared memory meets every bank once.
   template <class Body>
   PCK_DEVICE void each_value(const float* row, int count, Body body) const {
-    const int quads = aligned(row) ? count / 4 : 0;
-    each(quads, [&](int q) {
-      const float4 v = reinterpret_cast<const float4*>(row)[q];
-      body(4 * q, v.x);
-      body(4 * q + 1, v.y);
-      body(4 * q + 2, v.z);
-      body(4 * q + 3, v.w);
-    });
+    constexpr int kAhead = 4;
 #pragma unroll 1
-    for (int j = 4 * quads + thread(); j < count; j += threads()) body(j, row[j]);
+    for (int first = thread(); first < count; first += kAhead * threads()) {
+      float value[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int j = first + i * threads();
+        value[i] = j < count ? row[j] : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int j = first + i * threads();
+        if (j < count) body(j, value[i]);
+      }
+    }
   }
 
-  // row[j] <- value(j) for every j < count; 16 bytes a store where the row allows it.
+  // row[j] <- value(j) for every j < count.
   template <class Value>
   PCK_DEVICE void store_values(float* row, int count, Value value) const {
-    const int quads = aligned(row) ? count / 4 : 0;
-    each(quads, [&](int q) {
-      const int j = 4 * q;
-      reinterpret_cast<float4*>(row)[q] =
-          make_float4(value(j), value(j + 1), value(j + 2), value(j + 3));
-    });
-#pragma unroll 1
-    for (int j = 4 * quads + thread(); j < count; j += threads()) row[j] = value(j);
+    each(count, [&](int j) { row[j] = value(j); });
   }
 
  private:
-  PCK_DEVICE static bool aligned(const void* address) {
-    return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-  }
-
   // Every warp's value, once all have told theirs.
   template <class T>
   PCK_DEVICE T* tell(T value, bool speaker) {

@@ -11,7 +11,7 @@ namespace pck::cuda {
 PCK_DEVICE bool rank_teacher(Block& block, const Row& teacher, const Kept& kept, int* near_count,
                              const Scratch& scratch) {
   float* const target = scratch.target;
-  dissimilarity(block, teacher, kept, near_count, scratch, target);
+  dissimilarity(block, teacher, kept, near_count, reinterpret_cast<int*>(scratch.product), target);
   const Range range = range_of(block, target, kept.count);
   if (teacher.dissimilarity != Ranked::code) hard_rank(block, target, kept.count, range, scratch);
   return range.finite();
@@ -28,8 +28,8 @@ PCK_DEVICE void run_row(Block& block, const HardRankRows& stage, int64_t i, NoTa
   });
 }
 
-// The loss over the references that are there, `target` holding the teacher's ranks; with_grad, slopes
-// replace them and `product` takes what rank_gradient starts from.
+// The loss over the references that are there, `target` holding the teacher's ranks in the order of
+// `values`; with_grad, slopes replace them and `product` takes what rank_gradient starts from.
 template <class R>
 PCK_DEVICE float row_loss(Block& block, const Plan& plan, const Taps<R>& taps, const Scratch& scratch,
                           int penalty, bool with_grad) {
@@ -42,25 +42,30 @@ PCK_DEVICE float row_loss(Block& block, const Plan& plan, const Taps<R>& taps, c
       if (!with_grad) return;
       const float slope = row.slope(residual);
       scratch.target[j] = slope;
-      scratch.product[j] = slope * density;
+      if (plan.way == Way::grid) scratch.product[j] = slope * density;
     });
   };
   if (plan.way == Way::constant)
     block.each(plan.count, [&](int j) { take(j, 0.5f, 0.0f); });
   else
-    rank_sums<R>(block, plan, scratch.values, taps, scratch,
+    rank_sums<R>(block, plan, taps, scratch,
                  [&](int j, float sum, float density) { take(j, sum * unit, density); });
   return static_cast<float>(block.reduce(loss, Sum{}) / plan.count);
 }
 
 // student.values <- V: weight times the gradient, through the dissimilarity.
 template <class R>
-PCK_DEVICE void row_gradient(Block& block, const Row& student, const Kept& kept, const Plan& plan,
-                             const Taps<R>& taps, const Scratch& scratch, const RankOptions& options,
-                             float weight) {
-  const float* const x = scratch.values;
-  rank_gradient<R>(block, plan, x, taps, scratch, scratch.target, scratch.product);
-  const Pull pull = pull_of(block, plan, options, x, scratch.product, plan.loss_factor(weight));
+PCK_DEVICE void row_gradient(Block& block, const CoherenceRows& stage, int64_t i, const Kept& kept,
+                             const Plan& plan, const Taps<R>& taps, Header& header,
+                             const Scratch& scratch) {
+  const Row student = stage.student.row(i, stage.present.self_of(i));
+  float* const x = scratch.values;
+  // The row itself is spare where the values are not made of it again.
+  rank_gradient<R>(block, plan, taps, scratch, student.values, [&] {
+    dissimilarity(block, student, kept, &header.near_count, reinterpret_cast<int*>(scratch.target), x);
+  });
+  const Pull pull =
+      pull_of(block, plan, stage.options, x, scratch.product, plan.loss_factor(stage.weights[i]));
   block.store_values(student.values, static_cast<int>(student.count), [&](int j) {
     if (!kept.has(j)) return 0.0f;
     const int place = kept.place(j);
@@ -74,12 +79,12 @@ PCK_DEVICE float coherence_row(Block& block, const CoherenceRows& stage, int64_t
   const RankOptions& options = stage.options;
   const int64_t self = stage.present.self_of(i);
   const int count = static_cast<int>(stage.student.count);
-  const auto student = [&] { return stage.student.row(i, self); };  // anew: saves registers
   const Kept kept = find_kept(block, stage.present, i, count, scratch);
   const bool defined =
       rank_teacher(block, stage.teacher.row(i, self), kept, &header.near_count, scratch);
-  dissimilarity(block, student(), kept, &header.near_count, scratch, scratch.values);
-  const Plan plan = plan_row<R>(block, scratch.values, kept.count, options, scratch);
+  dissimilarity(block, stage.student.row(i, self), kept, &header.near_count,
+                reinterpret_cast<int*>(scratch.product), scratch.values);
+  const Plan plan = plan_row<R>(block, kept.count, options, scratch);
   const auto give_up = [&](float value) {
     if (stage.with_grad)
       block.store_values(stage.student.values + i * stage.student.count, count,
@@ -93,7 +98,7 @@ PCK_DEVICE float coherence_row(Block& block, const CoherenceRows& stage, int64_t
   if (plan.way == Way::constant)
     give_up(0.0f);
   else
-    row_gradient<R>(block, student(), kept, plan, taps, scratch, options, stage.weights[i]);
+    row_gradient<R>(block, stage, i, kept, plan, taps, header, scratch);
   return loss;
 }
 

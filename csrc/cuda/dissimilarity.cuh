@@ -27,9 +27,9 @@ PCK_DEVICE float dissimilarity_of(const Row& row, float squared) {
 }
 
 // target <- dissimilarities of the references that are there. A short distance is summed again from the
-// differences, by a warp each: they are listed first, in any order.
+// differences, by a warp each: they are listed first, in any order, in `near` [count].
 PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, int* near_count,
-                              const Scratch& scratch, float* target) {
+                              int* near, float* target) {
   const int count = static_cast<int>(row.count);
   if (!is_gram(row.dissimilarity)) {
     block.each_value(row.values, count, [&](int j, float value) {
@@ -38,7 +38,6 @@ PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, in
     block.sync();
     return;
   }
-  int* const near = scratch.cell;
   if (block.thread() == 0) *near_count = 0;
   block.sync();
   block.each_value(row.values, count, [&](int j, float product) {

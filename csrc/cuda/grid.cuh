@@ -23,6 +23,32 @@ static_assert(3 * kFewestCells >=
 
 __device__ constexpr Stencil kDeviceStencil = make_stencil();
 
+// Where a point lies.
+struct Place {
+  int cell;
+  float u;  // in [-1/2, 1/2]
+};
+
+// Places of points in 32 bits each: the cell, then in fixed point how far it is inside.
+struct PlaceWords {
+  const unsigned* words;
+  int digits;
+
+  // Digits for what is inside a cell: what the cells leave, up to a float's.
+  PCK_DEVICE static int digits_of(int cells) {
+    const int left = __clz(cells);
+    return left < 24 ? left : 24;
+  }
+  PCK_DEVICE PlaceWords(const Scratch& scratch, int cells)
+      : words(scratch.places), digits(digits_of(cells)) {}
+  PCK_DEVICE Place operator()(int j) const {
+    const unsigned bits = words[j], inside = bits & ((1u << digits) - 1u);
+    // The middle of what a last digit stands for.
+    const float u = (static_cast<float>(inside) + 0.5f) * std::ldexp(1.0f, -digits) - 0.5f;
+    return {static_cast<int>(bits >> digits), u};
+  }
+};
+
 struct Grid {
   int cells;
   int room;  // Scratch::cells
@@ -49,10 +75,12 @@ PCK_DEVICE void add_wide(unsigned* low, int* high, int addend) {
   if (carry != 0) atomicAdd(high, carry);
 }
 
+inline constexpr int kUnitShift = 29;  // for weights of 1
+
 // Spread: moments[a][cell] = sum of w u^a over the cell's points, in units of 2^-shift. `shift` is such
 // that no |w| exceeds 2^30 units.
-template <class Weight>
-PCK_DEVICE void spread(Block& block, const Grid& grid, int count, const Scratch& scratch, int shift,
+template <class Places, class Weight>
+PCK_DEVICE void spread(Block& block, const Grid& grid, const Places& places, int count, int shift,
                        Weight weight) {
   for (int a = 0; a < kTerms; ++a)
     block.each(grid.cells, [&](int c) {
@@ -61,8 +89,7 @@ PCK_DEVICE void spread(Block& block, const Grid& grid, int count, const Scratch&
     });
   block.sync();
   block.each(count, [&](int j) {
-    const int cell = scratch.cell[j];
-    const float u = scratch.place[j];
+    const auto [cell, u] = places(j);
     float power = std::scalbn(weight(j), shift);
 #pragma unroll
     for (int a = 0; a < kTerms; ++a, power *= u)
@@ -182,40 +209,45 @@ PCK_DEVICE float integral_at(const float4& p, float u) {
 }
 
 // Gather: take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included.
-template <class R, class Take>
-PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, int count, const Taps<R>& taps,
-                               const Scratch& scratch, Take take) {
+template <class R, class Places, class Take>
+PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, const Places& places, int count,
+                               const Taps<R>& taps, Take take) {
   constexpr float h = 1.0f / R::inverse_step;
-  constexpr int shift = 29;
-  spread(block, grid, count, scratch, shift, [](int) { return 1.0f; });
-  nodes_from_moments<R>(block, grid, shift);
+  spread(block, grid, places, count, kUnitShift, [](int) { return 1.0f; });
+  nodes_from_moments<R>(block, grid, kUnitShift);
   convolve<R>(block, grid, taps);
   integrate<R>(block, grid, taps);
   cell_cubics(block, grid);
   block.each(count, [&](int j) {
-    const int cell = scratch.cell[j];
-    const float u = scratch.place[j];
+    const auto [cell, u] = places(j);
     const float4 cubic = grid.cubics()[cell];
     take(j, grid.level()[cell] + h * integral_at(cubic, u) - 0.5f, cubic_at(cubic, u));
   });
   block.sync();
 }
 
-// grad[j] <- grad[j] - sum_k slope_k phi((x_j - x_k)/tau), which makes the gradient but for 1/tau of
-// what slope_j sum_k phi is on entry.
-template <class R>
-PCK_DEVICE void grid_rank_gradient(Block& block, const Grid& grid, int count, const Taps<R>& taps,
-                                   const Scratch& scratch, const float* slope, float* grad) {
+// The shift for weights of so many points that none exceeds 2^30 units.
+template <class Weight>
+PCK_DEVICE int shift_of(Block& block, int count, Weight weight) {
   float largest = 0.0f;
-  block.each(count, [&](int j) { largest = std::fmax(largest, std::fabs(slope[j])); });
+  block.each(count, [&](int j) { largest = std::fmax(largest, std::fabs(weight(j))); });
   largest = block.reduce(largest, Largest{});
-  const int shift = largest > 0.0f ? 29 - std::ilogb(largest) : 0;
-  spread(block, grid, count, scratch, shift, [=](int j) { return slope[j]; });
+  return largest > 0.0f ? kUnitShift - std::ilogb(largest) : 0;
+}
+
+// Gather: take(j, sum_k weight_k phi((x_j - x_k)/tau)).
+template <class R, class Places, class Weight, class Take>
+PCK_DEVICE void grid_density(Block& block, const Grid& grid, const Places& places, int count,
+                             const Taps<R>& taps, Weight weight, Take take) {
+  const int shift = shift_of(block, count, weight);
+  spread(block, grid, places, count, shift, weight);
   nodes_from_moments<R>(block, grid, shift);
   convolve<R>(block, grid, taps);
   cell_cubics(block, grid);
-  block.each(count,
-             [&](int j) { grad[j] -= cubic_at(grid.cubics()[scratch.cell[j]], scratch.place[j]); });
+  block.each(count, [&](int j) {
+    const auto [cell, u] = places(j);
+    take(j, cubic_at(grid.cubics()[cell], u));
+  });
   block.sync();
 }
 

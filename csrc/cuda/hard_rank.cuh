@@ -19,7 +19,8 @@ inline constexpr int kWidestBucket = 32;
 inline constexpr int kMostBuckets = 1 << 20;  // exact as a float
 
 // A monotone map to buckets 0 ... last, in halves since a range may exceed the largest number.
-// Infinities go to the ends, and so does the NaN of 0 times infinity: fmax takes the number.
+// Infinities go to the ends, and so does the NaN of 0 times infinity: fmax takes the number. It is
+// asked for three times, and must answer the same: so nothing is left for the compiler to contract.
 struct Buckets {
   float half_low, scale, last;
 
@@ -28,17 +29,25 @@ struct Buckets {
         scale(static_cast<float>(count - 1) / (0.5f * range.high - half_low)),
         last(static_cast<float>(count - 1)) {}
   PCK_DEVICE int of(float x) const {
-    return static_cast<int>(std::fmin(std::fmax((0.5f * x - half_low) * scale, 0.0f), last));
+    return static_cast<int>(std::fmin(std::fmax(std::fma(0.5f, x, -half_low) * scale, 0.0f), last));
   }
 };
 
+template <class T>
+PCK_DEVICE void exchange_values(T& a, T& b) {
+  const T before = a;
+  a = b;
+  b = before;
+}
+
 // Bitonic sort, every exchange upwards: what lies past the end counts as infinite and never moves.
-PCK_DEVICE void sort_keys(Block& block, float* keys, int count) {
+// swap(a, b) changes places of what goes along with the keys.
+template <class Swap>
+PCK_DEVICE void sort_keys(Block& block, float* keys, int count, Swap swap) {
   const auto exchange = [&](int a, int b) {
     if (b < count && keys[b] < keys[a]) {
-      const float larger = keys[a];
-      keys[a] = keys[b];
-      keys[b] = larger;
+      exchange_values(keys[a], keys[b]);
+      swap(a, b);
     }
   };
   int padded = 1;
@@ -76,7 +85,7 @@ PCK_DEVICE int partition_point(const float* keys, int count, Below below) {
 PCK_DEVICE void rank_by_search(Block& block, float* x, int count, float whole, float* keys) {
   block.each(count, [&](int i) { keys[i] = x[i]; });
   block.sync();
-  sort_keys(block, keys, count);
+  sort_keys(block, keys, count, [](int, int) {});
   block.each(count, [&](int i) {
     const float own = x[i];
     const int below = partition_point(keys, count, [=](float key) { return key < own; });
@@ -86,7 +95,7 @@ PCK_DEVICE void rank_by_search(Block& block, float* x, int count, float whole, f
   block.sync();
 }
 
-// x[count] <- its ranks, in scratch.place, scratch.product and scratch.cell.
+// x[count] <- its ranks, in scratch.values and scratch.product.
 PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
                           const Scratch& scratch) {
   if (count < 2 || (range.others & Range::kNaN) != 0) {  // a NaN has no rank, nor has one beside it
@@ -98,15 +107,11 @@ PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
   const float whole = static_cast<float>(2 * (count - 1));  // gives exactly 0 and 1 at the ends
   const int buckets = count < kMostBuckets ? count : kMostBuckets;
   const Buckets bucket(range, buckets);
-  float* const keys = scratch.place;
+  float* const keys = scratch.values;
   int* const start = reinterpret_cast<int*>(scratch.product);
-  int* const own_bucket = scratch.cell;
   block.each(buckets, [&](int b) { start[b] = 0; });
   block.sync();
-  block.each(count, [&](int i) {
-    own_bucket[i] = bucket.of(x[i]);
-    atomicAdd(&start[own_bucket[i]], 1);
-  });
+  block.each(count, [&](int i) { atomicAdd(&start[bucket.of(x[i])], 1); });
   block.sync();
   int fullest = 0;
   block.each(buckets, [&](int b) { fullest = Largest{}(fullest, start[b]); });
@@ -114,11 +119,11 @@ PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
   if (fullest > kWidestBucket) return rank_by_search(block, x, count, whole, keys);
   block.scan<int>(buckets, [&](int b) { return start[b]; }, [&](int b, int sum) { start[b] = sum; });
   block.sync();
-  block.each(count, [&](int i) { keys[atomicAdd(&start[own_bucket[i]], 1)] = x[i]; });
+  block.each(count, [&](int i) { keys[atomicAdd(&start[bucket.of(x[i])], 1)] = x[i]; });
   block.sync();
   block.each(count, [&](int i) {
     const float own = x[i];
-    const int b = own_bucket[i];
+    const int b = bucket.of(own);
     const int first = b == 0 ? 0 : start[b - 1], past = start[b];  // a start is now where it ends
     int twice = 2 * first - 1;  // twice the rank; its own place is among those not above it
     for (int s = first; s < past; ++s) twice += (keys[s] < own) + (keys[s] <= own);

@@ -54,6 +54,7 @@ PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& 
 template <class Stage>
 PCK_DEVICE void check_codes(const Stage& stage) {
   bool known = true;
+  if constexpr (requires { stage.form; }) known = known && stage.known();
   if constexpr (requires { stage.options; }) known = known && stage.options.known();
   if constexpr (requires { stage.rows; }) known = known && stage.rows.known();
   if constexpr (requires { stage.student; }) known = known && stage.student.known();
@@ -70,8 +71,10 @@ __global__ void __launch_bounds__(kThreads<kShared>, 1)
   PCK_DYNAMIC_SHARED(shared);
   Header& header = *reinterpret_cast<Header*>(shared);
   Block block(header.block);
-  const Scratch scratch(chunk.layout, kShared ? shared + sizeof(Header)
-                                              : chunk.workspace + blockIdx.x * chunk.layout.bytes());
+  unsigned char* const for_cells = shared + sizeof(Header);
+  const Scratch scratch(chunk.layout, for_cells,
+                        kShared ? for_cells + chunk.layout.cell_bytes()
+                                : chunk.workspace + blockIdx.x * chunk.layout.point_bytes());
   const auto& taps = stage_taps(block, constant_taps, header);
   for (int64_t i = blockIdx.x; i < chunk.rows; i += gridDim.x) {
     run_row(block, stage, i, taps, header, scratch);
@@ -83,8 +86,8 @@ template <class Stage, class AnyTaps>
 cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps) {
   const auto kernel =
       launch.in_shared ? stage_kernel<Stage, AnyTaps, true> : stage_kernel<Stage, AnyTaps, false>;
-  // The limit is the kernel's, whoever launches it: all threads of the host set it alike, lest one lowers
-  // it between another's setting and launching.
+  // The limit is the kernel's, whoever launches it: all threads of the host set it alike, lest one
+  // lowers it between another's setting and launching.
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_most);
   if (error != cudaSuccess) return error;
@@ -93,8 +96,9 @@ cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps)
   config.blockDim = dim3(static_cast<unsigned>(launch.threads));
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
   config.stream = launch.stream;
-  const Chunk chunk{
-      launch.rows, {launch.count, launch.cells}, static_cast<unsigned char*>(launch.workspace)};
+  const Chunk chunk{launch.rows,
+                    {launch.count, launch.cells, launch.masked, launch.apart},
+                    static_cast<unsigned char*>(launch.workspace)};
   return cudaLaunchKernelEx(&config, kernel, chunk, stage, taps);
 }
 

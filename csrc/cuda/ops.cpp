@@ -21,7 +21,7 @@ struct Cuda {
   static void run(const Tensor& x, const Stage& stage) {
     const c10::cuda::CUDAGuard guard(x.device());
     cuda::Launch launch;
-    C10_CUDA_CHECK(cuda::plan_launch(x.size(0), x.size(1), cuda::options_of(stage), &launch));
+    C10_CUDA_CHECK(cuda::plan_launch(x.size(0), x.size(1), cuda::Needs(stage), &launch));
     const Tensor workspace = at::empty({launch.workspace_bytes}, x.options().dtype(at::kByte));
     launch.workspace = workspace.data_ptr();
     launch.stream = c10::cuda::getCurrentCUDAStream().stream();

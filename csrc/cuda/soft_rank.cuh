@@ -1,11 +1,12 @@
-// A row's soft ranks and their gradient, whatever the row: the choice between the grid of grid.cuh
-// and sums over all pairs, and what the scale of the temperature adds to the gradient.
+// A row's soft ranks and their gradient, whatever the row: the choice between the grid of grid.cuh and
+// the parts of nearly_hard.cuh, and what the scale of the temperature adds to the gradient.
 #pragma once
 
 #include <cmath>
 
 #include "../plan.h"
 #include "grid.cuh"
+#include "nearly_hard.cuh"
 #include "range.cuh"
 
 namespace pck::cuda {
@@ -41,12 +42,13 @@ PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scra
   return kept;
 }
 
-// Puts the points on a grid: returns its cells, or 0 if there is no room for it or pairs are cheaper.
-// Places are found in double: a small value beside a large one has digits that their difference in fp32
-// would lose.
+// Puts the points on a grid: returns its cells, or 0, the values untouched, if there is no room for it
+// or pairs are cheaper. Places are found in double: a small value beside a large one has digits that
+// their difference in fp32 would lose.
 template <class R>
-PCK_DEVICE int place_points(Block& block, const float* x, int count, const Range& range, double tau,
+PCK_DEVICE int place_points(Block& block, int count, const Range& range, double tau,
                             const Scratch& scratch) {
+  const float* const x = scratch.values;
   const double low = range.low;
   const double inverse_step = R::inverse_step / tau;
   const double span = (range.high - low) * inverse_step;
@@ -64,71 +66,74 @@ PCK_DEVICE int place_points(Block& block, const float* x, int count, const Range
     cells = close_gaps(block, count, bins, scratch, bin_of) * kBand<R>;
     if (cells > most) return 0;
   }
+  const int digits = PlaceWords::digits_of(cells);
+  const double unit = std::ldexp(1.0, digits);
+  unsigned* const places = scratch.places;
   block.each(count, [&](int j) {
-    const double t = coordinate(j);
-    const int cell = static_cast<int>(t), bin = cell / kBand<R>;
-    scratch.cell[j] = cell + (gaps ? (scratch.high[bin] - bin) * kBand<R> : 0);
-    scratch.place[j] = static_cast<float>(t - (cell + 0.5));
+    double t = coordinate(j);
+    if (gaps) {
+      const int bin = static_cast<int>(t) / kBand<R>;
+      t += (scratch.high[bin] - bin) * kBand<R>;
+    }
+    places[j] = static_cast<unsigned>(t * unit);
   });
   block.sync();
   return cells;
 }
 
+// On the grid, the values may be lost then (Scratch::places_overwrite). Pair by pair, they are sorted
+// as by sort_row.
 template <class R>
-PCK_DEVICE Plan plan_row(Block& block, const float* x, int count, const RankOptions& options,
-                         const Scratch& scratch) {
+PCK_DEVICE Plan plan_row(Block& block, int count, const RankOptions& options, const Scratch& scratch) {
+  const float* const x = scratch.values;
   const Range range = range_of(block, x, count);
   Plan plan = begin_plan(count, range.finite(), range.low == range.high, options,
                          [&] { return moments_of(block, x, count, range.low); });
   if (plan.way != Way::grid) return plan;
-  plan.cells = place_points<R>(block, x, count, range, plan.tau, scratch);
-  if (plan.cells == 0) plan.way = Way::pairs;
+  plan.cells = place_points<R>(block, count, range, plan.tau, scratch);
+  if (plan.cells > 0) return plan;
+  plan.way = Way::pairs;
+  sort_row(block, count, scratch);
   return plan;
 }
 
-// (x_j - x_k)/tau, in double since tau may be any number at all.
-struct Gap {
-  const float* x;
-  double inverse_tau;
-
-  PCK_DEVICE Gap(const float* row, double tau) : x(row), inverse_tau(std::fmin(1.0 / tau, 1e300)) {}
-  PCK_DEVICE float operator()(int j, int k) const {
-    return static_cast<float>((static_cast<double>(x[j]) - x[k]) * inverse_tau);
-  }
-};
-
-// take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included. Directly, the
-// density has no use, and is given as 0.
+// take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included, for the points
+// in the order of scratch.values. Pair by pair, the density has no use, and is given as 0.
 template <class R, class Take>
-PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
-                          const Scratch& scratch, Take take) {
+PCK_DEVICE void rank_sums(Block& block, const Plan& plan, const Taps<R>& taps, const Scratch& scratch,
+                          Take take) {
   if (plan.way == Way::grid)
-    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, take);
-  const Gap gap(x, plan.tau);
-  block.each(plan.count, [&](int j) {
-    double sum = -0.5;  // in fp32 the roundings of the terms would add up
-#pragma unroll 1
-    for (int k = 0; k < plan.count; ++k) sum += R::cdf(gap(j, k));
-    take(j, static_cast<float>(sum), 0.0f);
-  });
-  block.sync();
+    return grid_rank_sums<R>(block, Grid(plan.cells, scratch), PlaceWords(scratch, plan.cells),
+                             plan.count, taps, take);
+  const SortedRow<R> row(scratch, plan.count, plan.tau);
+  nearly_hard_rank_sums(block, row, taps, scratch, [&](int j, float sum) { take(j, sum, 0.0f); });
 }
 
-// grad[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau); on entry it is slope_j times the density.
-template <class R>
-PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const float* x, const Taps<R>& taps,
-                              const Scratch& scratch, const float* slope, float* grad) {
-  if (plan.way == Way::grid)
-    return grid_rank_gradient<R>(block, Grid(plan.cells, scratch), plan.count, taps, scratch, slope,
-                                 grad);
-  const Gap gap(x, plan.tau);
-  block.each(plan.count, [&](int j) {
-    double sum = 0.0;
-#pragma unroll 1
-    for (int k = 0; k < plan.count; ++k) sum += (slope[j] - slope[k]) * R::pdf(gap(j, k));
-    grad[j] = static_cast<float>(sum);
-  });
+// scratch.product[j] <- sum_k (slope_j - slope_k) phi((x_j - x_k)/tau), with the slopes in
+// scratch.target. On the grid product is slope_j times the density on entry, and restore() is to bring
+// back values that are lost. Pair by pair it is as sort_row left it; product and values come back in
+// the order from before it. `spare` is global memory for as many numbers.
+template <class R, class Restore>
+PCK_DEVICE void rank_gradient(Block& block, const Plan& plan, const Taps<R>& taps,
+                              const Scratch& scratch, float* spare, Restore restore) {
+  float* const slope = scratch.target;
+  float* const grad = scratch.product;
+  if (plan.way == Way::grid) {
+    grid_density<R>(
+        block, Grid(plan.cells, scratch), PlaceWords(scratch, plan.cells), plan.count, taps,
+        [=](int j) { return slope[j]; }, [=](int j, float density) { grad[j] -= density; });
+    if (scratch.places_overwrite()) restore();
+    return;
+  }
+  block.each(plan.count,
+             [&](int s) { spare[s] = grad[s]; });  // the places, while the gradient is found
   block.sync();
+  nearly_hard_gradient(block, SortedRow<R>(scratch, plan.count, plan.tau), taps, scratch, slope, grad);
+  block.each(plan.count, [&](int s) { slope[s] = spare[s]; });
+  block.sync();
+  const int* const place = reinterpret_cast<const int*>(slope);
+  put_back(block, grad, place, plan.count, spare);
+  put_back(block, scratch.values, place, plan.count, spare);
 }
 
 // The last step of a gradient: its factor, 1/tau, and under scale="std" what comes through tau. Ranks

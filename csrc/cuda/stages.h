@@ -14,10 +14,11 @@ namespace pck::cuda {
 struct Launch {
   int64_t rows;
   int count;
-  int cells;  // room on the grid of soft_rank
+  int cells;           // room on the grid of soft_rank
+  bool masked, apart;  // see Layout
   int blocks;
   int threads;     // of a block
-  bool in_shared;  // whether a row's working memory is shared memory
+  bool in_shared;  // whether the arrays of a row's references are in shared memory
   int64_t shared_bytes;
   int shared_most;  // that a block of the device may have
   int64_t workspace_bytes;
@@ -25,17 +26,21 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
-// Everything but workspace and stream, for the current device. `options`: of the soft ranks, null for
-// stages without.
-cudaError_t plan_launch(int64_t rows, int64_t count, const RankOptions* options, Launch* launch);
+// What a stage has that decides how it is launched.
+struct Needs {
+  const RankOptions* options = nullptr;  // of soft ranks
+  bool masked = false;
 
-template <class Stage>
-const RankOptions* options_of(const Stage& stage) {
-  if constexpr (requires { stage.options; })
-    return &stage.options;
-  else
-    return nullptr;
-}
+  template <class Stage>
+  explicit Needs(const Stage& stage) {
+    if constexpr (requires { stage.options; }) options = &stage.options;
+    if constexpr (requires { stage.present; }) masked = stage.present.keep != nullptr;
+    if constexpr (requires { stage.points; }) masked = stage.points.present.keep != nullptr;
+  }
+};
+
+// Everything but workspace and stream, for the current device.
+cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch* launch);
 
 // Any of csrc/stages.h.
 template <class Stage>

@@ -54,37 +54,38 @@ BACKENDS: dict[str, Backend] = {
 """By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
 
 
-def fastest(device: torch.device, dtype: torch.dtype) -> Backend:
-    """What "auto" takes: the first that is usable."""
+def fastest(device: torch.device, dtype: torch.dtype, stage: str = "") -> Backend:
+    """What "auto" takes: the first that is usable, for all stages or this one."""
     candidates = (b for b in BACKENDS.values() if b.serves(device))
-    return next(b for b in candidates if b.obstacle(device, dtype) is None)
+    return next(b for b in candidates if b.obstacle_to(stage, device, dtype) is None)
 
 
-def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def select(name: str, device: torch.device, dtype: torch.dtype, stage: str = "") -> Backend:
     """The backend called `name`, or for "auto" the first that is usable.
 
+    `stage`: where it is one that not every backend has.
     "auto" warns, once, where it computes in plain PyTorch for want of compiled kernels.
 
     Raises:
         ValueError: no backend has this name, or the one that has cannot be used, and why.
     """
     if name == "auto":
-        chosen = fastest(device, dtype)
+        chosen = fastest(device, dtype, stage)
         compiled = BACKENDS.get(device.type)  # those have the names of their devices
-        slow = compiled is not None and chosen.name == "torch" and dtype == torch.float32
-        if slow and not torch.compiler.is_compiling():
-            warn_of_fallback(device.type, str(BACKENDS[device.type].obstacle(device, dtype)))
+        slow = chosen.name == "torch" and dtype == torch.float32
+        if compiled is not None and slow and not torch.compiler.is_compiling():
+            warn_of_fallback(device.type, str(compiled.obstacle_to(stage, device, dtype)))
         return chosen
     if name not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"backend must be one of {names}; got {name!r}")
-    reason = BACKENDS[name].obstacle(device, dtype)
+    reason = BACKENDS[name].obstacle_to(stage, device, dtype)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
     return BACKENDS[name]
 
 
-def check_usable(name: str, first: Tensor, *others: Tensor | None) -> None:
+def check_usable(name: str, first: Tensor, *others: Tensor | None, stage: str = "") -> None:
     """Raises ValueError if the backend called `name` cannot compute on these tensors, and why."""
     if name != "auto":
-        select(name, first.device, compute_dtype(first, *others))
+        select(name, first.device, compute_dtype(first, *others), stage)

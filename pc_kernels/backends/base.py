@@ -10,9 +10,12 @@ from torch import Tensor
 from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
 from ..dissimilarities.rows import Chunk, Pairs, Rows
-from . import chain
+from ..pair_counts import PairCounts, pair_counts_by_sorting
+from . import chain, contrast_rows
+from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
+    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -24,6 +27,8 @@ class Backend(RowMaker):
     """
 
     name: str
+    lacks: tuple[str, ...] = ()
+    """Stages that it does not compute."""
     working_bytes = chain.WORKING_BYTES
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
@@ -34,6 +39,12 @@ class Backend(RowMaker):
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""
         raise NotImplementedError
+
+    def obstacle_to(self, stage: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute this stage on such tensors, or None."""
+        if stage in self.lacks:
+            return f"it has no kernels for {stage} yet; use backend='torch'"
+        return self.obstacle(device, dtype)
 
     def serves(self, device: torch.device) -> bool:
         """Whether `auto` may choose it for this device, if there is no obstacle."""
@@ -50,6 +61,10 @@ class Backend(RowMaker):
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mid-ranks of the rows of x [N, m]; a row with a NaN is NaN where it is kept."""
         raise NotImplementedError
+
+    def pair_counts(self, x: Tensor, y: Tensor, offsets: Tensor) -> PairCounts:
+        """How x and y [N] order the pairs of lists with these offsets [L + 1]; no NaN among them."""
+        return pair_counts_by_sorting(x, y, offsets)
 
     def soft_rank(
         self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
@@ -72,6 +87,14 @@ class Backend(RowMaker):
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
         raise NotImplementedError
 
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """Σ_k w_k K((y_j − x_k)/τ) at the queries y, for each of these `formulas.KERNELS`.
+
+        [W, N, n], or [W, Q] of lists; 0 where a query is absent, NaN in rows with a NaN or an infinity,
+        in weights as well.
+        """
+        raise NotImplementedError
+
     def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """A teacher's rows as its ranks, "ranked": 0 where absent, NaN in rows with a NaN or an infinity.
 
@@ -86,6 +109,22 @@ class Backend(RowMaker):
         dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
         """
         return chain.coherence_rows(self, chunk, recipe, with_grad)
+
+    def contrast_bytes(self, dtype: torch.dtype) -> int:
+        """Working memory of the contrast stages for each pair of a chunk, beside the logits."""
+        return contrast_rows.WORKING_ROWS * dtype.itemsize
+
+    def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
+        """Adds a chunk's logits to the sums of their columns; what is absent may become −inf."""
+        contrast_rows.contrast_columns(rows, sums)
+
+    def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
+        """Losses [C] of a chunk of C anchors; with_grad, the logits are overwritten with slopes.
+
+        These are of Σ_i weights_i L_i, and what `rows.columns` adds. A row with a NaN or an infinity
+        where it is kept is NaN.
+        """
+        return contrast_rows.contrast_rows(rows, weights, with_grad)
 
 
 class FusedBackend(Backend):

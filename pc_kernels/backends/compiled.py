@@ -11,12 +11,16 @@ from torch import Tensor
 
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..formulas import KERNELS
 from ..installation import OTHER_TORCH, why_not_loaded
+from ..pair_counts import PairCounts, pairs_of
 from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
 from .base import FusedBackend
+from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
+    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -72,6 +76,23 @@ class CompiledBackend(FusedBackend):
             with_grad,
         )
 
+    def contrast_bytes(self, dtype: torch.dtype) -> int:
+        """See `Backend`; in place."""
+        return 0
+
+    def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
+        """See `Backend`."""
+        self.operator("contrast_columns_")(
+            rows.values, rows.keep, rows.start, sums.top, sums.total, sums.positive
+        )
+
+    def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
+        """See `Backend`."""
+        columns = list(rows.columns or ())
+        return self.operator("contrast_rows")(
+            rows.values, rows.keep, rows.start, rows.target, columns, weights, rows.form, with_grad
+        )
+
 
 class CpuBackend(CompiledBackend):
     """The C++ extension (csrc/cpu): threads over rows, SIMD chosen at run time."""
@@ -93,10 +114,23 @@ class CpuBackend(CompiledBackend):
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
 
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`; threads over rows, whatever their lengths."""
+        wanted = [kernel in kernels for kernel in KERNELS]
+        sums = torch.ops.pc_kernels.cpu_kernel_sums(
+            *rows, recipe.temperature, recipe.relaxation, wanted
+        )
+        return [sums[KERNELS.index(kernel)] for kernel in kernels]
+
     def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""
         made: Tensor = torch.ops.pc_kernels.cpu_empty_rows(like, rows, columns)
         return made
+
+    def pair_counts(self, x: Tensor, y: Tensor, offsets: Tensor) -> PairCounts:
+        """See `Backend`; by merging, a list at a time."""
+        counts = torch.ops.pc_kernels.cpu_pair_counts(x, y, offsets)
+        return PairCounts(pairs_of(offsets.diff()), *counts.unbind(1))
 
     def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """See `RowMaker`; a few passes over the features, by threads."""
@@ -120,6 +154,7 @@ class CudaBackend(CompiledBackend):
     """The CUDA extension (csrc/cuda): a block of threads a row."""
 
     name = "cuda"
+    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """CUDA devices."""

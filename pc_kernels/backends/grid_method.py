@@ -1,32 +1,36 @@
-"""The `torch` backend's ranks: the grid method in plain PyTorch, on any device, O(m) a row.
+"""The `torch` backend's sums: the grid method in plain PyTorch, on any device, O(m) a row.
 
 A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read at the row's own points.
 *Spread* the points onto a uniform grid, *convolve* with Φ (and with φ = Φ′, for the gradient),
 *gather* at the points: docs/method.md, Eq. 3-6. float32 and float64 differ only in the size of the grid.
+With weights, and read at other points, the same is a smooth CDF (Eq. 8).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..formulas import Relaxation
+from .located import Grid, Located, NearlyHard, Setting, in_double
 
 if TYPE_CHECKING:
+    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
 CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
 
-MOST_NEIGHBOURS = 40
-"""Of a nearly hard row, points that see more others than this are served by a grid."""
+FEW_PAIRS = 1024
+"""Of a row's sources and queries, below which their direct sums cost less than a grid."""
 
+LARGEST_STEP = 1e100
+"""A gap in units of τ that is as good as infinite, but has products with 0."""
 
 SMALLEST_TAU = 1e-300
 """Below this a temperature decides nothing: it is far less than any difference in float32."""
@@ -60,7 +64,7 @@ def soft_rank(
     """
     if x.numel() == 0:
         return x.clone(), x.clone()
-    row = _Rows(x, recipe, keep)
+    row = _Rows(x, recipe, keep, _every_point(recipe, x.dtype))
     sums, density = row.rank_sums(with_grad)
     return row.only_kept(row.settle((sums - 0.5) / row.others, 0.5)), density
 
@@ -78,7 +82,7 @@ def soft_rank_backward(
     """
     if x.numel() == 0:
         return x.clone()
-    row = _Rows(x, recipe, keep)
+    row = _Rows(x, recipe, keep, _every_point(recipe, x.dtype))
     slope = row.only_kept(grad_rank / row.others)
     grad = row.only_kept(row.slope_sums(slope, density) / row.tau)
     if recipe.scale == "std":
@@ -87,23 +91,79 @@ def soft_rank_backward(
     return row.only_kept(row.settle(grad, 0.0).to(x.dtype))
 
 
+def kernel_sums(rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+    """Σ_k w_k K((y_j − x_k)/τ) of rows of matrices, [W, N, n] for each kernel K; see `Backend`.
+
+    Sources and queries are one set of points, in which queries weigh nothing and only they are asked.
+    """
+    points = torch.cat([rows.sources, rows.queries], 1)
+    there = torch.cat(
+        [_there(rows.sources, rows.source_mask), _there(rows.queries, rows.query_mask)], 1
+    )
+    weights = torch.ones_like(rows.sources)[None] if rows.weights is None else rows.weights
+    count = rows.sources.shape[1]
+    weights = torch.where(there[:, :count], weights, 0)
+    shape = (len(weights), *rows.queries.shape)
+    if weights.numel() == 0 or rows.queries.numel() == 0:
+        found = [points.new_zeros(shape) for _ in kernels]
+    elif count * rows.queries.shape[1] <= FEW_PAIRS:
+        found = _direct_sums(rows, weights, recipe, kernels)
+    else:
+        spec = recipe.smooth_step.grid(points.dtype).far
+        parts = slice(None, count), slice(count, None)
+        keep = None if rows.source_mask is None and rows.query_mask is None else there
+        located = _Rows(
+            points, recipe, keep, Setting(recipe.smooth_step, spec, points.dtype, *parts)
+        )
+        channels = [located.sums(weight, kernels) for weight in weights]
+        found = [torch.stack(sums) for sums in zip(*channels, strict=True)]
+    finite = (points.isfinite() | ~there).all(1) & weights.isfinite().all(2).all(0)
+    found = [torch.where(finite[:, None], sums, torch.nan) for sums in found]
+    return [torch.where(there[:, count:], sums, 0) for sums in found]
+
+
+def _direct_sums(
+    rows: CdfRows, weights: Tensor, recipe: Recipe, kernels: tuple[str, ...]
+) -> list[Tensor]:
+    gap = in_double(rows.queries)[:, :, None] - in_double(rows.sources)[:, None, :]
+    step = (gap / max(recipe.temperature, SMALLEST_TAU)).clamp(-LARGEST_STEP, LARGEST_STEP)
+    steps = [recipe.smooth_step.kernel(kernel)(step) for kernel in kernels]
+    return [(in_double(weights)[:, :, None, :] * s).sum(3).to(weights.dtype) for s in steps]
+
+
+def _there(x: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+
+
+def _every_point(recipe: Recipe, dtype: torch.dtype) -> Setting:
+    relaxation = recipe.smooth_step
+    return Setting(relaxation, relaxation.grid(dtype), dtype)
+
+
+class _Closed(NamedTuple):
+    """Rows whose wide gaps are closed."""
+
+    rows: Tensor
+    order: Tensor
+    lost: Tensor
+    """What each gap has lost, in order [·, P − 1]."""
+
+
 class _Rows:
     """Rows x [N, m] in units of their temperature, located in groups that are alike."""
 
-    def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None) -> None:
+    def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None, setting: Setting) -> None:
         self.keep = keep
+        self.setting = setting
         self.count = _count(x, keep)
         if keep is not None:  # what is absent moves to the lowest value, where it has weight 0
             lowest = torch.where(keep, x, torch.inf).amin(1, keepdim=True)
             x = torch.where(keep, x, torch.where(self.count == 0, 0, lowest))
         self.others = (self.count - 1).clamp(min=1)
         self.finite = x.isfinite().all(1, keepdim=True)
-        self.relaxation = recipe.smooth_step
-        self.spec = self.relaxation.grid(x.dtype)
-        self.dtype = x.dtype
         # Places need more digits than sums: beside a large value a small one has digits that their
         # difference in float32 has not, and at a low temperature these decide.
-        wide = _wide(torch.where(self.finite, x, 0))
+        wide = in_double(torch.where(self.finite, x, 0))
         equal = (wide == wide[:, :1]).all(1, keepdim=True)
         self.constant = (equal & (recipe.scale == "std")) | (self.count < 2)
         low = wide.amin(1, keepdim=True)
@@ -115,6 +175,7 @@ class _Rows:
         self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
         self.tau = (self.tau * recipe.temperature).clamp(min=SMALLEST_TAU)
         points = torch.where(self.constant, 0, (wide - low) / self.tau)
+        self.closed: _Closed | None = None
         self.groups = self._in_groups(points, wide)
 
     def only_kept(self, x: Tensor) -> Tensor:
@@ -136,31 +197,31 @@ class _Rows:
         result = torch.where(self.constant, constant, result)
         return torch.where(self.finite, result, torch.nan)
 
-    def _in_groups(self, points: Tensor, wide: Tensor) -> list[tuple[Tensor | None, _Located]]:
+    def _in_groups(self, points: Tensor, wide: Tensor) -> list[tuple[Tensor | None, Located]]:
         """Rows of like size together: a row is padded to the widest of its group. None: all of them.
 
         Grids of up to one cell a point are alike, since their points cost more; then sizes double. But
         grids stay together where padding does not even double their cells: a group more costs more.
         """
         count = points.shape[1]
-        cells = _span(points) * self.spec.inverse_step
+        cells = _span(points) * self.setting.spec.inverse_step
         far = (~(cells <= CELLS_PER_POINT * count)).nonzero()[:, 0]
         if len(far):
             points[far] = self._close_gaps(wide[far], far)
-            cells[far] = _span(points[far]) * self.spec.inverse_step
+            cells[far] = _span(points[far]) * self.setting.spec.inverse_step
         level = torch.log2(cells / count).ceil_().clamp_(0, math.log2(CELLS_PER_POINT) + 1)
         grid = level <= math.log2(CELLS_PER_POINT)
         sizes = cells[grid].clamp(min=count)
         if len(sizes) > 0 and bool(sizes.max() * len(sizes) <= 2 * sizes.sum()):
             level[grid] = level[grid].max()
         levels = sorted(set(level.tolist()))
-        groups: list[tuple[Tensor | None, _Located]] = []
+        groups: list[tuple[Tensor | None, Located]] = []
         for here in levels:
             rows = None if len(levels) == 1 else (level == here).nonzero()[:, 0]
-            kind = _Grid if here <= math.log2(CELLS_PER_POINT) else _NearlyHard
+            kind = Grid if here <= math.log2(CELLS_PER_POINT) else NearlyHard
             own = points if rows is None else points[rows]
             keep = self.keep if rows is None or self.keep is None else self.keep[rows]
-            groups.append((rows, kind(own, keep, self.relaxation, self.dtype)))
+            groups.append((rows, kind(own, keep, self.setting)))
         return groups
 
     def _close_gaps(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -169,16 +230,43 @@ class _Rows:
         Points so far apart do not see each other, however far apart they are.
         """
         ordered, order = x.sort(dim=1)
-        gaps = (ordered.diff(dim=1) / self.tau[rows]).clamp(max=self.spec.support + 1)
+        widest = self.setting.spec.support + 1
+        apart = ordered.diff(dim=1)
+        gaps = (apart / self.tau[rows]).clamp(max=widest)
         gaps = torch.where(self.constant[rows], 0, gaps)
-        places = torch.nn.functional.pad(gaps.cumsum(1), (1, 0))
+        lost = torch.where(gaps == widest, apart - widest * self.tau[rows], 0)
+        self.closed = _Closed(rows, order, lost)
+        places = pad(gaps.cumsum(1), (1, 0))
         return torch.zeros_like(places).scatter_(1, order, places)
 
     def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
         """Σ_k Φ((x_j − x_k)/τ), k = j included, and Σ_k φ: [N, m] (the latter empty if not wanted)."""
-        parts = [located.rank_sums(with_density) for _, located in self.groups]
-        sums, density = zip(*parts, strict=True)
-        return self._together(sums), self._together(density) if with_density else density[0]
+        ones = self.only_kept(self.standard.new_ones(self.standard.shape, dtype=self.setting.dtype))
+        parts = [
+            located.rank_sums(ones if rows is None else ones[rows], with_density)
+            for rows, located in self.groups
+        ]
+        sums = [self._together(found) for found in zip(*parts, strict=True)]
+        return sums[0], sums[1] if with_density else sums[0].new_empty(0)
+
+    def sums(self, weight: Tensor, kernels: tuple[str, ...]) -> list[Tensor]:
+        """Σ_k weight_k K((x_j − x_k)/τ) at the queries, for each kernel K: see `Located`."""
+        parts = [
+            located.sums(weight if rows is None else weight[rows], kernels)
+            for rows, located in self.groups
+        ]
+        found = [self._together(sums) for sums in zip(*parts, strict=True)]
+        if "integral" in kernels and self.closed is not None:
+            self._add_ramp(found[kernels.index("integral")], weight, self.closed)
+        return found
+
+    def _add_ramp(self, sums: Tensor, weight: Tensor, closed: _Closed) -> None:
+        """Adds to integrals what closed gaps took of them: ∫Φ grows by the gaps above its source."""
+        rows, order, lost = closed
+        mass = in_double(self.setting.of_all(weight, self.standard)[rows]).gather(1, order)
+        ramp = pad((mass.cumsum(1)[:, :-1] * lost).cumsum(1), (1, 0)) / self.tau[rows]
+        ramp = torch.zeros_like(ramp).scatter_(1, order, ramp)[:, self.setting.queries]
+        sums[rows] = (sums[rows] + ramp).to(sums.dtype)
 
     def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
         """Σ_k (slope_j − slope_k) φ((x_j − x_k)/τ): [N, m]."""
@@ -201,199 +289,6 @@ class _Rows:
         return whole
 
 
-class _Located:
-    """Rows of points [N, m] in units of the temperature, some absent, ready for sums over pairs."""
-
-    def __init__(
-        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
-    ) -> None:
-        self.points = points
-        self.keep = keep
-        self.relaxation = relaxation
-        self.spec = relaxation.grid(dtype)
-        self.dtype = dtype
-
-    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
-        """See `_Rows`."""
-        raise NotImplementedError
-
-    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
-        """See `_Rows`; the slope of what is absent is 0."""
-        raise NotImplementedError
-
-
-class _Grid(_Located):
-    """All of a row on one grid."""
-
-    def __init__(
-        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
-    ) -> None:
-        super().__init__(points, keep, relaxation, dtype)
-        scaled = points * self.spec.inverse_step
-        scaled = scaled - scaled.amin(1, keepdim=True).floor() if scaled.numel() else scaled
-        cell = scaled.floor()
-        self.cell = cell.long()
-        self.cells = int(self.cell.max()) + 1 if scaled.numel() else 1
-        place = (scaled - cell - 0.5).to(dtype)
-        self.weights = _lagrange_weights(place, self.spec.stencil)
-
-    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
-        """See `_Rows`."""
-        ones = torch.ones_like(self.weights[0])
-        mass = self._spread(ones if self.keep is None else torch.where(self.keep, ones, 0))
-        sums = self._gather(self._convolve(mass, "cdf"))
-        if not with_density:
-            return sums, sums.new_empty(0)
-        return sums, self._gather(self._convolve(mass, "pdf"))
-
-    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
-        """See `_Rows`."""
-        return slope * density - self.weighted_density(slope)
-
-    def weighted_density(self, weight: Tensor) -> Tensor:
-        """Σ_k weight_k φ((x_j − x_k)/τ)."""
-        return self._gather(self._convolve(self._spread(weight), "pdf"))
-
-    def _spread(self, weight: Tensor) -> Tensor:
-        # In float64: where many points fall together, fp32 would round all their terms the same way.
-        nodes = _wide(weight.new_zeros(weight.shape[0], self.cells + self.spec.stencil - 1))
-        for n, stencil in enumerate(self.weights):
-            nodes.scatter_add_(1, self.cell + n, _wide(stencil * weight))
-        return nodes.to(self.dtype)
-
-    def _gather(self, nodes: Tensor) -> Tensor:
-        total = torch.zeros_like(self.weights[0])
-        for n, stencil in enumerate(self.weights):
-            total.addcmul_(stencil, nodes.gather(1, self.cell + n))
-        return total
-
-    def _convolve(self, mass: Tensor, kind: str) -> Tensor:
-        """Mass [N, nodes] convolved with Φ or φ: in blocks, each against itself and its neighbours."""
-        block, count = self.spec.band, mass.shape[1]
-        blocks = -(-count // block)
-        padded = torch.nn.functional.pad(mass, (block, block + blocks * block - count))
-        windows = padded.unfold(1, 3 * block, block)  # [N, blocks, 3 block]
-        taps = _taps(self.relaxation, kind, mass.dtype, mass.device)
-        result = windows @ taps
-        if kind == "cdf":  # what lies below a block's window counts in full
-            totals = padded.unfold(1, block, block).sum(2)
-            below = totals.cumsum(1)[:, :blocks] - totals[:, :blocks]
-            result = result + below[:, :, None]
-        return result.flatten(1)[:, :count]
-
-
-class _Pieces(NamedTuple):
-    """Neighbours in order of which most see many others, of like numbers: [P, size], padded."""
-
-    row: Tensor
-    """[P, 1], where they are from."""
-    place: Tensor
-    """Of their points in that row's order, what they see included."""
-    present: Tensor
-    """bool: no padding, and kept."""
-    served: Tensor
-    """bool: the points whose sums these are; the others are only seen."""
-    below: Tensor
-    """[P, 1], how many points that are kept lie below."""
-    grid: _Grid
-
-
-class _NearlyHard(_Located):
-    """Crowded pieces of a row on grids of their own, and the pairs of the isolated points."""
-
-    def __init__(
-        self, points: Tensor, keep: Tensor | None, relaxation: Relaxation, dtype: torch.dtype
-    ) -> None:
-        super().__init__(points, keep, relaxation, dtype)
-        self.places, self.order = points.sort(dim=1)
-        there = torch.ones_like(points, dtype=torch.bool) if keep is None else keep
-        self.kept = there.gather(1, self.order)
-        support = self.spec.support
-        self.first = torch.searchsorted(self.places, self.places - support)
-        self.past = torch.searchsorted(self.places, self.places + support, right=True)
-        seen = self.past - self.first - 1
-        crowded = seen > MOST_NEIGHBOURS
-        self.most_seen = int(torch.where(crowded, 0, seen).max())
-        self.pieces = self._in_pieces(crowded)
-
-    def _in_pieces(self, crowded: Tensor) -> list[_Pieces]:
-        """From a crowded point to the last that is within the support of the one before."""
-        row, k = crowded.nonzero(as_tuple=True)
-        if len(row) == 0:
-            return []
-        place = self.places[row, k]
-        starts = torch.ones_like(row, dtype=torch.bool)
-        starts[1:] = (row.diff() != 0) | (place.diff() > self.spec.support)
-        ends = torch.ones_like(starts)
-        ends[:-1] = starts[1:]
-        row, begin, end = row[starts], k[starts], k[ends]
-        first, past = self.first[row, begin], self.past[row, end]
-        level = torch.log2((past - first).float()).ceil()
-        return [
-            self._piece_group(*(x[level == here][:, None] for x in (row, first, past, begin, end)))
-            for here in sorted(set(level.tolist()))
-        ]
-
-    def _piece_group(
-        self, row: Tensor, first: Tensor, past: Tensor, begin: Tensor, end: Tensor
-    ) -> _Pieces:
-        """Pieces [P, 1] on grids: points first … past−1, of which begin … end are served."""
-        place = first + torch.arange(int((past - first).max()), device=first.device)
-        valid = place < past
-        place = torch.where(valid, place, first)
-        present = valid & self.kept[row, place]
-        below = (self.kept.cumsum(1) - self.kept.long())[row, first]
-        served = valid & (place >= begin) & (place <= end)
-        points = self.places[row, place]
-        grid = _Grid(points, present, self.relaxation, self.dtype)
-        return _Pieces(row, place, present, served, below, grid)
-
-    def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
-        """See `_Rows`; isolated points have no use for a density, theirs is 0."""
-        kept = _wide(self.kept.to(self.dtype))
-        total, density = kept.cumsum(1) - kept / 2, torch.zeros_like(kept)
-        for lower, upper, gap in self._neighbours():
-            above = self.relaxation.cdf(-gap)  # of the lower point over the upper
-            total[:, upper] -= kept[:, lower] * above
-            total[:, lower] += kept[:, upper] * above
-        for p in self.pieces:
-            sums, here = p.grid.rank_sums(with_density)
-            self._put(total, p, _wide(sums) + p.below)
-            if with_density:
-                self._put(density, p, _wide(here))
-        return self._by_point(total), self._by_point(density) if with_density else total[:0, 0]
-
-    def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
-        """See `_Rows`."""
-        ordered, density = (_wide(x).gather(1, self.order) for x in (slope, density))
-        kept = self.kept.to(ordered.dtype)
-        total = torch.zeros_like(ordered)
-        for lower, upper, gap in self._neighbours():
-            push = ordered[:, upper] - ordered[:, lower]
-            push = push * kept[:, upper] * kept[:, lower] * self.relaxation.pdf(gap)
-            total[:, upper] += push
-            total[:, lower] -= push
-        for p in self.pieces:
-            own = ordered[p.row, p.place]
-            weighted = p.grid.weighted_density(torch.where(p.present, own, 0).to(self.dtype))
-            self._put(total, p, own * density[p.row, p.place] - weighted)
-        return self._by_point(total)
-
-    def _neighbours(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The pairs that isolated points see, at every distance in rank: lower, upper, gaps."""
-        for offset in range(1, self.most_seen + 1):
-            lower, upper = slice(None, -offset), slice(offset, None)
-            yield lower, upper, self.places[:, upper] - self.places[:, lower]
-
-    def _put(self, total: Tensor, p: _Pieces, values: Tensor) -> None:
-        """Sets what the pieces serve; pairs may have left something there."""
-        row = p.row.expand_as(p.place)
-        total[row[p.served], p.place[p.served]] = values[p.served]
-
-    def _by_point(self, total: Tensor) -> Tensor:
-        return torch.zeros_like(total).scatter_(1, self.order, total).to(self.dtype)
-
-
 def _count(x: Tensor, keep: Tensor | None) -> Tensor:
     """How many values of each row of x [N, m] are there: [N, 1], in the dtype of x."""
     if keep is None:
@@ -404,35 +299,3 @@ def _count(x: Tensor, keep: Tensor | None) -> Tensor:
 def _span(points: Tensor) -> Tensor:
     """How far the points of rows [N, m] are spread: [N]."""
     return points.amax(1) - points.amin(1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float64, where the device has it."""
-    return x if x.device.type == "mps" else x.double()
-
-
-def _lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
-    """Weights of the `count` nodes around the cell, for u in [−½, ½] inside it."""
-    nodes = [n - (count - 1) / 2 for n in range(count)]
-    below, above = [torch.ones_like(place)], [torch.ones_like(place)]
-    for n in range(count - 1):
-        below.append(below[-1] * (place - nodes[n]))
-        above.append(above[-1] * (place - nodes[count - 1 - n]))
-    weights = []
-    for n in range(count):
-        scale = 1.0
-        for k in range(count):
-            scale *= nodes[n] - nodes[k] if k != n else 1.0
-        weights.append(below[n] * above[count - 1 - n] / scale)
-    return weights
-
-
-@lru_cache(maxsize=64)
-def _taps(relaxation: Relaxation, kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The constant matrix [3 band, band] from a window of nodes to the block in its middle."""
-    spec = relaxation.grid(dtype)
-    source = torch.arange(3 * spec.band, dtype=torch.float64) - spec.band
-    target = torch.arange(spec.band, dtype=torch.float64)
-    x = (target[None, :] - source[:, None]) / spec.inverse_step
-    values = relaxation.cdf(x) if kind == "cdf" else relaxation.pdf(x)
-    return values.to(dtype=dtype, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..cdf_rows import CdfRows, sums_by_matrices
 from . import grid_method
 from .base import Backend
 
@@ -69,6 +70,15 @@ class ReferenceBackend(Backend):
         grad = torch.where(x.isfinite().all(1, keepdim=True), grad, torch.nan)
         return torch.where(keep, grad, 0)
 
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`."""
+        formulas = [recipe.smooth_step.kernel(kernel) for kernel in kernels]
+
+        def direct(part: CdfRows) -> list[Tensor]:
+            return [reference.kernel_sums(part, f, recipe.temperature) for f in formulas]
+
+        return sums_by_matrices(rows, kernels, direct)
+
 
 class TorchBackend(Backend):
     """The grid method in PyTorch operators: fast on any device, no compiler needed."""
@@ -100,3 +110,11 @@ class TorchBackend(Backend):
     ) -> Tensor:
         """See `Backend`."""
         return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
+
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`."""
+
+        def on_grids(part: CdfRows) -> list[Tensor]:
+            return grid_method.kernel_sums(part, recipe, kernels)
+
+        return sums_by_matrices(rows, kernels, on_grids)

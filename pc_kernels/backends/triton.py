@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..dissimilarities.row_maker import NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..products import IN_FLOAT32, Products
 from .base import FusedBackend
+from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -20,6 +23,7 @@ class TritonBackend(FusedBackend):
     """Triton kernels (triton_kernels/): a GPU and `pip install triton` are all they need."""
 
     name = "triton"
+    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """GPUs; the interpreter, on the CPU, is for tests."""
@@ -42,6 +46,12 @@ class TritonBackend(FusedBackend):
         """See `Backend`."""
         _launch().dissimilarity(rows)
         return rows.values
+
+    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
+        """See `RowMaker`; three kernels. On a GPU extreme features over- and underflow."""
+        from ..triton_kernels.near_origin import near_origin
+
+        return near_origin(points, products)
 
     def straight(self, rows: Rows) -> bool:
         """See `RowMaker`: one kernel for narrow features, products and all."""
@@ -77,6 +87,25 @@ class TritonBackend(FusedBackend):
     def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """See `FusedBackend`; two kernels, `hard_rank_rows` and all the rest."""
         return _launch().coherence_rows(chunk, recipe, with_grad)
+
+    def contrast_bytes(self, dtype: torch.dtype) -> int:
+        """See `Backend`; in place."""
+        return 0
+
+    def contrast_columns(self, rows: LogitRows, sums: ColumnSums) -> None:
+        """See `Backend`."""
+        _contrast_launch().contrast_columns(rows, sums)
+
+    def contrast_rows(self, rows: LogitRows, weights: Tensor, with_grad: bool) -> Tensor:
+        """See `Backend`."""
+        return _contrast_launch().contrast_rows(rows, weights, with_grad)
+
+
+def _contrast_launch() -> Any:
+    """The kernels of the contrastive loss; loads Triton on the first call."""
+    from ..triton_kernels import contrast_launch
+
+    return contrast_launch
 
 
 def _launch() -> Any:

@@ -161,10 +161,10 @@ class MaskedSide(Side):
 
     def __init__(self, side: Callable[[Points], Side], points: Points) -> None:
         """Takes what makes the side of features, and the features."""
-        anchors, self._anchor_poison = _quarantine(points.anchors)
+        anchors, self._anchor_poison = quarantine(points.anchors)
         references, self._reference_poison = None, self._anchor_poison
         if points.references is not None:
-            references, self._reference_poison = _quarantine(points.references)
+            references, self._reference_poison = quarantine(points.references)
         self._side = side(points._replace(anchors=anchors, references=references))
         self.unit = self._side.unit
         self.most_pairs = self._side.most_pairs
@@ -188,7 +188,7 @@ class MaskedSide(Side):
         return self._side.gradients()
 
 
-def _quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
+def quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
     """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
     finite = x.isfinite().all(1)
     return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pc_kernels import FeatureQueue, PerceptionCoherenceLoss
+from pc_kernels import FeatureQueue, LFCCLoss, PerceptionCoherenceLoss
 
 
 class Task(NamedTuple):
@@ -348,6 +348,22 @@ class InfoNCE(nn.Module):
         same = torch.arange(len(logits), device=logits.device)
         both = functional.cross_entropy(logits, same) + functional.cross_entropy(logits.T, same)
         return both / 2
+
+
+@method("lfcc", "LFCC", "after arXiv 2405.18524, of the feature vectors alone")
+class LFCC(nn.Module):
+    """The contrastive loss of a projection a side; without maps there are no frequencies to filter."""
+
+    def __init__(self, task: Task, **options: Any) -> None:
+        """`options` are those of `LFCCLoss`, less its layers and their channels."""
+        super().__init__()
+        widths = (task.student_width, task.teacher_width)
+        self.loss = LFCCLoss({"features": 1.0}, channels={"features": widths}, **options)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        loss: Tensor = self.loss({"features": student}, {"features": teacher})
+        return loss
 
 
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)

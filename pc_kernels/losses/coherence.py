@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..recipe import FEATURE_OPTIONS, Options, make_recipe, shows_options
-from ..training.distributed import Group
+from ..training.distributed import GroupOrWorld
 from .ranking import Inputs, RankingLoss, ranking_loss
 
 
@@ -28,7 +28,7 @@ def perception_coherence_loss(
     *,
     weights: Tensor | None = None,
     pair_mask: Tensor | None = None,
-    process_group: Group | None = None,
+    process_group: GroupOrWorld | None = None,
     **options: Unpack[Options],
 ) -> Tensor:
     """How differently student and teacher rank the references around each anchor.
@@ -65,8 +65,8 @@ def perception_coherence_loss(
         reduction: "mean" or "sum" over anchors, or "none": one value an anchor.
         chunk_bytes: working memory of the pass over anchors; default 256 MiB, on a GPU 2 GiB or an
             eighth of what it has.
-        process_group: a torch.distributed group whose ranks hold parts of one joint batch; see
-            `pc_kernels.training.distributed`.
+        process_group: a torch.distributed group whose ranks hold parts of one joint batch, or "world",
+            all of them; see `pc_kernels.training.distributed`.
         backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see
             `python -m pc_kernels.info`.
         products: how inner products of features are taken: "ieee", in full float32; or in sums of

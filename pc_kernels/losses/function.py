@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,19 @@ from ..sweep import Batch
 from .weighting import anchor_weights, shares
 
 
+class Given(NamedTuple):
+    """The tensors that a loss is of, beside the weights; gradients go to students and student_refs."""
+
+    students: list[Tensor]
+    teacher: Tensor | None
+    student_refs: Tensor | None
+    teacher_refs: Tensor | None
+    pair_mask: Tensor | None
+
+
 @dataclass(frozen=True)
 class Task:
-    """What `PerceptionCoherenceFunction` does, beside the tensors."""
+    """What a `LossFunction` does, beside the tensors: here, perception coherence."""
 
     recipe: Recipe = field(default_factory=Recipe)
     self_start: int | None = None
@@ -32,25 +42,35 @@ class Task:
         """Where the anchors are among the references, given these."""
         return 0 if references is None and not self.given else self.self_start
 
+    def weigh(self, given: Given, weights: Tensor | None) -> Tensor:
+        """What each anchor weighs [A], before the mean; in float64 where the device has it."""
+        own = self.place(given.teacher_refs)
+        return anchor_weights(given.students[0], weights, given.pair_mask, own)
 
-class PerceptionCoherenceFunction(torch.autograd.Function):
+    def run(self, given: Given, weights: Tensor, with_grad: bool) -> tuple[Tensor, list[Tensor]]:
+        """Losses [L, A], and with_grad the gradients of Σ weights [L, A] times losses; see `sweep`."""
+        students, teacher, student_refs, teacher_refs, pair_mask = given
+        assert teacher is not None
+        own = self.place(teacher_refs)
+        batch = Batch(
+            students, teacher, student_refs, teacher_refs, weights, pair_mask, own, self.given
+        )
+        return run(batch, self.recipe, with_grad)
+
+
+class LossFunction(torch.autograd.Function):
     """Σ_l λ_l L_l of students l of one teacher; a single student is a list of one.
 
     The forward computes the gradients beside the loss, in one pass, and the backward scales them by
     the incoming gradient. For reduction "none" the incoming gradient weights the anchors, so the
-    backward runs a second pass with these weights. The teacher gets no gradient: ranks are steps.
-
-    Example:
-        >>> loss = PerceptionCoherenceFunction.apply(student, teacher)
-        >>> task = Task(Recipe(temperature=0.2))
-        >>> loss = PerceptionCoherenceFunction.apply(student, teacher, None, None, None, None, task)
+    backward runs a second pass with these weights. The teacher gets no gradient.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | None,
         student_refs: Tensor | None = None,
         teacher_refs: Tensor | None = None,
         weights: Tensor | None = None,
@@ -71,29 +91,25 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
         """
         task, *others = rest or (Task(),)
         students = [student, *others]
-        own = task.place(teacher_refs)
-        weights = anchor_weights(student, weights, pair_mask, own)
+        given = Given(students, teacher, student_refs, teacher_refs, pair_mask)
+        weights = task.weigh(given, weights)
         if task.recipe.reduction == "mean":
             weights = shares(weights)
         if task.layer_weights != (1.0,):
             weights = weights.new_tensor(task.layer_weights)[:, None] * weights
         dtype = compute_dtype(*students, teacher, student_refs, teacher_refs)
         weights = weights.to(dtype).expand(len(students), -1)
-        batch = Batch(
-            students, teacher, student_refs, teacher_refs, weights, pair_mask, own, task.given
-        )
         wanted = any(ctx.needs_input_grad)
         at_once = wanted and task.recipe.reduction != "none"
-        losses, gradients = run(batch, task.recipe, at_once)
+        losses, gradients = task.run(given, weights, at_once)
         ctx.task, ctx.at_once, ctx.with_refs = task, at_once, student_refs is not None
         ctx.inputs = len(ctx.needs_input_grad)
         ctx.dtypes = [x.dtype for x in (*students, student_refs) if x is not None]
         if at_once:
             ctx.save_for_backward(*gradients)
         elif wanted:
-            ctx.save_for_backward(
-                weights, teacher, student_refs, teacher_refs, pair_mask, *students
-            )
+            saved = (weights, teacher, student_refs, teacher_refs, pair_mask, *students)
+            ctx.save_for_backward(*map(_savable, saved))
         total = (losses * weights).sum(0)
         return total if task.recipe.reduction == "none" else total.sum()
 
@@ -105,18 +121,26 @@ class PerceptionCoherenceFunction(torch.autograd.Function):
             gradients = [saved * grad_loss for saved in ctx.saved_tensors]
         else:
             weights, teacher, student_refs, teacher_refs, pair_mask, *students = ctx.saved_tensors
-            batch = Batch(
-                students,
-                teacher,
-                student_refs,
-                teacher_refs,
-                weights * grad_loss,
-                pair_mask,
-                ctx.task.place(teacher_refs),
-                ctx.task.given,
-            )
-            _, gradients = run(batch, ctx.task.recipe, True)
+            given = Given(students, teacher, student_refs, teacher_refs, pair_mask)
+            _, gradients = ctx.task.run(given, weights * grad_loss, True)
         gradients = [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         to_refs = gradients.pop() if ctx.with_refs else None
         first, *others = gradients
         return (first, None, to_refs, None, None, None, None, *others)[: ctx.inputs]
+
+
+def _savable(x: Tensor | None) -> Tensor | None:
+    """What autograd may save: not a tensor of inference mode, as a teacher's may be."""
+    if x is None or torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    return x.clone()
+
+
+class PerceptionCoherenceFunction(LossFunction):
+    """The perception coherence of students and a teacher, whose ranks are steps without a gradient.
+
+    Example:
+        >>> loss = PerceptionCoherenceFunction.apply(student, teacher)
+        >>> task = Task(Recipe(temperature=0.2))
+        >>> loss = PerceptionCoherenceFunction.apply(student, teacher, None, None, None, None, task)
+    """

@@ -47,7 +47,7 @@ class MultiLayerPerceptionCoherenceLoss(nn.Module):
         super().__init__()
         self.loss_fn = PerceptionCoherenceLoss(**options)
         self.layer_weights = (
-            None if layer_weights is None else _by_name("layer_weights", layer_weights)
+            None if layer_weights is None else by_name("layer_weights", layer_weights)
         )
         for choice in pool.values() if isinstance(pool, Mapping) else (pool,):
             if choice is not None:
@@ -74,18 +74,18 @@ class MultiLayerPerceptionCoherenceLoss(nn.Module):
         Returns:
             A scalar, or [A] for reduction "none".
         """
-        students = _by_name("student", student)
+        students = by_name("student", student)
         if isinstance(teacher, Tensor):
             teachers = dict.fromkeys(students, teacher)
         else:
-            teachers = _by_name("teacher", teacher)
+            teachers = by_name("teacher", teacher)
         if not students:
             raise ValueError("student has no layers")
-        _same_layers("teacher", teachers, students)
+        same_layers("teacher", teachers, students)
         layer_weights = self.layer_weights
         if layer_weights is None:
             layer_weights = dict.fromkeys(students, 1 / len(students))
-        _same_layers("layer_weights", layer_weights, students)
+        same_layers("layer_weights", layer_weights, students)
         pooled = {
             layer: (
                 self._pooled(f"student[{layer!r}]", layer, students[layer]),
@@ -139,7 +139,7 @@ def _shared_teacher_loss(
     )
 
 
-def _by_name(argument: str, layers: Any) -> dict[str, Any]:
+def by_name(argument: str, layers: Any) -> dict[str, Any]:
     """Layers by name; those of a sequence by their numbers."""
     if isinstance(layers, Mapping):
         return dict(layers)
@@ -148,7 +148,8 @@ def _by_name(argument: str, layers: Any) -> dict[str, Any]:
     raise TypeError(f"{argument} must be a mapping or a sequence; got {type(layers).__name__}")
 
 
-def _same_layers(argument: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def same_layers(argument: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError unless an argument has a student's layers."""
     if given.keys() != wanted.keys():
         raise ValueError(
             f"{argument} must have the layers of student, {list(wanted)}; got {list(given)}"

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ..backends import check_usable
 from ..checks import check_features, check_weighting
-from ..recipe import FEATURE_OPTIONS, Options, Recipe, make_recipe, signature_with
+from ..installation import warn_once
+from ..recipe import FEATURE_OPTIONS, Options, Recipe
 from ..training.distributed import (
     Group,
+    GroupOrWorld,
+    SharesGroup,
     gather_batch,
     joint_loss,
+    live_group,
     sum_over_ranks,
     together,
 )
 from .function import PerceptionCoherenceFunction, Task
+from .module import RecipeModule
 from .weighting import anchor_weights, shares
 
 
@@ -41,9 +45,18 @@ class Inputs(NamedTuple):
         anchors = self.student.shape[0]
         if references is None:
             references = anchors if self.student_refs is None else self.student_refs.shape[0]
+            seen = references - (self.student_refs is None)
+            if anchors and references and seen < (3 if recipe.scale == "std" else 2):
+                warn_once("few", FEW.format(seen=seen, rows=anchors))
         check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
         check_usable(recipe.backend, *self[:4])
 
+
+FEW = (
+    "pc_kernels: a batch of {rows} has {seen} references for an anchor, too few to teach anything: a "
+    'ranking loss needs 2, with scale="std" 3. If it is the short last batch of an epoch, '
+    "drop_last=True leaves it out"
+)
 
 MakeRecipe = Callable[[], Recipe]
 """Makes the recipe of what a user said, or raises TypeError or ValueError."""
@@ -53,7 +66,7 @@ SHARED_OPTIONS = tuple(name for name in FEATURE_OPTIONS if name not in ("chunk_b
 
 
 def ranking_loss(
-    inputs: Inputs, recipe_of: MakeRecipe, process_group: Group | None = None
+    inputs: Inputs, recipe_of: MakeRecipe, process_group: GroupOrWorld | None = None
 ) -> Tensor:
     """The loss that a recipe describes: a scalar, or [A] for reduction "none".
 
@@ -64,8 +77,9 @@ def ranking_loss(
         TypeError, ValueError: an input is not what `perception_coherence_loss` says, or the backend is
             not usable.
     """
-    if process_group is not None:
-        return _joint_loss(inputs, recipe_of, process_group)
+    group = live_group(process_group)
+    if group is not None:
+        return _joint_loss(inputs, recipe_of, group)
     recipe = recipe_of()
     inputs.check(recipe)
     student, teacher, student_refs, teacher_refs, weights, pair_mask = inputs
@@ -115,7 +129,7 @@ def _joint_loss(inputs: Inputs, recipe_of: MakeRecipe, group: Group) -> Tensor:
     return joint_loss(losses, recipe.reduction, group)
 
 
-class RankingLoss(nn.Module):
+class RankingLoss(RecipeModule, SharesGroup):
     """A ranking loss of features, as a module: a subclass says in `fixed` which row rule it is.
 
     Each option is an attribute, which may be set between calls, and is then checked.
@@ -123,27 +137,11 @@ class RankingLoss(nn.Module):
     Args, result and errors: see `perception_coherence_loss`, less the options that are fixed.
     """
 
-    fixed: ClassVar[Mapping[str, Any]] = {}
-    """Options that define the loss, and that the user therefore cannot choose."""
-    options: ClassVar[tuple[str, ...]] = FEATURE_OPTIONS
-    """The names of the options that the user has."""
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Gives the subclass its options, as attributes and for help()."""
-        super().__init_subclass__(**arguments)
-        cls.options = tuple(name for name in FEATURE_OPTIONS if name not in cls.fixed)
-        cls.__signature__ = signature_with(RankingLoss, cls.options)
-        for name in cls.options:
-            setattr(cls, name, _option(name))
-
     def __init__(
-        self, *values: Any, process_group: Group | None = None, **options: Unpack[Options]
+        self, *values: Any, process_group: GroupOrWorld | None = None, **options: Unpack[Options]
     ) -> None:
         """Checks the options, so that a mistake shows where it is made."""
-        super().__init__()
-        recipe = make_recipe(type(self).__name__, options, self.options, values)
-        self.recipe = replace(recipe, **self.fixed)
+        super().__init__(*values, **options)
         self.process_group = process_group
 
     def forward(
@@ -159,19 +157,3 @@ class RankingLoss(nn.Module):
         """The loss of features [A, Ds] and [A, Dt], against references [M, Ds] and [M, Dt] if given."""
         inputs = Inputs(student, teacher, student_refs, teacher_refs, weights, pair_mask)
         return ranking_loss(inputs, lambda: self.recipe, self.process_group)
-
-    def extra_repr(self) -> str:
-        """The options, for printing."""
-        shown = (
-            name for name in self.options if name not in ("teacher_dissimilarity", "chunk_bytes")
-        )
-        return ", ".join(f"{name}={getattr(self.recipe, name)!r}" for name in shown)
-
-
-def _option(name: str) -> property:
-    """An attribute that is a field of the recipe."""
-
-    def change(module: RankingLoss, value: Any) -> None:
-        module.recipe = replace(module.recipe, **{name: value})
-
-    return property(lambda module: getattr(module.recipe, name), change)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import wide_dtype
+
 
 def anchor_weights(
     student: Tensor,
@@ -21,7 +23,7 @@ def anchor_weights(
         self_start: anchor i is reference self_start + i and left out; None: it is none of them.
     """
     anchors = student.shape[0]
-    dtype = torch.float32 if student.device.type == "mps" else torch.float64
+    dtype = wide_dtype(student.device)
     w = student.new_ones(anchors, dtype=dtype) if weights is None else weights.detach().to(dtype)
     if pair_mask is None:
         return w

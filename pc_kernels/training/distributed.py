@@ -14,15 +14,69 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import FLOATS, first_order_only
 
 Group = dist.ProcessGroup
+KINDS = (*FLOATS, torch.int64)
+"""Dtypes of what ranks gather."""
+GroupOrWorld = Group | Literal["world"]
+"""A live group; or all processes, whose group need not be there before the loss is called."""
+T = TypeVar("T")
+
+
+def live_group(group: GroupOrWorld | None) -> Group | None:
+    """The group that is meant.
+
+    Raises:
+        ValueError: "world", and there is none yet.
+    """
+    if not isinstance(group, str) or group != "world":
+        return group
+    if dist.group.WORLD is None:
+        raise ValueError(
+            "process_group='world': torch.distributed is not initialised; call init_process_group first"
+        )
+    return dist.group.WORLD
+
+
+class SharesGroup(nn.Module):
+    """A module with a `process_group`: its copies share the group, its pickles may name the world's."""
+
+    process_group: GroupOrWorld | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which both go this way."""
+        group = self.process_group
+        shared = _Shared(group) if isinstance(group, Group) else group
+        return {**self.__dict__, "process_group": shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle."""
+        group = state["process_group"]
+        super().__setstate__({**state, "process_group": getattr(group, "group", group)})
+
+
+class _Shared:
+    """A group on its way into a copy or a pickle."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.group is dist.group.WORLD:
+            return str, ("world",)
+        raise TypeError(
+            "process_group: only 'world' can be pickled; set it to None before, and again afterwards"
+        )
 
 
 class JointBatch(NamedTuple):
@@ -30,28 +84,30 @@ class JointBatch(NamedTuple):
 
     student: Tensor
     """[M, Ds]; gradients reach the ranks that hold the rows."""
-    teacher: Tensor
-    """[M, Dt]."""
+    teacher: Tensor | None
+    """[M, Dt], if there is a teacher."""
     start: int
     """The place of this rank's first row."""
 
 
 def gather_batch(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     pair_mask: Tensor | None,
     check: Callable[[], Mapping[str, Any]],
     group: Group,
+    names: tuple[str, str] = ("student", "teacher"),
 ) -> JointBatch:
     """The joint batch, after all ranks have agreed that nothing is wrong with any part of it.
 
     Args:
         student: this rank's features [A, Ds].
-        teacher: this rank's features [A, Dt].
+        teacher: this rank's features [A, Dt], or int64; or None on every rank.
         pair_mask: this rank's, bool [A, M] or None.
         check: raises an error if this rank's arguments are not in order; returns the options that all
             ranks must have alike, by name.
         group: the ranks that share the batch.
+        names: of student and teacher, for errors.
 
     Raises:
         TypeError, ValueError: this process is not in the group; or options, widths or dtypes differ, a
@@ -59,13 +115,14 @@ def gather_batch(
             every rank, so that none waits for the others).
         Exception: from `check`.
     """
-    _check_member(group)
+    check_member(group)
     own_error, options = None, {}
     try:
         options = {name: described(value) for name, value in check().items()}
         columns = 0 if pair_mask is None else pair_mask.shape[1]
-        kinds = (FLOATS.index(student.dtype), FLOATS.index(teacher.dtype))
-        row = [1, *student.shape, teacher.shape[1], *kinds, columns, _digest(options)]
+        width, kind = (0, 0) if teacher is None else (teacher.shape[1], KINDS.index(teacher.dtype))
+        kinds = (KINDS.index(student.dtype), kind)
+        row = [1, *student.shape, width, *kinds, columns, _digest(options)]
     except Exception as error:
         own_error = error
         row = [0] * 8
@@ -80,17 +137,15 @@ def gather_batch(
     if len({row[7] for row in table}) > 1:
         _refuse_options(options, group)
     sizes = [row[1] for row in table]
-    _check_table(table, sum(sizes))
+    _check_table(table, sum(sizes), names)
     return JointBatch(
         _AllGather.apply(student, sizes, group),
-        _all_gather(teacher.detach(), sizes, group),
+        None if teacher is None else _all_gather(teacher.detach(), sizes, group),
         sum(sizes[: dist.get_rank(group)]),
     )
 
 
-def together(
-    compute: Callable[[], Tensor], what: str, device: torch.device, group: Group
-) -> Tensor:
+def together(compute: Callable[[], T], what: str, device: torch.device, group: Group) -> T:
     """What `compute` returns; where it raises on one rank, every rank raises.
 
     Args:
@@ -101,11 +156,14 @@ def together(
 
     Raises:
         Exception: this rank's own error.
+        TypeError, ValueError: this process is not in the group.
         RuntimeError: another rank's computation failed.
     """
-    result, own_error = None, None
+    check_member(group)
+    result: list[T] = []
+    own_error = None
     try:
-        result = compute()
+        result.append(compute())
     except Exception as error:
         own_error = error
     table = _describe_all([int(own_error is not None)], device, group)
@@ -114,8 +172,7 @@ def together(
     failed = [rank for rank, row in enumerate(table) if row[0]]
     if failed:
         raise RuntimeError(f"process_group: {what} failed on ranks {failed}; see their errors")
-    assert result is not None
-    return result
+    return result[0]
 
 
 def described(value: object) -> str:
@@ -126,12 +183,14 @@ def described(value: object) -> str:
     return f"function {getattr(value, '__module__', None)}.{named}"
 
 
-def _check_member(group: object) -> None:
+def check_member(group: object) -> None:
     """Raises unless this process belongs to the group."""
     if group is not dist.GroupMember.NON_GROUP_MEMBER:
         if not isinstance(group, Group):
             came = type(group).__name__
-            raise TypeError(f"process_group must be a torch.distributed group; got {came}")
+            raise TypeError(
+                f"process_group must be a torch.distributed group, 'world' or None; got {came}"
+            )
         if dist.get_rank(group) >= 0:
             return
     raise ValueError(
@@ -160,12 +219,12 @@ def _refuse_options(own: Mapping[str, str], group: Group) -> None:
     )
 
 
-def _check_table(table: list[list[int]], rows: int) -> None:
+def _check_table(table: list[list[int]], rows: int, given: tuple[str, str]) -> None:
     """Raises ValueError unless the ranks' tensors make one batch of this many rows."""
-    names = ("student width", "teacher width", "student dtype", "teacher dtype")
+    names = [f"{argument} {what}" for what in ("width", "dtype") for argument in given]
     for argument, values in zip(names, zip(*(row[2:6] for row in table), strict=True), strict=True):
         if len(set(values)) > 1:
-            shown = [str(FLOATS[v]) for v in values] if "dtype" in argument else list(values)
+            shown = [str(KINDS[v]) for v in values] if "dtype" in argument else list(values)
             raise ValueError(f"process_group: all ranks must have one {argument}; by rank: {shown}")
     masks = [row[6] for row in table]
     if any(columns not in (0, 1, rows) for columns in masks):
@@ -197,6 +256,13 @@ def sum_over_ranks(x: Tensor, group: Group) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
+
+
+def logsumexp_over_ranks(x: Tensor, group: Group) -> Tensor:
+    """The logarithm of Σ exp(x) over the ranks, without a gradient."""
+    everyone = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, x.detach().contiguous(), group=group)
+    return torch.stack(everyone).logsumexp(0)
 
 
 def joint_loss(losses: Tensor, reduction: str, group: Group) -> Tensor:

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import FLOATS, check_features
-from .distributed import Group, gather_batch
+from ..installation import warn_once
+from .distributed import GroupOrWorld, SharesGroup, gather_batch, live_group
+
+NEVER_FILLED = (
+    "pc_kernels: the FeatureQueue is read again and still empty, so the loss is 0 and teaches nothing: "
+    "call queue.enqueue(student, teacher) after each backward"
+)
 
 
-class FeatureQueue(nn.Module):
+class FeatureQueue(SharesGroup):
     """The last `size` rows of student and teacher features, first in, first out.
 
     It unpacks into the references of a loss. They get no gradient: they are what the networks said
@@ -39,7 +45,7 @@ class FeatureQueue(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-        process_group: Group | None = None,
+        process_group: GroupOrWorld | None = None,
     ) -> None:
         """Makes an empty queue.
 
@@ -74,13 +80,21 @@ class FeatureQueue(nn.Module):
         )
         self._filled = 0
         self._next = 0
+        self._asked = False  # for rows, while there were none
 
     def __len__(self) -> int:
         """Rows that are in it."""
         return self._filled
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The rows of the student [M, Ds] and of the teacher [M, Dt], M = len(self)."""
+        """The rows of the student [M, Ds] and of the teacher [M, Dt], M = len(self).
+
+        Warns, once a process, where it is asked for rows again and has never got any.
+        """
+        if self._filled == 0:
+            if self._asked:
+                warn_once("queue", NEVER_FILLED)
+            self._asked = True
         return iter((self.student[: self._filled], self.teacher[: self._filled]))
 
     @torch.no_grad()
@@ -105,10 +119,12 @@ class FeatureQueue(nn.Module):
                     raise ValueError(f"{name} is on {x.device}; the queue is on {rows.device}")
             return {"size": self.size}
 
-        if self.process_group is None:
+        group = live_group(self.process_group)
+        if group is None:
             check()
         else:
-            joint = gather_batch(student, teacher, None, check, self.process_group)
+            joint = gather_batch(student, teacher, None, check, group)
+            assert joint.teacher is not None
             student, teacher = joint.student, joint.teacher
         student, teacher = student[-self.size :], teacher[-self.size :]
         count = student.shape[0]

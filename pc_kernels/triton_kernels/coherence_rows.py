@@ -8,10 +8,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
+from .dissimilarity import GIVEN, Gram, offset_of, row_extent
 from .formulas import value_and_slope
-from .grid import clear, density_function, place, scratch, spread
-from .row import Row, counted, row_range, store_undefined
+from .grid import clear, scratch
+from .row import SPECIALIZATION, Row, counted, finite, store_undefined
 from .row_sums import (
     Gradient,
     Options,
@@ -34,46 +34,47 @@ class Loss(NamedTuple):
 
 
 @triton.jit
-def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
+def row_loss(row, loss, push_ptr, slope_ptr, scale, grid, options, ON_GRID: tl.constexpr):
+    """Σ_j ℓ of a row, by one of the two ways; WITH_GRAD also its slopes and densities."""
+    total = tl.zeros([options.BLOCK], tl.float64)
+    inverse_others = 1.0 / tl.maximum(scale.number - 1, 1).to(tl.float32)
+    for first in range(0, row.count, options.BLOCK):
+        j = first + tl.arange(0, options.BLOCK)
+        valid = counted(j, row)
+        d = tl.load(row.x + j, mask=valid, other=0.0)
+        target = tl.load(loss.target + j, mask=valid, other=0.0)
+        sums, density = sums_at(row, d, valid, scale, grid, options, ON_GRID)
+        residual = tl.where(valid, (sums - 0.5) * inverse_others - target, 0.0)
+        value, slope = value_and_slope(residual, loss.PENALTY)
+        total += value.to(tl.float64)
+        if loss.WITH_GRAD:
+            tl.store(slope_ptr + j, slope, mask=j < row.count)
+            tl.store(push_ptr + j, density, mask=valid)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def coherence_row(i, row, gram, grid, loss, push_ptr, options, READY: tl.constexpr):
     """The loss of anchor i; WITH_GRAD, its row becomes V."""
-    push_ptr = grid.spare
-    slope_ptr = push_ptr + (row.count + 15) // 16 * 16
+    slope_ptr = push_ptr + row.count
     offset = offset_of(gram, i)
-    if gram.DISSIMILARITY != GIVEN and not READY:
-        dissimilarity_row(row, gram, i, offset, options.BLOCK)
-    extent = row_range(row, options.BLOCK)
+    PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN and not READY
+    extent = row_extent(row, gram, i, offset, PRODUCTS, options.BLOCK)
     any_target = tl.load(loss.target)  # undefined ranks are so throughout
-    if extent.fit & (any_target == any_target):
+    if finite(extent.total) & (any_target == any_target):
         scale = row_scale(row, extent, grid, options)
         if scale.on_grid:
+            clear(grid, scale.cells, options.BLOCK)
             spread_to_density(row, None, scale, grid, options)
-            if loss.WITH_GRAD:
-                clear(grid, scale.cells, options.BLOCK)
-        total = tl.full((), 0.0, tl.float64)
-        others = tl.maximum(scale.number - 1, 1).to(tl.float32)
-        for first in range(0, row.count, options.BLOCK):
-            j = first + tl.arange(0, options.BLOCK)
-            valid = counted(j, row)
-            d = tl.load(row.x + j, mask=valid, other=0.0)
-            target = tl.load(loss.target + j, mask=valid, other=0.0)
-            sums, density = sums_at(row, d, valid, scale, grid, options)
-            residual = tl.where(valid, (sums - 0.5) / others - target, 0.0)
-            value, slope = value_and_slope(residual, loss.PENALTY)
-            total += tl.sum(value.to(tl.float64), axis=0)
-            if loss.WITH_GRAD:
-                tl.store(slope_ptr + j, slope, mask=j < row.count)
-                tl.store(push_ptr + j, density, mask=valid)
-                if scale.on_grid:
-                    cell, u = place(d, valid, scale)
-                    spread(grid, cell, u, slope, valid)
-        size = tl.maximum(scale.number, 1).to(tl.float64)
-        tl.store(loss.losses + i, tl.where(scale.number > 1, total / size, 0.0).to(tl.float32))
+            total = row_loss(row, loss, push_ptr, slope_ptr, scale, grid, options, True)
+        else:
+            total = row_loss(row, loss, push_ptr, slope_ptr, scale, grid, options, False)
+        mean = tl.where(scale.number > 1, total * scale.share, 0.0)
+        tl.store(loss.losses + i, mean.to(tl.float32))
         if loss.WITH_GRAD:
             tl.debug_barrier()
-            if scale.on_grid:
-                density_function(grid, scale.cells, options.RELAXATION, False)
-            pairs = tl.maximum(size * (size - 1.0), 1.0)
-            factor = (tl.load(loss.weights + i).to(tl.float64) / pairs).to(tl.float32)
+            weight = tl.load(loss.weights + i).to(tl.float64) * scale.share
+            factor = (weight / tl.maximum(scale.number - 1, 1).to(tl.float64)).to(tl.float32)
             slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
             rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)
@@ -83,7 +84,7 @@ def coherence_row(i, row, gram, grid, loss, options, READY: tl.constexpr):
             store_undefined(row.x, row, options.BLOCK)
 
 
-@triton.jit(do_not_specialize=["self_start"])
+@triton.jit(**SPECIALIZATION)
 def coherence_rows_kernel(
     values_ptr,
     anchors_ptr,
@@ -100,11 +101,12 @@ def coherence_rows_kernel(
     tables_ptr,
     moments_ptr,
     floats_ptr,
-    rows,
+    rows_ptr,
     count,
     capacity,
     floats_stride,
     temperature: tl.float64,
+    rows,
     DISSIMILARITY: tl.constexpr,
     READY: tl.constexpr,
     HAS_KEEP: tl.constexpr,
@@ -118,6 +120,7 @@ def coherence_rows_kernel(
 ):
     """Losses [rows]; WITH_GRAD, values become V. READY: they hold δ already, not inner products."""
     grid = scratch(tables_ptr, moments_ptr, floats_ptr, floats_stride, capacity)
+    push_ptr = rows_ptr + tl.cast(tl.program_id(0), tl.int64) * 2 * count
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(i, tl.int64) * count
         own = tl.where(self_start >= 0, self_start + i, -1)
@@ -135,6 +138,7 @@ def coherence_rows_kernel(
             ),
             grid,
             Loss(target_ptr + start, weights_ptr, losses_ptr, PENALTY, WITH_GRAD),
+            push_ptr,
             Options(temperature, RELAXATION, SCALE_STD, GRID, BLOCK, PAIRS),
             READY,
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .row import Row
+from .row import Row, counted, empty_tally, extent_of, tallied
 
 CODES = {"given": 0, "euclidean": 1, "sqeuclidean": 2, "cosine": 3}
 """What the kernels call a dissimilarity."""
@@ -80,8 +80,8 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
     """δ, less the row's offset: √(x+y) − √x = y/(√(x+y) + √x)."""
     if DISSIMILARITY == EUCLIDEAN:
         far = offset > 0.0
-        distance = tl.sqrt_rn(tl.maximum(tl.where(far, anchor_sq + squared, squared), 0.0))
-        distance = tl.where(squared == squared, distance, squared)
+        square = tl.where(far, anchor_sq + squared, squared)
+        distance = tl.sqrt(tl.maximum(square, 0.0, propagate_nan=tl.PropagateNan.ALL))
         value = tl.where(far, squared / (distance + offset), distance)
     elif DISSIMILARITY == SQEUCLIDEAN:
         value = squared
@@ -93,28 +93,77 @@ def dissimilarity_of(squared, anchor_sq, offset, DISSIMILARITY: tl.constexpr):
 
 
 @triton.jit
-def dissimilarity_block(row, gram, i, offset, first, BLOCK: tl.constexpr):
-    """A block of a Gram row in place: δ less the row's offset. The anchor's own place gets garbage."""
+def near_dissimilarities(gram, i, j, near, offset, BLOCK: tl.constexpr):
+    """δ of near pairs less the row's offset, from the differences of their features."""
     anchor_sq = tl.load(gram.anchor_sq + i)
+    short = squared_distances(gram, i, j, near, BLOCK)
+    squared = tl.where(offset > 0.0, short - anchor_sq, short)
+    return dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
+
+
+@triton.jit
+def dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK: tl.constexpr):
+    """δ of a block of a Gram row, less the row's offset, and which pairs are near and wait for theirs."""
     j = first + tl.arange(0, BLOCK)
     inside = j < row.count
     products = tl.load(row.x + j, mask=inside, other=0.0)
     reference_sq = tl.load(gram.reference_sq + j, mask=inside, other=0.0)
     squared, near = squares_of(products, anchor_sq, reference_sq, offset)
-    near = near & inside & (j != row.own)
-    if tl.max(near.to(tl.int32), axis=0) > 0:
-        short = squared_distances(gram, i, j, near, BLOCK)
-        squared = tl.where(near, tl.where(offset > 0.0, short - anchor_sq, short), squared)
     value = dissimilarity_of(squared, anchor_sq, offset, gram.DISSIMILARITY)
-    tl.store(row.x + j, value, mask=inside)
+    return value, near & counted(j, row)
 
 
 @triton.jit
-def dissimilarity_row(row, gram, i, offset, BLOCK: tl.constexpr):
-    """The Gram row of anchor i in place; ends with a barrier."""
+def measure_near(tally, row, gram, i, offset, BLOCK: tl.constexpr):
+    """δ less the offset where -inf marks a near pair; returns the `Tally` with them."""
     for first in range(0, row.count, BLOCK):
-        dissimilarity_block(row, gram, i, offset, first, BLOCK)
-    tl.debug_barrier()
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        near = tl.load(row.x + j, mask=valid, other=0.0) == float("-inf")
+        if tl.max(near.to(tl.int32), axis=0) > 0:
+            x = near_dissimilarities(gram, i, j, near, offset, BLOCK)
+            tl.store(row.x + j, x, mask=near)
+            tally = tallied(tally, x, near)
+    return tally
+
+
+@triton.jit
+def measured(row, gram, i, offset, BLOCK: tl.constexpr):
+    """δ of anchor i's row less the offset, -inf for near pairs: the others' `Tally`, and the marks."""
+    tally = empty_tally(BLOCK)
+    marked = tl.zeros([BLOCK], tl.int32)
+    anchor_sq = tl.load(gram.anchor_sq + i)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        x, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
+        tl.store(row.x + j, tl.where(near, float("-inf"), x), mask=j < row.count)
+        marked |= near.to(tl.int32)
+        tally = tallied(tally, x, counted(j, row) & (near == 0))
+    return tally, marked
+
+
+@triton.jit
+def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The `Extent` of anchor i's row. Where it holds PRODUCTS, they become δ less the offset first.
+
+    What does not count gets garbage. Near pairs are rare: an infinity marks their places, and only if
+    there are any does a second pass follow. Ends with a barrier.
+    """
+    if PRODUCTS:
+        if offset > 0.0:
+            tally, marked = measured(row, gram, i, offset, BLOCK)
+        else:
+            tally, marked = measured(row, gram, i, 0.0, BLOCK)
+        if tl.max(marked, axis=0) > 0:
+            tally = measure_near(tally, row, gram, i, offset, BLOCK)
+        tl.debug_barrier()
+    else:
+        tally = empty_tally(BLOCK)
+        for first in range(0, row.count, BLOCK):
+            j = first + tl.arange(0, BLOCK)
+            valid = counted(j, row)
+            tally = tallied(tally, tl.load(row.x + j, mask=valid, other=0.0), valid)
+    return extent_of(tally)
 
 
 @triton.jit
@@ -126,6 +175,17 @@ def dissimilarity_backward(d, grad, offset, DISSIMILARITY: tl.constexpr):
     if DISSIMILARITY == SQEUCLIDEAN:
         grad = 2.0 * grad
     return grad
+
+
+@triton.jit
+def dissimilarity_part(row, gram, i, offset, first, BLOCK: tl.constexpr):
+    """A block of a Gram row becomes δ less the row's offset, in place."""
+    j = first + tl.arange(0, BLOCK)
+    anchor_sq = tl.load(gram.anchor_sq + i)
+    value, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
+    if tl.max(near.to(tl.int32), axis=0) > 0:
+        value = tl.where(near, near_dissimilarities(gram, i, j, near, offset, BLOCK), value)
+    tl.store(row.x + j, value, mask=j < row.count)
 
 
 @triton.jit
@@ -143,8 +203,10 @@ def dissimilarity_kernel(
 ):
     """The stage standing alone: a program is a block of a row."""
     i = tl.program_id(0)
+    first = tl.program_id(1) * BLOCK
     values = values_ptr + tl.cast(i, tl.int64) * count
-    dissimilarity_block(
+    offset = tl.load(offsets_ptr + i)
+    dissimilarity_part(
         Row(values, count, -1, values, False),
         Gram(
             anchors_ptr,
@@ -156,8 +218,8 @@ def dissimilarity_kernel(
             DISSIMILARITY,
         ),
         i,
-        tl.load(offsets_ptr + i),
-        tl.program_id(1) * BLOCK,
+        offset,
+        first,
         BLOCK,
     )
 

@@ -14,13 +14,14 @@ from . import tables
 
 NODES = tl.constexpr(tables.NODES)
 TERMS = tl.constexpr(tables.TERMS)
+TAP_BLOCK = tl.constexpr(tables.TAP_BLOCK)
 SPREAD = tl.constexpr(tables.SPREAD)
-GATHER = tl.constexpr(tables.GATHER)
-INTEGRAL = tl.constexpr(tables.INTEGRAL)
-HALF = tl.constexpr(tables.HALF)
 EDGE = tl.constexpr(tables.EDGE)
 EDGE_TAPS = tl.constexpr(tables.EDGE_TAPS)
 TAPS = tl.constexpr(tables.TAPS)
+GATHER = tl.constexpr(tables.GATHER)
+INTEGRAL = tl.constexpr(tables.INTEGRAL)
+HALF = tl.constexpr(tables.HALF)
 MASS_PAD = tl.constexpr(tables.MASS_PAD)
 DENSITY_PAD = tl.constexpr(tables.DENSITY_PAD)
 INVERSE_STEPS = tl.constexpr(tables.INVERSE_STEPS)
@@ -29,10 +30,13 @@ BANDS = tl.constexpr(tables.BANDS)
 FIXED = tl.constexpr(float(1 << 36))
 """Moments are whole multiples of 1/FIXED: integers add up the same in any order, and exactly."""
 
-TAP_BLOCK = tl.constexpr(16)
+WHOLE = tl.constexpr(1.5 * 2**52)
+"""Added to a float64 number below 2⁵¹, it leaves the nearest whole number in the lowest bits."""
 
-NODE_BLOCK = tl.constexpr(128)
-"""Nodes, or cells, at a time."""
+WHOLE_BITS = tl.constexpr(0x4338 << 48)
+
+LANES = tl.constexpr(1)
+"""Threads that share a point when it is spread: side by side, they reach its cell's moments at once."""
 
 
 class Grid(NamedTuple):
@@ -47,8 +51,6 @@ class Grid(NamedTuple):
     """The density in every cell."""
     level: tl.tensor
     """The rank function in the middle of every cell."""
-    spare: tl.tensor
-    """What comes behind, for the kernel to use."""
     capacity: tl.tensor
     """Cells there is room for."""
 
@@ -62,33 +64,32 @@ def scratch(tables_ptr, moments_ptr, floats_ptr, stride, capacity):
     density = mass + capacity + MASS_PAD
     cubic = density + capacity + DENSITY_PAD
     level = cubic + capacity * TERMS
-    return Grid(tables_ptr, moments, mass, density, cubic, level, level + capacity, capacity)
+    return Grid(tables_ptr, moments, mass, density, cubic, level, capacity)
 
 
 @triton.constexpr_function
-def of_relaxation(table, code):
-    """A relaxation's entry in a table by code."""
-    return table[code]
+def entry(table, *places):
+    """An entry of a table, known when the kernel is compiled."""
+    for place in places:
+        table = table[place]
+    return table
+
+
+@triton.jit
+def whole(x):
+    """The nearest whole numbers to |x| < 2⁵¹, as int64. Faster than a conversion."""
+    return (x + WHOLE).to(tl.int64, bitcast=True) - WHOLE_BITS
 
 
 @triton.jit
 def place(x, valid, scale):
-    """The cell of each point and its place in the cell, u in [−½, ½].
+    """The cell of each point and its place in the cell, u in [−½, ½]; of what is not valid, the lowest.
 
     In float64: a small value beside a large one has digits that their float32 difference has not.
     """
     t = (tl.where(valid, x, scale.low).to(tl.float64) - scale.low) * scale.steps
-    cell = t.to(tl.int32)
-    return cell, (t - (cell.to(tl.float64) + 0.5)).to(tl.float32)
-
-
-@triton.jit
-def powers(u):
-    """1, u, u², u³ of each point: [BLOCK, TERMS]."""
-    term = tl.arange(0, TERMS)[None, :]
-    v = u[:, None]
-    low = tl.where(term == 0, 1.0, v)
-    return tl.where(term < 2, low, tl.where(term == 2, v * v, v * v * v))
+    shifted = t + WHOLE
+    return shifted.to(tl.int64, bitcast=True).to(tl.int32), (t - (shifted - WHOLE)).to(tl.float32)
 
 
 @triton.jit
@@ -102,109 +103,147 @@ def clear(grid, cells, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def spread(grid, cell, u, weight, valid):
-    """Adds the points' weight · (1, u, u², u³) to the moments of their cells; |weight| ≤ 2."""
-    amount = (powers(u) * weight[:, None]).to(tl.float64) * FIXED
-    at = cell[:, None] * TERMS + tl.arange(0, TERMS)[None, :]
-    mask = valid[:, None] & (at >= 0)
-    tl.atomic_add(grid.moments + at, amount.to(tl.int64), mask=mask, sem="relaxed")
+def spread(grid, cell, u, weight, mask, part):
+    """Adds weight · (1, u, u², u³) to the moments of the points' cells, |weight| ≤ 2.
+
+    A point has LANES places in the block; `part` says which of them this is.
+    """
+    amount = tl.where(part % 2 == 1, weight * u, weight)
+    step = u
+    if LANES > 1:
+        step = u * u
+    if LANES == 4:
+        amount = tl.where(part >= 2, amount * step, amount)
+    for a in tl.static_range(0, TERMS, LANES):
+        fixed = whole(amount.to(tl.float64) * FIXED)
+        at = cell * TERMS + (part + a)
+        tl.atomic_add(grid.moments + at, fixed, mask=mask, sem="relaxed")
+        amount *= step
 
 
 @triton.jit
-def masses(grid, cells, BAND: tl.constexpr):
+def moments_to_floats(grid, cells, BLOCK: tl.constexpr):
+    """Moments as float32 numbers where the cubics will be, and zeros in their place."""
+    for first in range(0, cells * TERMS, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        inside = i < cells * TERMS
+        moment = tl.load(grid.moments + i, mask=inside, other=0, cache_modifier=".cg")
+        tl.store(grid.cubic + i, moment.to(tl.float32) * (1.0 / FIXED), mask=inside)
+        tl.store(grid.moments + i, tl.zeros([BLOCK], tl.int64), mask=inside)
+
+
+@triton.jit
+def masses(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
     """Cell moments to weights on the nodes, with a band of zeros on both sides.
 
-    A node collects from the cells n − NODES + 1 … n, whose moments lie side by side.
+    A node collects from the cells n − NODES + 1 … n.
     """
-    WIDTH: tl.constexpr = NODES * TERMS
-    lane = tl.arange(0, WIDTH)
-    weight = tl.load(grid.tables + SPREAD + lane)[None, :]
-    padded = cells + NODES - 1 + 2 * BAND
-    for first in range(0, padded, NODE_BLOCK):
-        i = first + tl.arange(0, NODE_BLOCK)
-        at = (i - BAND - (NODES - 1))[:, None] * TERMS + lane[None, :]
-        inside = (at >= 0) & (at < cells * TERMS)
-        moment = tl.load(grid.moments + at, mask=inside, other=0, cache_modifier=".cg")
-        value = (moment.to(tl.float64) * (1.0 / FIXED)).to(tl.float32)
-        tl.store(grid.mass + i, tl.sum(value * weight, axis=1), mask=i < padded)
+    term = tl.arange(0, TERMS)[None, :]
+    nodes = cells + NODES - 1
+    for first in range(0, nodes, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        total = tl.zeros([BLOCK, TERMS], tl.float32)
+        for k in tl.static_range(NODES):
+            cell = n + (k - (NODES - 1))
+            inside = ((cell >= 0) & (cell < cells))[:, None]
+            moment = tl.load(grid.cubic + cell[:, None] * TERMS + term, mask=inside, other=0.0)
+            total += moment * tl.load(grid.tables + SPREAD + k * TERMS + term)
+        tl.store(grid.mass + BAND + n, tl.sum(total, axis=1), mask=n < nodes)
+    for first in range(0, 2 * BAND + TAP_BLOCK, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        at = tl.where(i < BAND, i, i + nodes)
+        tl.store(grid.mass + at, tl.zeros([BLOCK], tl.float32), mask=i < 2 * BAND + TAP_BLOCK)
 
 
 @triton.jit
-def convolve(grid, cells, BAND: tl.constexpr):
-    """Density at the nodes: masses convolved with φ."""
-    lane = tl.arange(0, TAP_BLOCK)
+def convolve(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
+    """Density at the nodes: masses convolved with φ, whose table ends in zeros."""
     nodes = cells + NODES - 1
-    for first in range(0, nodes, NODE_BLOCK):
-        n = first + tl.arange(0, NODE_BLOCK)
-        total = tl.zeros([NODE_BLOCK], tl.float32)
+    for first in range(0, nodes, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        total = tl.zeros([BLOCK], tl.float32)
         for tap in range(0, 2 * BAND + 1, TAP_BLOCK):
-            t = tap + lane
-            inside = t <= 2 * BAND
-            phi = tl.load(grid.tables + TAPS + t, mask=inside, other=0.0)[None, :]
-            at = n[:, None] + t[None, :]
-            mask = (n < nodes)[:, None] & inside[None, :]
-            total += tl.sum(tl.load(grid.mass + at, mask=mask, other=0.0) * phi, axis=1)
+            t = tap + tl.arange(0, TAP_BLOCK)[:, None]
+            phi = tl.load(grid.tables + TAPS + t)
+            mass = tl.load(grid.mass + n[None, :] + t)  # beyond the nodes, whatever lies there
+            total += tl.sum(mass * phi, axis=0)
         tl.store(grid.density + n, total, mask=n < nodes)
 
 
 @triton.jit
-def cubics(grid, cells, BAND: tl.constexpr, INTEGRATE: tl.constexpr):
+def cubics(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK: tl.constexpr):
     """Node densities to the cubic of every cell.
 
     INTEGRATE: also the constant that makes the cubic's integral the rank function. It starts from its
     value at the row's lower end, which depends on the first band alone.
     """
-    lane = tl.arange(0, NODES)
+    BAND: tl.constexpr = entry(BANDS, RELAXATION)
+    STEP: tl.constexpr = 1 / entry(INVERSE_STEPS, RELAXATION)
+    term = tl.arange(0, TERMS)[None, :]
     rank = tl.full((), 0.0, tl.float64)
     if INTEGRATE:
         i = tl.arange(0, EDGE_TAPS)
         inside = i < cells + NODES - 1 + BAND
         mass = tl.load(grid.mass + BAND + i, mask=inside, other=0.0)
         rank += tl.sum((mass * tl.load(grid.tables + EDGE + i)).to(tl.float64), axis=0)
-    for first in range(0, cells, NODE_BLOCK):
-        c = first + tl.arange(0, NODE_BLOCK)
+    for first in range(0, cells, BLOCK):
+        c = first + tl.arange(0, BLOCK)
         valid = c < cells
-        density = tl.load(grid.density + c[:, None] + lane[None, :], mask=valid[:, None], other=0.0)
-        for a in tl.static_range(TERMS):
-            weight = tl.load(grid.tables + GATHER + a * NODES + lane)[None, :]
-            tl.store(grid.cubic + c * TERMS + a, tl.sum(density * weight, axis=1), mask=valid)
+        cubic = tl.zeros([BLOCK, TERMS], tl.float32)
+        gain = tl.zeros([BLOCK], tl.float32)
+        half = tl.zeros([BLOCK], tl.float32)
+        for n in tl.static_range(NODES):
+            density = tl.load(grid.density + c + n, mask=valid, other=0.0)
+            cubic += density[:, None] * tl.load(grid.tables + GATHER + n * TERMS + term)
+            if INTEGRATE:
+                gain += density * (STEP * entry(INTEGRAL, n))
+                half += density * (STEP * entry(HALF, n))
+        tl.store(grid.cubic + c[:, None] * TERMS + term, cubic, mask=valid[:, None])
         if INTEGRATE:
-            gain = tl.sum(density * tl.load(grid.tables + INTEGRAL + lane)[None, :], axis=1)
-            half = tl.sum(density * tl.load(grid.tables + HALF + lane)[None, :], axis=1)
-            gain = gain.to(tl.float64)
-            level = rank + (tl.cumsum(gain, axis=0) - gain) + half.to(tl.float64)
-            tl.store(grid.level + c, level.to(tl.float32), mask=valid)
-            rank += tl.sum(gain, axis=0)
+            below = tl.cumsum(gain.to(tl.float64), axis=0) - gain
+            tl.store(grid.level + c, (rank + below + half).to(tl.float32), mask=valid)
+            if first + BLOCK < cells:
+                rank += tl.sum(gain.to(tl.float64), axis=0)
 
 
 @triton.jit
-def density_function(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr):
+def density_function(
+    grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK: tl.constexpr
+):
     """From moments, all spread, to what `gather` and, with INTEGRATE, `gather_rank` read."""
-    BAND: tl.constexpr = of_relaxation(BANDS, RELAXATION)
+    BAND: tl.constexpr = entry(BANDS, RELAXATION)
     tl.debug_barrier()
-    masses(grid, cells, BAND)
+    moments_to_floats(grid, cells, BLOCK)
     tl.debug_barrier()
-    convolve(grid, cells, BAND)
+    masses(grid, cells, BAND, BLOCK)
     tl.debug_barrier()
-    cubics(grid, cells, BAND, INTEGRATE)
+    convolve(grid, cells, BAND, BLOCK)
+    tl.debug_barrier()
+    cubics(grid, cells, RELAXATION, INTEGRATE, BLOCK)
     tl.debug_barrier()
 
 
 @triton.jit
-def gather(grid, cell, u, valid):
-    """The density at the points."""
-    at = cell[:, None] * TERMS + tl.arange(0, TERMS)[None, :]
-    cubic = tl.load(grid.cubic + at, mask=valid[:, None], other=0.0)
-    return tl.sum(cubic * powers(u), axis=1)
-
-
-@triton.jit
-def gather_rank(grid, cell, u, valid, RELAXATION: tl.constexpr):
-    """The rank function and the density at the points."""
-    INVERSE_STEP: tl.constexpr = of_relaxation(INVERSE_STEPS, RELAXATION)
+def terms(grid, cell, u):
+    """The terms of the density's cubic at the points: [BLOCK, TERMS]."""
     term = tl.arange(0, TERMS)[None, :]
-    cubic = tl.load(grid.cubic + cell[:, None] * TERMS + term, mask=valid[:, None], other=0.0)
-    values = cubic * powers(u)
-    share = 1.0 / ((term + 1).to(tl.float32) * INVERSE_STEP)
-    level = tl.load(grid.level + cell, mask=valid, other=0.0)
+    v = u[:, None]
+    low = tl.where(term == 0, 1.0, v)
+    powers = tl.where(term < 2, low, tl.where(term == 2, v * v, v * v * v))
+    return tl.load(grid.cubic + cell[:, None] * TERMS + term) * powers
+
+
+@triton.jit
+def gather(grid, cell, u):
+    """The density at the points."""
+    return tl.sum(terms(grid, cell, u), axis=1)
+
+
+@triton.jit
+def gather_rank(grid, cell, u, RELAXATION: tl.constexpr):
+    """The rank function and the density at the points."""
+    values = terms(grid, cell, u)
+    order = tl.arange(0, TERMS)[None, :] + 1
+    share = 1.0 / (order.to(tl.float32) * entry(INVERSE_STEPS, RELAXATION))
+    level = tl.load(grid.level + cell)
     return level + u * tl.sum(values * share, axis=1), tl.sum(values, axis=1)

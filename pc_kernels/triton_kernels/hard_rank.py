@@ -11,8 +11,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, dissimilarity_row, offset_of
-from .row import Row, counted, finite, present
+from .dissimilarity import GIVEN, Gram, offset_of, row_extent
+from .row import SPECIALIZATION, Row, counted, empty_tally, extent_of, finite, present, tallied
+from .row_sums import factors_of
 
 
 class Buckets(NamedTuple):
@@ -20,8 +21,7 @@ class Buckets(NamedTuple):
 
     sizes: tl.tensor
     starts: tl.tensor
-    places: tl.tensor
-    """The values' places in their buckets."""
+    """Behind each bucket's place, where the next value goes: at last, where the next bucket starts."""
     ordered: tl.tensor
     """The values, bucket by bucket."""
     number: tl.tensor
@@ -41,37 +41,17 @@ class Options(NamedTuple):
 @triton.jit
 def mid_rank(below, equal, number):
     """From how many compare below, and equal (itself among them); exactly 0 and 1 at the ends."""
-    whole = 2 * tl.maximum(number - 1, 1)
-    rank = tl.div_rn((2 * below + equal - 1).to(tl.float32), whole.to(tl.float32))
+    half = 0.5 / tl.maximum(number - 1, 1).to(tl.float64)
+    rank = ((2 * below + equal - 1).to(tl.float64) * half).to(tl.float32)
     return tl.where(number > 1, rank, 0.5)
 
 
 @triton.jit
-def value_range(row, BLOCK: tl.constexpr):
-    """Of the values that count: how many, how many NaN and infinite, and the finite ones' range."""
-    number = tl.full((), 0, tl.int32)
-    nans = tl.full((), 0, tl.int32)
-    infinities = tl.full((), 0, tl.int32)
-    low = tl.full((), float("inf"), tl.float32)
-    high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, row.count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        fit = valid & finite(x)
-        number += tl.sum(valid.to(tl.int32), axis=0)
-        nans += tl.sum((x != x).to(tl.int32), axis=0)
-        infinities += tl.sum((valid & (fit == 0)).to(tl.int32), axis=0)
-        low = tl.minimum(low, tl.min(tl.where(fit, x, float("inf")), axis=0))
-        high = tl.maximum(high, tl.max(tl.where(fit, x, float("-inf")), axis=0))
-    return number, nans, infinities - nans, low, high
-
-
-@triton.jit
-def bucket_of(x, low, scale, buckets):
-    """Monotone in x, infinities included."""
-    t = (x.to(tl.float64) - low) * scale
-    return tl.minimum(tl.maximum(t, 0.0), tl.cast(buckets - 1, tl.float64)).to(tl.int32)
+def bucket_of(x, low, factors, buckets):
+    """Monotone in x, infinities included: rounding is. `low` has been multiplied by `factors.half`."""
+    t = (x * factors.half - low) * factors.first * factors.second
+    last = tl.cast(buckets - 1, tl.float32)
+    return tl.minimum(tl.maximum(t, 0.0), last).to(tl.int32)
 
 
 @triton.jit
@@ -84,62 +64,95 @@ def rank_all_pairs(row, rank_ptr, number, BLOCK: tl.constexpr, PAIRS: tl.constex
     equal = tl.zeros([BLOCK], tl.int32)
     for first in range(0, row.count, PAIRS):
         k = first + tl.arange(0, PAIRS)
-        other = tl.load(row.x + k, mask=counted(k, row), other=float("nan"))[None, :]
-        below += tl.sum((other < x[:, None]).to(tl.int32), axis=1)  # a NaN compares false
-        equal += tl.sum((other == x[:, None]).to(tl.int32), axis=1)
+        other = tl.load(row.x + k, mask=counted(k, row), other=float("nan"))[:, None]
+        below += tl.sum((other < x[None, :]).to(tl.int32), axis=0)  # a NaN compares false
+        equal += tl.sum((other == x[None, :]).to(tl.int32), axis=0)
     tl.debug_barrier()  # ranks may take the values' place
     rank = present(mid_rank(below, equal, number), valid, row)
     tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
 @triton.jit
-def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.constexpr):
-    """Ranks of a row of any length, without NaN."""
-    lane = tl.arange(0, BLOCK)
-    for first in range(0, buckets.number, BLOCK):
-        b = first + lane
-        tl.store(buckets.sizes + b, tl.zeros([BLOCK], tl.int32), mask=b < buckets.number)
-    tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
-        j = first + lane
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        place = tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
-        tl.store(buckets.places + j, place, mask=valid)
-    tl.debug_barrier()
+def starts_of(buckets, BLOCK: tl.constexpr):
+    """Where each bucket starts: the sizes' running sum. Returns the largest size."""
     before = tl.full((), 0, tl.int32)
+    largest = tl.zeros([BLOCK], tl.int32)
+    tl.store(buckets.starts, 0)
     for first in range(0, buckets.number, BLOCK):
-        b = first + lane
+        b = first + tl.arange(0, BLOCK)
         inside = b < buckets.number
         size = tl.load(buckets.sizes + b, mask=inside, other=0, cache_modifier=".cg")
-        tl.store(buckets.starts + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
+        tl.store(buckets.starts + 1 + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
         before += tl.sum(size, axis=0)
+        largest = tl.maximum(largest, size)
+    return tl.max(largest, axis=0)
+
+
+@triton.jit
+def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
+    """Ranks of a row of any length, without NaN."""
+    lane = tl.arange(0, options.BLOCK)
+    for first in range(0, buckets.number, options.BLOCK):
+        b = first + lane
+        tl.store(buckets.sizes + b, tl.zeros([options.BLOCK], tl.int32), mask=b < buckets.number)
     tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
-        place = tl.load(buckets.places + j, mask=valid, other=0)
-        tl.store(buckets.ordered + start + place, x, mask=valid)
+        bucket = bucket_of(x, low, factors, buckets.number)
+        tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
     tl.debug_barrier()
-    for first in range(0, row.count, BLOCK):
+    largest = starts_of(buckets, 4 * options.BLOCK)
+    tl.debug_barrier()
+    for first in range(0, row.count, options.BLOCK):
         j = first + lane
         valid = counted(j, row)
         x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, scale, buckets.number)
-        start = tl.load(buckets.starts + bucket, mask=valid, other=0)
-        size = tl.load(buckets.sizes + bucket, mask=valid, other=0, cache_modifier=".cg")
+        bucket = bucket_of(x, low, factors, buckets.number)
+        place = tl.atomic_add(buckets.starts + 1 + bucket, 1, mask=valid, sem="relaxed")
+        tl.store(buckets.ordered + place, x, mask=valid)
+    tl.debug_barrier()
+    for first in range(0, row.count, options.BLOCK):
+        j = first + lane
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        bucket = bucket_of(x, low, factors, buckets.number)
+        start = tl.load(buckets.starts + bucket, mask=valid, other=0, cache_modifier=".cg")
         below = start
-        equal = tl.zeros([BLOCK], tl.int32)
-        for i in range(tl.max(size, axis=0)):
-            inside = valid & (i < size)
-            other = tl.load(buckets.ordered + start + i, mask=inside, other=float("nan"))
-            below += (other < x).to(tl.int32)
-            equal += (other == x).to(tl.int32)
+        equal = tl.zeros([options.BLOCK], tl.int32)
+        for i in range(0, largest, options.PAIRS):
+            for k in tl.static_range(options.PAIRS):
+                # Behind the bucket lie greater values, and then none.
+                at = start + i + k
+                other = tl.load(buckets.ordered + at, mask=at < number, other=float("nan"))
+                below += (other < x).to(tl.int32)
+                equal += (other == x).to(tl.int32)
         rank = present(mid_rank(below, equal, number), valid, row)
+        tl.store(rank_ptr + j, rank, mask=j < row.count)
+
+
+@triton.jit
+def extent_beside_infinities(row, BLOCK: tl.constexpr):
+    """The `Extent` of the values that are not infinite."""
+    tally = empty_tally(BLOCK)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        tally = tallied(tally, x, valid & (tl.abs(x) != float("inf")))
+    return extent_of(tally)
+
+
+@triton.jit
+def store_alike(row, rank_ptr, undefined, options):
+    """Ranks of values that do not differ, or of an undefined row."""
+    value = tl.where(undefined, float("nan"), 0.5)
+    for first in range(0, row.count, options.BLOCK):
+        j = first + tl.arange(0, options.BLOCK)
+        # `coherence_row` knows a teacher's undefined row by any of its ranks.
+        written = counted(j, row) | (undefined & options.FINITE)
+        rank = present(tl.zeros([options.BLOCK], tl.float32) + value, written, row)
         tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
@@ -147,32 +160,28 @@ def rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK: tl.conste
 def hard_rank_row(i, row, gram, rank_ptr, buckets, options):
     """Ranks of the row of anchor i; 0 where nothing counts."""
     BLOCK: tl.constexpr = options.BLOCK
-    if gram.DISSIMILARITY != GIVEN:
-        dissimilarity_row(row, gram, i, offset_of(gram, i), BLOCK)
-    number, nans, infinities, low, high = value_range(row, BLOCK)
-    undefined = nans > 0
-    if options.FINITE:
-        undefined = (nans + infinities) > 0
-    alike = (infinities == 0) & (high <= low)
+    PRODUCTS: tl.constexpr = gram.DISSIMILARITY != GIVEN
+    extent = row_extent(row, gram, i, offset_of(gram, i), PRODUCTS, BLOCK)
+    number = extent.number
+    if not options.FINITE:  # noqa: SIM102 - a constant: no code at all
+        if finite(extent.total) == 0:
+            extent = extent_beside_infinities(row, BLOCK)
+    undefined = finite(extent.total) == 0
+    alike = (extent.number == number) & (extent.high <= extent.low)
     if undefined | alike | (number < 2):
-        value = tl.where(undefined, float("nan"), 0.5)
-        for first in range(0, row.count, BLOCK):
-            j = first + tl.arange(0, BLOCK)
-            # `coherence_row` knows a teacher's undefined row by any of its ranks.
-            written = counted(j, row) | (undefined & options.FINITE)
-            rank = present(tl.zeros([BLOCK], tl.float32) + value, written, row)
-            tl.store(rank_ptr + j, rank, mask=j < row.count)
+        store_alike(row, rank_ptr, undefined, options)
     elif options.SHORT:
         rank_all_pairs(row, rank_ptr, number, BLOCK, options.PAIRS)
     else:
-        apart = high > low  # or there are infinities, and at most one finite value
-        extent = tl.where(apart, high.to(tl.float64) - low, 1.0)
-        scale = tl.where(apart, tl.cast(buckets.number - 1, tl.float64) / extent, 1.0)
-        low = tl.where(low <= high, low, 0.0)
-        rank_by_buckets(row, rank_ptr, buckets, number, low, scale, BLOCK)
+        apart = extent.high > extent.low  # or there are infinities, and at most one finite value
+        span = tl.where(apart, extent.high.to(tl.float64) - extent.low, 1.0)
+        per_unit = tl.cast(buckets.number - 1, tl.float64) / span
+        factors = factors_of(per_unit, extent.low, extent.high)
+        low = tl.where(extent.low <= extent.high, extent.low, 0.0) * factors.half
+        rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options)
 
 
-@triton.jit(do_not_specialize=["self_start"])
+@triton.jit(**SPECIALIZATION)
 def hard_rank_kernel(
     values_ptr,
     anchors_ptr,
@@ -185,12 +194,11 @@ def hard_rank_kernel(
     self_start,
     rank_ptr,
     ints_ptr,
-    floats_ptr,
-    rows,
+    rows_ptr,
     count,
     buckets,
     ints_stride,
-    floats_stride,
+    rows,
     DISSIMILARITY: tl.constexpr,
     FINITE: tl.constexpr,
     HAS_KEEP: tl.constexpr,
@@ -205,10 +213,7 @@ def hard_rank_kernel(
     """
     program = tl.cast(tl.program_id(0), tl.int64)
     sizes_ptr = ints_ptr + program * ints_stride
-    starts_ptr = sizes_ptr + buckets
-    memory = Buckets(
-        sizes_ptr, starts_ptr, starts_ptr + buckets, floats_ptr + program * floats_stride, buckets
-    )
+    memory = Buckets(sizes_ptr, sizes_ptr + buckets, rows_ptr + program * count, buckets)
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(i, tl.int64) * count
         own = tl.where(self_start >= 0, self_start + i, -1)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,15 +24,20 @@ from .dissimilarity import CODES, dissimilarity_kernel, straight_dissimilarity_k
 from .formulas import code_of
 from .hard_rank import hard_rank_kernel
 from .settings import (
+    BUCKET_ROWS,
     COMPARED_ROWS,
     LONG_ROWS,
     SHORT_ROWS,
     STRAIGHT_TILE,
+    THREADS,
     Setting,
+    compiler_options,
     power_of_two_above,
     programs,
+    resident,
     trimmed,
     tuned,
+    warps_of,
 )
 from .soft_rank import soft_rank_backward_kernel, soft_rank_kernel
 from .tables import DENSITY_PAD, MASS_PAD, TERMS, padded, tables
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
 ALL_PAIRS = 256
 """References up to which a row's soft ranks are summed over all pairs (docs/gpu.md, "Triton")."""
 
-ALL_COMPARED = COMPARED_ROWS.block
+ALL_COMPARED = COMPARED_ROWS[0].block
 """References up to which hard ranks compare all pairs, in one block."""
 
 CELLS_PER_POINT = 8
@@ -67,57 +73,66 @@ class Launch:
     """A kernel of rows with all its arguments but the setting, which is tuned."""
 
     kernel: Any
+    rows: Tensor
+    """[rows, count]: what the kernel overwrites, and may read."""
     programs: int
+    """The most there is memory for."""
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     settings: tuple[Setting, ...]
 
-    def __call__(self, setting: Setting) -> None:
-        """Launches it."""
-        self.kernel[(self.programs,)](
+    def __call__(self, setting: Setting, rows: int | None = None) -> None:
+        """Launches it, for all rows or the first few."""
+        programs = min(self.programs, resident(self.rows.device, setting.warps))
+        self.kernel[(programs,)](
             *self.arguments,
+            rows=len(self.rows) if rows is None else rows,
             **self.constants,
             BLOCK=setting.block,
             PAIRS=setting.pairs,
             num_warps=setting.warps,
+            **compiler_options(self.rows.device),
         )
 
-    def tuned(self, overwritten: Tensor, *variant: Hashable) -> None:
+    def tuned(self, *variant: Hashable) -> None:
         """Launches it with the setting that is best for the variant and the rows' length.
 
-        `overwritten` [rows, count] is what the kernel may both read and write.
+        Where that is not known yet, it is found on two rows a program: more would only take memory.
         """
-        size = power_of_two_above(overwritten.shape[1], 16, 1 << 30)
-        key = (self.kernel.fn.__name__, overwritten.device, size, *variant)
-        with on(overwritten.device):
-            tuned(key, self.settings, self, (overwritten,))
+        size = power_of_two_above(self.rows.shape[1], 16, 1 << 30)
+        key = (self.kernel.fn.__name__, self.rows.device, size, *variant)
+        few = self.rows[: 2 * self.programs]
+        with on(self.rows.device):
+            self(tuned(key, self.settings, partial(self, rows=len(few)), few))
 
 
 def soft_launch(
     kernel: Any,
     tensors: tuple[Any, ...],
-    values: Tensor,
+    overwritten: Tensor,
     recipe: Recipe,
     constants: dict[str, Any],
     spare: int = 0,
 ) -> Launch:
-    """Of a kernel that ranks `values` softly: its own arguments, then what all such kernels take.
+    """Of a kernel that ranks softly: its own arguments, then what all such kernels take.
 
     That is the method's constants, scratch memory of the programs (with `spare` rows for the kernel to
     use), sizes and the recipe.
     """
-    rows, count = values.shape
+    rows, count = overwritten.shape
     relaxation = code_of(recipe.smooth_step)
     grid = count > ALL_PAIRS
     capacity = grid_capacity(count, recipe) if grid else 16
     moments = TERMS * capacity
-    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD + spare * padded(count)
-    number = programs(values.device, rows, 2 if grid else 8, 8 * moments + 4 * floats)
+    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
+    scratch = 8 * moments + 4 * (floats + spare * count)
+    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
+    number = programs(overwritten.device, rows, settings, scratch)
     shared = (
-        tables(recipe.relaxation, values.device),
-        values.new_empty(number * moments, dtype=torch.int64),
-        values.new_empty(number * floats, dtype=torch.float32),
-        rows,
+        tables(recipe.relaxation, overwritten.device),
+        overwritten.new_empty(number * moments, dtype=torch.int64),
+        overwritten.new_empty(number * floats, dtype=torch.float32),
+        *([overwritten.new_empty(number * spare * count)] if spare else []),
         count,
         capacity,
         floats,
@@ -129,8 +144,7 @@ def soft_launch(
         "SCALE_STD": recipe.scale == "std",
         "GRID": grid,
     }
-    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
-    return Launch(kernel, number, (*tensors, *shared), constants, settings)
+    return Launch(kernel, overwritten, number, (*tensors, *shared), constants, settings)
 
 
 def grid_capacity(count: int, recipe: Recipe) -> int:
@@ -163,10 +177,16 @@ def dissimilarity(rows: Rows) -> None:
     count = rows.values.shape[1]
     if rows.gram is None or rows.values.numel() == 0:
         return
-    block = power_of_two_above(count, 16, 256)
+    block = power_of_two_above(count, THREADS, 256)
     with on(rows.values.device):
         dissimilarity_kernel[(rows.values.shape[0], triton.cdiv(count, block))](
-            rows.values, *_gram(rows), count, CODES[rows.dissimilarity], block, num_warps=4
+            rows.values,
+            *_gram(rows),
+            count,
+            CODES[rows.dissimilarity],
+            block,
+            num_warps=warps_of(block, 4),
+            enable_fp_fusion=True,
         )
 
 
@@ -190,6 +210,7 @@ def straight_dissimilarity(rows: Rows) -> bool:
             ANCHORS=tile.anchors,
             REFERENCES=tile.references,
             num_warps=tile.warps,
+            enable_fp_fusion=True,
         )
     return True
 
@@ -214,8 +235,9 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     device = rows.values.device
     short = count <= ALL_COMPARED
     buckets = power_of_two_above(count, 64, MOST_BUCKETS)
-    ints, floats = (0, 0) if short else (2 * buckets + padded(count), padded(count))
-    grid = programs(device, number, 4, 4 * (ints + floats))
+    ints, floats = (0, 0) if short else (2 * buckets + 16, count)
+    settings = trimmed(COMPARED_ROWS if short else BUCKET_ROWS, count)
+    grid = programs(device, number, settings, 4 * (ints + floats))
     arguments = (
         rows.values,
         *_gram(rows),
@@ -223,11 +245,9 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         rank,
         torch.empty(grid * ints, dtype=torch.int32, device=device),
         torch.empty(grid * floats, dtype=torch.float32, device=device),
-        number,
         count,
         buckets,
         ints,
-        floats,
     )
     constants = {
         "DISSIMILARITY": CODES["given" if rows.ready else rows.dissimilarity],
@@ -235,9 +255,8 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
         "HAS_KEEP": pairs.keep is not None,
         "SHORT": short,
     }
-    settings = trimmed((COMPARED_ROWS,) if short else LONG_ROWS, count)
-    launch = Launch(hard_rank_kernel, grid, arguments, constants, settings)
-    launch.tuned(rank, rows.dissimilarity, rows.ready)
+    launch = Launch(hard_rank_kernel, rank, grid, arguments, constants, settings)
+    launch.tuned(rows.dissimilarity, rows.ready)
 
 
 def soft_rank(
@@ -252,8 +271,8 @@ def soft_rank(
     if x.numel() > 0:
         tensors = (x, _present(Pairs(None, keep), x)[0], rank, density if with_grad else rank)
         constants = {"HAS_KEEP": keep is not None, "WITH_GRAD": with_grad}
-        launch = soft_launch(soft_rank_kernel, tensors, x, recipe, constants)
-        launch.tuned(rank, recipe.relaxation)
+        launch = soft_launch(soft_rank_kernel, tensors, rank, recipe, constants)
+        launch.tuned(recipe.relaxation)
     return rank, density
 
 
@@ -269,8 +288,8 @@ def soft_rank_backward(
     if x.numel() > 0:
         tensors = (x, _present(Pairs(None, keep), x)[0], grad_rank, density, grad)
         constants = {"HAS_KEEP": keep is not None}
-        launch = soft_launch(soft_rank_backward_kernel, tensors, x, recipe, constants)
-        launch.tuned(grad, recipe.relaxation)
+        launch = soft_launch(soft_rank_backward_kernel, tensors, grad, recipe, constants)
+        launch.tuned(recipe.relaxation)
     return grad
 
 
@@ -299,5 +318,5 @@ def coherence_rows(chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         "WITH_GRAD": with_grad,
     }
     launch = soft_launch(coherence_rows_kernel, tensors, student.values, recipe, constants, spare=2)
-    launch.tuned(student.values, recipe.relaxation, with_grad, student.ready)
+    launch.tuned(recipe.relaxation, with_grad, student.ready)
     return losses

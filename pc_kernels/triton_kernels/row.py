@@ -6,7 +6,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-LARGEST = tl.constexpr(3.4028234663852886e38)
+SPECIALIZATION = {"do_not_specialize": ("self_start", "rows")}
+"""One kernel serves any number of rows: the last chunk of a batch compiles nothing."""
 
 
 class Row(NamedTuple):
@@ -26,14 +27,23 @@ class Row(NamedTuple):
     HAS_KEEP: tl.constexpr
 
 
-class Extent(NamedTuple):
-    """Of the values that count: how many, their sum and range, and whether all are finite."""
+class Tally(NamedTuple):
+    """What an `Extent` is made of, lane by lane: a block of threads sums it once, when a row ends."""
 
     number: tl.tensor
     total: tl.tensor
     low: tl.tensor
     high: tl.tensor
-    fit: tl.tensor
+
+
+class Extent(NamedTuple):
+    """Of the values that count: how many, their sum in float64 and their range."""
+
+    number: tl.tensor
+    total: tl.tensor
+    """Not finite if one of them is not: finite float32 numbers have a float64 sum."""
+    low: tl.tensor
+    high: tl.tensor
 
 
 @triton.jit
@@ -52,30 +62,38 @@ def present(value, valid, row):
 
 
 @triton.jit
-def finite(x):
-    """Neither NaN nor infinite."""
-    return tl.abs(x) <= LARGEST
+def empty_tally(BLOCK: tl.constexpr):
+    """The `Tally` of nothing."""
+    inf = tl.full([BLOCK], float("inf"), tl.float32)
+    return Tally(tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float64), inf, -inf)
 
 
 @triton.jit
-def row_range(row, BLOCK: tl.constexpr):
-    """The `Extent` of a row."""
-    number = tl.full((), 0, tl.int32)
-    unfit = tl.full((), 0, tl.int32)
-    total = tl.full((), 0.0, tl.float64)
-    low = tl.full((), float("inf"), tl.float32)
-    high = tl.full((), float("-inf"), tl.float32)
-    for first in range(0, row.count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        fit = valid & finite(x)
-        number += tl.sum(valid.to(tl.int32), axis=0)
-        unfit += tl.sum((valid & (fit == 0)).to(tl.int32), axis=0)
-        total += tl.sum(tl.where(fit, x, 0.0).to(tl.float64), axis=0)
-        low = tl.minimum(low, tl.min(tl.where(fit, x, float("inf")), axis=0))
-        high = tl.maximum(high, tl.max(tl.where(fit, x, float("-inf")), axis=0))
-    return Extent(number, total, low, high, unfit == 0)
+def tallied(tally, x, valid):
+    """The `Tally` with a block of values more."""
+    return Tally(
+        tally.number + valid.to(tl.int32),
+        tally.total + tl.where(valid, x, 0.0).to(tl.float64),
+        tl.minimum(tally.low, tl.where(valid, x, float("inf"))),
+        tl.maximum(tally.high, tl.where(valid, x, float("-inf"))),
+    )
+
+
+@triton.jit
+def extent_of(tally):
+    """The `Extent` of what was tallied."""
+    return Extent(
+        tl.sum(tally.number, axis=0),
+        tl.sum(tally.total, axis=0),
+        tl.min(tally.low, axis=0),
+        tl.max(tally.high, axis=0),
+    )
+
+
+@triton.jit
+def finite(x):
+    """Neither NaN nor infinite."""
+    return tl.abs(x) < float("inf")
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -19,6 +20,15 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 SCRATCH_BYTES = 256 << 20
 """The most scratch memory that all programs together may take."""
+
+REGISTERS = 128
+"""What NVIDIA's assembler may take for a thread. Told nothing, it spills some for more resident warps."""
+
+RESIDENT_WARPS = 16
+"""What a multiprocessor has registers for then."""
+
+THREADS = 32
+"""Of a warp. (AMD's has 64; copies inside a warp do no harm, for it loads and stores as one.)"""
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,10 @@ class Setting:
     warps: int
 
 
-LONG_ROWS = (Setting(256, 4, 8), Setting(512, 4, 16), Setting(256, 4, 4))
-COMPARED_ROWS = Setting(512, 8, 8)
-SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 4))
+LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8))
+BUCKET_ROWS = tuple(reversed(LONG_ROWS))
+COMPARED_ROWS = (Setting(512, 8, 8),)
+SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 2))
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,20 @@ def power_of_two_above(count: int, least: int, most: int) -> int:
     return min(max(1 << (count - 1).bit_length(), least), most)
 
 
+def warps_of(block: int, most: int) -> int:
+    """Warps for a block: none has only copies of another's elements.
+
+    Where threads share an element, all of them load it and one stores it. In place that is a race: who
+    comes late loads what has been stored.
+    """
+    return max(1, min(most, block // THREADS))
+
+
 def trimmed(settings: tuple[Setting, ...], count: int) -> tuple[Setting, ...]:
-    """Blocks no longer than rows of `count`, without repetition."""
-    longest = power_of_two_above(count, 16, 1 << 20)
-    return tuple(dict.fromkeys(Setting(min(s.block, longest), s.pairs, s.warps) for s in settings))
+    """Blocks no longer than rows of `count`, with no more warps than they need, without repetition."""
+    longest = power_of_two_above(count, THREADS, 1 << 20)
+    blocks = [(min(s.block, longest), s) for s in settings]
+    return tuple(dict.fromkeys(Setting(b, s.pairs, warps_of(b, s.warps)) for b, s in blocks))
 
 
 @lru_cache(maxsize=16)
@@ -71,38 +92,49 @@ def _processors(device: torch.device) -> int:
     return 1
 
 
-def programs(device: torch.device, rows: int, per_processor: int, scratch_bytes: int) -> int:
-    """How many programs share the rows: enough to fill the device, and few enough for the scratch memory.
+def resident(device: torch.device, warps: int) -> int:
+    """How many programs of so many warps the device runs at a time."""
+    return max(1, RESIDENT_WARPS * _processors(device) // warps)
+
+
+def compiler_options(device: torch.device) -> dict[str, Any]:
+    """How kernels of rows are compiled there."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return {"enable_fp_fusion": True} | ({"maxnreg": REGISTERS} if nvidia else {})
+
+
+def programs(
+    device: torch.device, rows: int, settings: tuple[Setting, ...], scratch_bytes: int
+) -> int:
+    """How many programs may share the rows: few enough for the scratch memory, whatever the setting.
 
     Args:
         device: where they run.
         rows: how many rows there are.
-        per_processor: programs a multiprocessor has room for.
+        settings: what they are launched with.
         scratch_bytes: what one of them needs.
     """
     room = max(1, SCRATCH_BYTES // max(scratch_bytes, 1))
-    return max(1, min(rows, per_processor * _processors(device), room))
+    return max(1, min(rows, room, max(resident(device, s.warps) for s in settings)))
 
 
 def tuned(
     key: Hashable,
     candidates: tuple[Setting, ...],
     launch: Callable[[Setting], None],
-    overwritten: tuple[Tensor, ...],
-) -> None:
-    """Launches with the best setting known for `key`; finds it first if this is the first time.
+    overwritten: Tensor,
+) -> Setting:
+    """The best setting known for `key`; finds it first if this is the first time.
 
     Args:
         key: what the best setting depends on.
         candidates: settings to choose from, the safest first.
-        launch: runs the kernel.
-        overwritten: tensors that the kernel reads and overwrites.
+        launch: runs the kernel, to be timed.
+        overwritten: what the kernel then reads and overwrites; it is left as it was.
     """
-    device = overwritten[0].device if overwritten else torch.device("cuda")
-    setting = _chosen.get(key)
-    if setting is None and _may_time(device, candidates):
-        setting = _chosen[key] = _fastest(candidates, launch, overwritten)
-    launch(setting or candidates[0])
+    if key not in _chosen and _may_time(overwritten.device, candidates):
+        _chosen[key] = _fastest(candidates, launch, overwritten)
+    return _chosen.get(key, candidates[0])
 
 
 def _may_time(device: torch.device, candidates: tuple[Setting, ...]) -> bool:
@@ -112,23 +144,17 @@ def _may_time(device: torch.device, candidates: tuple[Setting, ...]) -> bool:
 
 
 def _fastest(
-    candidates: tuple[Setting, ...],
-    launch: Callable[[Setting], None],
-    overwritten: tuple[Tensor, ...],
+    candidates: tuple[Setting, ...], launch: Callable[[Setting], None], overwritten: Tensor
 ) -> Setting:
-    before = [x.clone() for x in overwritten]
-
-    def restore() -> None:
-        for x, y in zip(overwritten, before, strict=True):
-            x.copy_(y)
+    before = overwritten.clone()
 
     def time_of(setting: Setting) -> float:
         def once() -> None:
-            restore()
+            overwritten.copy_(before)
             launch(setting)
 
         return float(triton.testing.do_bench(once, warmup=5, rep=20, return_mode="median"))
 
     best = min(candidates, key=time_of)
-    restore()
+    overwritten.copy_(before)
     return best

@@ -5,6 +5,7 @@ The maths is csrc/formulas.h and docs/method.md, "The stencil"; computed here in
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -30,14 +31,21 @@ def padded(count: int) -> int:
     return -(-count // 16) * 16
 
 
+TAP_BLOCK = 16
+"""Taps of φ at a time: its table and the masses are padded to whole blocks with 0."""
+
 EDGE_TAPS = 1 << (max(BANDS.values()) + NODES - 1).bit_length()
 """Φ seen from the row's lower end, from a band below it to the stencil's end above it, padded with 0."""
 
 # Where each table starts in the tensor.
-SPREAD, GATHER, INTEGRAL, HALF, EDGE, TAPS = 0, 32, 64, 72, 80, 80 + EDGE_TAPS
+SPREAD, GATHER, EDGE, TAPS = 0, 32, 64, 64 + EDGE_TAPS
 
-# Room beyond the cells: a stencil and two bands, and a stencil.
-MASS_PAD, DENSITY_PAD = padded(NODES - 1 + 2 * max(BANDS.values())), padded(NODES - 1)
+MOST_NODES = 512
+"""A block of nodes is no longer: masses are read in whole blocks."""
+
+# Room beyond the cells: a stencil, two bands, a block of taps and one of nodes; a stencil.
+MASS_PAD = padded(NODES - 1 + 2 * max(BANDS.values()) + TAP_BLOCK + MOST_NODES)
+DENSITY_PAD = padded(NODES - 1)
 
 
 def stencil() -> tuple[np.ndarray, np.ndarray]:
@@ -55,21 +63,34 @@ def stencil() -> tuple[np.ndarray, np.ndarray]:
     return weights, integrals
 
 
+WEIGHTS, AREAS = stencil()
+
+# What kernels know as constants, in steps: the integral over a cell of the whole interpolant, and that of
+# the cubic from the cell's left edge to its middle.
+INTEGRAL = tuple(map(float, AREAS))
+HALF = tuple(map(float, np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ WEIGHTS))
+
+
 @lru_cache(maxsize=16)
 def tables(relaxation: str, device: torch.device) -> Tensor:
-    """All of them, float32, kept for the device."""
+    """The larger ones, float32, kept for the device.
+
+    Another thread makes them: while torch.compile warms up a CUDA graph, what this one allocates is the
+    graph's, and must not outlive a call.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_tables, relaxation, device).result()
+
+
+def _tables(relaxation: str, device: torch.device) -> Tensor:
     row = RELAXATIONS[relaxation]
     band, step = row.single.band, 1 / row.single.inverse_step
-    weights, integrals = stencil()
-    values = np.zeros(TAPS + 2 * band + 1)
+    values = np.zeros(TAPS + padded(2 * band + 1))
     # A node collects from the moments of the cells n - NODES + 1 ... n, as they lie in memory.
-    values[SPREAD:GATHER] = weights.T[::-1].ravel()
-    values[GATHER:INTEGRAL] = weights.ravel()
-    values[INTEGRAL:HALF] = step * integrals
-    # Of the cubic, from the cell's left edge to its middle.
-    values[HALF:EDGE] = step * np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ weights
+    values[SPREAD:GATHER] = WEIGHTS.T[::-1].ravel()
+    values[GATHER:EDGE] = WEIGHTS.T.ravel()
     nodes = torch.arange(-band, band + 1, dtype=torch.float64) * step
     edge = torch.arange(LEFT_NODE, LEFT_NODE - band - NODES, -1, dtype=torch.float64) * step
     values[EDGE : EDGE + len(edge)] = row.cdf(edge)
-    values[TAPS:] = row.pdf(nodes)
+    values[TAPS : TAPS + len(nodes)] = row.pdf(nodes)
     return torch.tensor(values, dtype=torch.float32, device=device)

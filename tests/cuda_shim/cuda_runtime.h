@@ -106,6 +106,10 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   std::abort();
 }
 
+inline int __clz(int bits) {
+  return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits));
+}
+
 inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }
@@ -126,6 +130,8 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxThreadsPerBlock,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrReservedSharedMemoryPerBlock,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
@@ -136,9 +142,11 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const shim::Device& device = shim::device;
-  *value = attribute == cudaDevAttrMultiProcessorCount  ? device.processors
-           : attribute == cudaDevAttrMaxThreadsPerBlock ? device.threads
-                                                        : device.shared_bytes;
+  *value = attribute == cudaDevAttrMultiProcessorCount                ? device.processors
+           : attribute == cudaDevAttrMaxThreadsPerBlock               ? device.threads
+           : attribute == cudaDevAttrReservedSharedMemoryPerBlock     ? 1024
+           : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? device.shared_bytes + 1024
+                                                                      : device.shared_bytes;
   return cudaSuccess;
 }
 

@@ -10,7 +10,7 @@ using namespace pck;
 template <class Stage>
 static int run(int64_t rows, int64_t count, const Stage& stage) {
   cuda::Launch launch;
-  const cudaError_t error = cuda::plan_launch(rows, count, cuda::options_of(stage), &launch);
+  const cudaError_t error = cuda::plan_launch(rows, count, cuda::Needs(stage), &launch);
   if (error != cudaSuccess) return error;
   const auto words = static_cast<size_t>(launch.workspace_bytes / 16 + 1);
   std::vector<float4> workspace(words);
@@ -53,6 +53,14 @@ int hard_rank_rows(int64_t rows, const HardRankRows* stage) {
 
 int coherence_rows(int64_t rows, const CoherenceRows* stage) {
   return run(rows, stage->student.count, *stage);
+}
+
+int contrast_columns(int64_t rows, const ContrastColumns* stage) {
+  return run(rows, stage->logits.count, *stage);
+}
+
+int contrast_rows(int64_t rows, const ContrastRows* stage) {
+  return run(rows, stage->logits.count, *stage);
 }
 
 }  // extern "C"

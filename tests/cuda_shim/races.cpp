@@ -22,6 +22,12 @@ Values random_values(int64_t count, int kind) {
   return values;
 }
 
+// A form of the contrastive loss, in both directions or in one.
+struct Form {
+  int code;
+  bool columns;
+};
+
 void check(cudaError_t error) {
   if (error != cudaSuccess) std::exit(2);
 }
@@ -29,7 +35,7 @@ void check(cudaError_t error) {
 template <class Stage>
 void launch(int64_t rows, int64_t count, const Stage& stage) {
   cuda::Launch plan;
-  check(cuda::plan_launch(rows, count, cuda::options_of(stage), &plan));
+  check(cuda::plan_launch(rows, count, cuda::Needs(stage), &plan));
   std::vector<float4> workspace(static_cast<size_t>(plan.workspace_bytes / 16 + 1));
   plan.workspace = workspace.data();
   check(cuda::run(plan, stage));
@@ -98,18 +104,37 @@ void coherence(int64_t count, bool masked, const RankOptions& options) {
                        options, true, losses.data()});
 }
 
+void contrast(int64_t count, bool masked, const Form& form) {
+  const auto size = static_cast<size_t>(count);
+  Values z = random_values(count * count, 0), target = random_values(count * count, 0);
+  Values top(size, -INFINITY), losses(size);
+  std::vector<double> total(size), positive(size);
+  const Mask mask = random_mask(count * count);
+  const Logits logits{z.data(), present_of(mask, masked, -1).keep, count, 0};
+  launch(count, count,
+         ContrastColumns{logits, count, count, top.data(), total.data(), positive.data()});
+  const Values ones(size, 1.0f);
+  const float* const row = ones.data();
+  launch(count, count,
+         ContrastRows{logits, target.data(), form.columns ? count : 0, row, row, row, row, form.code,
+                      true, losses.data()});
+}
+
 }  // namespace
 
 int main() {
   const RankOptions everyday{Logistic::code, Huber::code, 0.1, true};
   const RankOptions nearly_hard{Normal::code, Squared::code, 1e-4, false};
-  for (const int shared_bytes : {232448, 2048}) {
+  for (const int shared_bytes : {232448, 40000, 15000}) {
     shim::device.shared_bytes = shared_bytes;
     for (const RankOptions& options : {everyday, nearly_hard}) {
       for (const int kind : {0, 1, 2}) ranks(2, 150, kind, options);
       ranks(2, 9, 0, options);
       coherence(12, false, options);
       coherence(70, !options.scale_std, options);
+      for (const Form form : {Form{Softmax::code, true}, Form{Softmax::code, false},
+                              Form{Sigmoid::code, false}, Form{Distillation::code, false}})
+        contrast(70, options.scale_std, form);
     }
   }
   std::puts("done");

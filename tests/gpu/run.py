@@ -42,8 +42,8 @@ LOST = 3
 BENCHMARKED = ["--sizes", "128", "512", "2048", "8192", "--max-seconds", "4"]
 BENCHMARKED += ["--student-dim", "512", "--teacher-dim", "512"]
 REHEARSED = ["--quick", "--sizes", "16", "--contenders", "floor", "torch"]
-REFUSED = r"not permitted|permission|not supported|insufficient|No attachable process|Unable to"
-"""What compute-sanitizer says where a container or a driver does not let it watch a process."""
+REFUSED = r"not permitted|permission|not supported|nsufficient|Unable to|terminated before first"
+"""What compute-sanitizer itself says where a container or a driver does not let it watch a process."""
 LEAST_SECONDS = 10.0
 """What is left for a step that is still begun."""
 
@@ -175,9 +175,9 @@ def run(step: Step, results: Path, limit: float) -> Outcome:
     said = log.read_text(errors="replace")
     if status == 0:
         return Outcome("ok", seconds)
-    refusal = step.refusal and re.search(f".*({step.refusal}).*", said)
+    refusal = step.refusal and re.search(rf"^=+ (.*({step.refusal}).*)", said, re.MULTILINE)
     if status is not None and refusal and not re.search(r"ERROR SUMMARY: [1-9]", said):
-        return Outcome(f"skipped: {refusal[0].strip()[:100]}", seconds)
+        return Outcome(f"skipped: {refusal[1].strip()[:100]}", seconds)
     print("\n".join([f"--- the end of {log.name}:", *said.splitlines()[-15:]]))
     return Outcome(
         f"stopped after {limit:.0f} s" if status is None else f"failed ({status})", seconds
@@ -299,7 +299,10 @@ def main() -> None:
     for step in wanted if options.again else []:
         forget(step, results)
         table.outcomes.pop(step.name, None)
-    take(wanted, table, end)
+    try:
+        take(wanted, table, end)
+    finally:
+        archive(results.parent)
     print("\n".join([f"\n{results}", *table.lines()]))
     sys.exit(not all(table.outcomes[s.name].good for s in wanted))
 

@@ -1,0 +1,376 @@
+"""Losses of retrieval: embeddings that should find those of their own class first.
+
+A query ranks the references by similarity. Smooth-AP and Recall@k are functions of the soft ranks of its
+positives alone, R(j) = 1 + Σ_{k≠j} Φ((s_k − s_j)/τ) for a positive j, from the top; so with B queries, M
+references and P positives they cost O(B M), where the formulas cost B² M or, positives alone, B M P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..cdf import smooth_cdf
+from ..checks import (
+    check_cutoffs,
+    check_positive,
+    check_retrieval,
+    compute_dtype,
+    first_order_only,
+)
+from ..positives import Positives
+from ..precision import exact_arithmetic
+from ..recipe import SCORE_OPTIONS, Recipe
+from ..sweep import default_chunk_bytes
+from ..training.distributed import (
+    Group,
+    GroupOrWorld,
+    SharesGroup,
+    gather_batch,
+    joint_loss,
+    live_group,
+    sum_over_ranks,
+)
+from .module import RecipeModule
+
+RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
+WORKING_BYTES = 320
+"""Working memory for each source and query of a chunk, as the `torch` backend takes it: mostly grids."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Some queries, and what they see."""
+
+    recipe: Recipe
+    similarity: Tensor
+    """[C, M]."""
+    counts: Tensor | None
+    """bool [C, M]: False for the query itself, where it does not count; None: all count."""
+    positive: Tensor
+    """[C, P], the similarities of its positives among the references, padded."""
+    present: Tensor
+    """bool [C, P]: False for padding, and for the query itself where it does not count."""
+    itself: Tensor
+    """bool [C, P]: where a positive is the query."""
+
+    def places(self) -> Tensor:
+        """R(j) [C, P], the soft rank of each positive among all references, from 1."""
+        return self._places(self.similarity, self.counts)
+
+    def places_among_positives(self) -> Tensor:
+        """R_pos(j) [C, P], its soft rank among the positives."""
+        return self._places(self.positive, self.present)
+
+    def _places(self, sources: Tensor, mask: Tensor | None) -> Tensor:
+        count = smooth_cdf(
+            sources,
+            self.positive,
+            temperature=self.recipe.temperature,
+            relaxation=self.recipe.relaxation,
+            tail="upper",
+            source_mask=mask,
+            query_mask=self.present,
+            backend=self.recipe.backend,
+        )
+        return count + 0.5  # the positive itself has counted Φ(0) = ½, and should count 1
+
+
+PerQuery = Callable[[Queries], Tensor]
+"""The losses [C] of a chunk."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `RetrievalFunction` does, beside the tensors."""
+
+    recipe: Recipe
+    positives: Positives
+    with_query: bool
+    """Whether a query counts among its own references."""
+    per_query: PerQuery
+
+    def losses(
+        self, queries: Tensor, similarity: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses [C] of queries [C] by their similarities [C, M]; with weights, the gradient of Σ w L."""
+        column, present = self.positives.columns(queries)
+        itself = present & self.positives.itself(queries, column)
+        counts = None
+        if self.positives.self_start is not None and not self.with_query:
+            references = torch.arange(similarity.shape[1], device=similarity.device)
+            counts = ~self.positives.itself(queries, references)
+            present = present & ~itself
+        seen = [
+            x.requires_grad_(weights is not None)
+            for x in (similarity, similarity.gather(1, column))
+        ]
+        with torch.set_grad_enabled(weights is not None):
+            values = self.per_query(Queries(self.recipe, seen[0], counts, seen[1], present, itself))
+        if weights is None:
+            return values, None
+        slope, slope_of_positives = torch.autograd.grad(values, seen, weights)
+        return values.detach(), slope.scatter_add_(1, column, slope_of_positives)
+
+    def sweep(
+        self, embeddings: Tensor, refs: Tensor | None, weights: Tensor, with_grad: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses [B], and with_grad the gradients of Σ_i weights_i L_i in embeddings and in refs.
+
+        Queries go through in chunks; only a chunk's similarities are in memory at any time. Queries with
+        as many positives go together, so that little is padding, and those without positives not at all.
+        """
+        references = embeddings if refs is None else refs
+        losses = weights.new_zeros(len(embeddings))
+        grads = [torch.zeros_like(x) for x in (embeddings, refs) if x is not None and with_grad]
+        others = self.positives.others()
+        ranked = others.argsort(descending=True)[: int((others > 0).sum())]
+        budget = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
+        seen = len(references) + 2 * int(others.max()) if len(others) else 1
+        rows = max(1, budget // (WORKING_BYTES * seen))
+        with exact_arithmetic(embeddings.device):
+            for queries in ranked.split(rows):
+                anchors = embeddings[queries]
+                w = weights[queries] if with_grad else None
+                losses[queries], slope = self.losses(queries, anchors @ references.T, w)
+                if slope is not None:
+                    grads[0].index_add_(0, queries, slope @ references)
+                    grads[-1].addmm_(slope.T, anchors)
+        return losses, grads
+
+
+class RetrievalFunction(torch.autograd.Function):
+    """Σ_i w_i L_i of queries, or for reduction "none" all L_i.
+
+    As in `PerceptionCoherenceFunction` the forward computes the gradients in the same pass, and the
+    backward scales them; for "none" the backward runs a second pass with the incoming weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, refs: Tensor | None, weights: Tensor, search: Search
+    ) -> Tensor:
+        """The loss of embeddings [B, D] and references [M, D] or None, weights [B]."""
+        ctx.search, ctx.at_once = search, search.recipe.reduction != "none"
+        wanted = any(ctx.needs_input_grad)
+        losses, grads = search.sweep(embeddings, refs, weights, wanted and ctx.at_once)
+        if wanted:
+            ctx.save_for_backward(*(grads if ctx.at_once else (embeddings, refs)))
+        return (losses * weights).sum() if ctx.at_once else losses
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the embeddings and of the references."""
+        if ctx.at_once:
+            grads = [saved * grad_loss for saved in ctx.saved_tensors]
+        else:
+            _, grads = ctx.search.sweep(*ctx.saved_tensors, grad_loss, True)
+        return (grads[0], grads[1] if len(grads) > 1 else None, None, None)
+
+
+class RetrievalLoss(RecipeModule, SharesGroup):
+    """A loss of retrieval, as a module: a subclass says in `per_query` what a query's loss is."""
+
+    allowed = RETRIEVAL_OPTIONS
+    defaults: ClassVar = {"temperature": 0.01}
+    alike: ClassVar[tuple[str, ...]] = (
+        "relaxation",
+        "temperature",
+        "reduction",
+        "normalize",
+        "with_query",
+    )
+    """What the ranks of a group must have alike."""
+
+    def __init__(
+        self,
+        *,
+        normalize: bool = True,
+        with_query: bool = True,
+        process_group: GroupOrWorld | None = None,
+        **options: Any,
+    ) -> None:
+        """See the subclass."""
+        super().__init__(**options)
+        self.normalize, self.with_query = normalize, with_query
+        self.process_group = process_group
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, called as the losses of pytorch-metric-learning are.
+
+        Args:
+            embeddings: [B, D], the queries; float32, float64, bfloat16 or float16.
+            labels: integers [B]. Classes may be of any sizes.
+            indices_tuple: None: a miner's tuples mean nothing to a loss of whole rankings.
+            ref_emb: references [M, D]; by default the batch itself. They get gradients too.
+            ref_labels: [M].
+
+        Returns:
+            A scalar, or [B] for reduction "none". A query without a positive, other than itself, has loss
+            0 and does not count in the mean. A NaN or an infinity makes the losses that see it NaN.
+
+        Raises:
+            TypeError, ValueError: an argument is not what is said here.
+        """
+        check = partial(check_retrieval, embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        group, start = live_group(self.process_group), None
+        if group is None:
+            check()
+            queries = self._points(embeddings, ref_emb)
+            refs = None if ref_emb is None else self._points(ref_emb, embeddings)
+        else:
+            queries, refs, ref_labels, start = self._gathered(
+                embeddings, labels, ref_emb, check, group
+            )
+        positives = Positives.of(labels, ref_labels, start)
+        counted = positives.others() > 0
+        total = counted.sum()
+        if group is not None:
+            total = sum_over_ranks(total, group)
+        weights = counted.to(queries.dtype)
+        if self.recipe.reduction == "mean":
+            weights = weights / total.clamp(min=1)
+        search = Search(self.recipe, positives, self.with_query, self.per_query)
+        loss = RetrievalFunction.apply(queries, refs, weights, search)
+        if group is None:
+            return loss
+        return joint_loss(loss, self.recipe.reduction, group)
+
+    def _gathered(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        check: Callable[[], None],
+        group: Group,
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """This rank's points, those of all ranks and their labels, and where this rank's begin."""
+
+        def agreed() -> dict[str, Any]:
+            check()
+            if ref_emb is not None:
+                raise ValueError("process_group gathers the references itself: leave ref_emb out")
+            return {name: getattr(self, name) for name in self.alike}
+
+        column = labels.reshape(-1, 1).long() if isinstance(labels, Tensor) else labels
+        names = ("embeddings", "labels")
+        joint = gather_batch(embeddings, column, None, agreed, group, names)
+        assert joint.teacher is not None
+        points = self._points(joint.student)
+        mine = points[joint.start : joint.start + len(embeddings)]
+        return mine, points, joint.teacher[:, 0], joint.start
+
+    def _points(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = x.to(compute_dtype(x, other))
+        return torch.nn.functional.normalize(x) if self.normalize else x
+
+    def per_query(self, chunk: Queries) -> Tensor:
+        """The losses [C] of a chunk, differentiable in its similarities."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        return f"{super().extra_repr()}, normalize={self.normalize}, with_query={self.with_query}"
+
+
+class SmoothAPLoss(RetrievalLoss):
+    """1 − (1/P) Σ_{j∈pos} R_pos(j)/R(j), the average precision of a query's soft ranking.
+
+    Brown, Xie, Kalogeiton & Zisserman, "Smooth-AP: smoothing the path towards large-scale image
+    retrieval" (ECCV 2020). As in their code the query is itself a reference and a positive. Unlike it,
+    classes may differ in size, and references may be given.
+
+    Example:
+        >>> loss_fn = pc_kernels.SmoothAPLoss(temperature=0.01)
+        >>> loss = loss_fn(embeddings, labels)                                    # [B, D], [B]
+        >>> loss = loss_fn(embeddings, labels, ref_emb=bank, ref_labels=bank_labels)
+
+    Args:
+        normalize: whether embeddings are scaled to length 1 first, so that similarities are cosines.
+        with_query: whether a query counts among its own references. Given references it never does.
+        relaxation: the CDF Φ: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic" by default.
+        temperature: τ, in units of the similarity. > 0.
+        reduction: "mean" or "sum" over queries with positives, or "none": one value a query.
+        chunk_bytes: working memory of the pass over queries; default 256 MiB, or more on a GPU.
+        backend: see `python -m pc_kernels.info`.
+        process_group: a torch.distributed group whose ranks hold parts of one joint batch: every rank's
+            embeddings are queries, and references of all (`pc_kernels.training.distributed`).
+    """
+
+    def per_query(self, chunk: Queries) -> Tensor:
+        """See `RetrievalLoss`."""
+        precision = chunk.places_among_positives() / chunk.places()
+        present = chunk.present
+        return 1 - torch.where(present, precision, 0).sum(1) / present.sum(1)
+
+
+class RecallAtKLoss(RetrievalLoss):
+    """1 − mean_K min(K, Σ_{j∈pos} σ((K − R(j))/τ_K)) / min(K, P), recall in a query's first K, smoothed.
+
+    Patel, Tolias & Matas, "Recall@k surrogate loss with large batches and similarity mixup" (CVPR
+    2022). P positives beside the query. In their code the query is a reference of its own nevertheless,
+    and takes the first place; in the paper it is not: `with_query=False`. A K beyond the number of
+    references is that number.
+
+    Example:
+        >>> loss_fn = pc_kernels.RecallAtKLoss(k=(1, 2, 4, 8, 16))
+        >>> loss = loss_fn(embeddings, labels)    # [B, D], [B]
+
+    Args:
+        k: the K to average over.
+        k_temperature: τ_K, one for all K, or one for each; by default K itself, as in their code.
+        normalize: as for `SmoothAPLoss`, and so is the rest.
+    """
+
+    alike: ClassVar[tuple[str, ...]] = (*RetrievalLoss.alike, "k", "k_temperature")
+
+    def __init__(
+        self,
+        k: Sequence[int] = (1, 2, 4, 8, 16),
+        *,
+        k_temperature: float | Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        """Checks the options, so that a mistake shows where it is made."""
+        super().__init__(**options)
+        self.k = check_cutoffs(k)
+        given = self.k if k_temperature is None else k_temperature
+        self.k_temperature = _one_for_each(given, len(self.k))
+
+    def per_query(self, chunk: Queries) -> Tensor:
+        """See `RetrievalLoss`."""
+        place = chunk.places()
+        wanted = chunk.present & ~chunk.itself
+        positives = wanted.sum(1)
+        recall = place.new_zeros(len(place))
+        for k, temperature in zip(self.k, self.k_temperature, strict=True):
+            k = min(k, chunk.similarity.shape[1])
+            inside = torch.sigmoid((k - place) / temperature)
+            found = torch.where(wanted, inside, 0).sum(1).clamp(max=k)
+            recall = recall + found / positives.clamp(max=k)
+        return 1 - recall / len(self.k)
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        return f"k={self.k}, k_temperature={self.k_temperature}, {super().extra_repr()}"
+
+
+def _one_for_each(given: object, count: int) -> tuple[float, ...]:
+    """One τ_K for each K; raises otherwise."""
+    values = tuple(given) if isinstance(given, Sequence) else (given,) * count
+    if len(values) != count:
+        raise ValueError(f"k_temperature must be one number, or {count} as k is; got {given!r}")
+    return tuple(check_positive("k_temperature", value) for value in values)

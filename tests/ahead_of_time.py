@@ -1,0 +1,122 @@
+"""The Triton kernels compiled ahead of time, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pc_kernels.formulas import PENALTIES, RELAXATIONS
+
+POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
+ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
+"""Integers that the backend makes multiples of 16."""
+
+LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))
+SQUARED, ABSOLUTE, HUBER = (PENALTIES[name].code for name in ("squared", "absolute", "huber"))
+GIVEN, EUCLIDEAN, SQEUCLIDEAN = 0, 1, 2
+
+RANKS: dict[str, Any] = {"RELAXATION": LOGISTIC, "SCALE_STD": True, "WITH_GRAD": True}
+RANKS |= {"HAS_KEEP": False, "GRID": True}
+COHERENCE = {**RANKS, "DISSIMILARITY": EUCLIDEAN, "READY": False, "PENALTY": SQUARED}
+GIVEN_ROWS = {**COHERENCE, "DISSIMILARITY": GIVEN}
+SQUARED_ROWS = {**COHERENCE, "DISSIMILARITY": SQEUCLIDEAN}
+TEACHER: dict[str, Any] = {"DISSIMILARITY": EUCLIDEAN, "FINITE": True, "HAS_KEEP": False}
+TEACHER |= {"SHORT": False}
+MATRIX = {**TEACHER, "DISSIMILARITY": GIVEN, "FINITE": False}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dissimilarity": ("dissimilarity", {"DISSIMILARITY": EUCLIDEAN}),
+    "straight": ("straight_dissimilarity", {"DISSIMILARITY": EUCLIDEAN, "WIDTH": 64}),
+    "straight, narrow": ("straight_dissimilarity", {"DISSIMILARITY": SQEUCLIDEAN, "WIDTH": 16}),
+    "hard_rank": ("hard_rank", MATRIX),
+    "hard_rank, short": ("hard_rank", {**MATRIX, "SHORT": True}),
+    "teacher": ("hard_rank", TEACHER),
+    "teacher, masked and short": ("hard_rank", {**TEACHER, "HAS_KEEP": True, "SHORT": True}),
+    "soft_rank": ("soft_rank", RANKS),
+    "soft_rank, short": ("soft_rank", {**RANKS, "GRID": False, "SCALE_STD": False}),
+    "soft_rank, normal, no gradient": (
+        "soft_rank",
+        {**RANKS, "RELAXATION": NORMAL, "WITH_GRAD": False},
+    ),
+    "soft_rank, masked": ("soft_rank", {**RANKS, "HAS_KEEP": True}),
+    "backward": ("soft_rank_backward", RANKS),
+    "backward, masked": ("soft_rank_backward", {**RANKS, "HAS_KEEP": True}),
+    "backward, normal": ("soft_rank_backward", {**RANKS, "RELAXATION": NORMAL, "SCALE_STD": False}),
+    "backward, short": ("soft_rank_backward", {**RANKS, "GRID": False}),
+    "coherence_rows": ("coherence_rows", COHERENCE),
+    "coherence_rows, short": ("coherence_rows", {**COHERENCE, "GRID": False}),
+    "coherence_rows, masked, normal, given": (
+        "coherence_rows",
+        {**GIVEN_ROWS, "HAS_KEEP": True, "RELAXATION": NORMAL, "PENALTY": HUBER},
+    ),
+    "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
+    "coherence_rows, no gradient": (
+        "coherence_rows",
+        {**SQUARED_ROWS, "WITH_GRAD": False, "PENALTY": ABSOLUTE, "SCALE_STD": False},
+    ),
+}
+
+
+def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -> Any:
+    """The kernel of a stage, compiled for a target that need not be here."""
+    from importlib import import_module
+
+    import triton
+    from triton.compiler import ASTSource
+
+    from pc_kernels.triton_kernels.settings import compiler_options
+
+    file = {"soft_rank_backward": "soft_rank", "straight_dissimilarity": "dissimilarity"}
+    module = import_module(f"pc_kernels.triton_kernels.{file.get(stage, stage)}")
+    kernel = getattr(module, f"{stage}_kernel")
+    blocks = {name.upper(): size for name, size in vars(setting).items()}
+    constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        kind = "*fp32" if name.endswith("_ptr") else "i32"
+        kind = "fp64" if name == "temperature" else POINTERS.get(name, kind)
+        signature[name] = "constexpr" if name in constants else kind
+        if name in ALIGNED or kind.startswith("*"):
+            attributes[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": setting.warps}
+    if stage in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
+        options |= compiler_options(torch.device(target.backend))
+    return triton.compile(source, target=target, options=options)
+
+
+def settings_of(stage: str, constants: dict[str, Any]) -> tuple[Any, ...]:
+    """The settings that a variant is launched with."""
+    from pc_kernels.triton_kernels import settings
+
+    if stage == "straight_dissimilarity":
+        return (settings.STRAIGHT_TILE,)
+    if constants.get("SHORT"):
+        return settings.COMPARED_ROWS
+    if stage == "hard_rank":
+        return settings.BUCKET_ROWS
+    return settings.LONG_ROWS if constants.get("GRID", True) else settings.SHORT_ROWS
+
+
+def nvidia_tool(name: str) -> Path | None:
+    """A program that comes with Triton."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return tool if tool.exists() else None
+
+
+def stack_bytes(cubin: bytes, folder: Path) -> int | None:
+    """What each thread of the kernel keeps in memory, spills above all; None without cuobjdump."""
+    tool = nvidia_tool("cuobjdump")
+    if tool is None:
+        return None
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
+    print(done.stdout)
+    found = re.search(r"STACK:(\d+)", done.stdout)
+    return int(found[1]) if found else None

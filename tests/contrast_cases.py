@@ -1,0 +1,123 @@
+"""Contrastive batches, and a backend's losses and gradients of them against contrast_truth.py.
+
+Tolerances: a loss is within 1e-5 of itself, a gradient within 1e-5 in norm, against the formulas on the
+same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of rounding, u = 2^-24, and a
+probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
+s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
+Σ q·∂L/∂q, which may cancel: it is also allowed 16u of Σ |q·∂L/∂q|.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import contrast_truth
+import torch
+from compare import own_leaf
+from torch import Generator, Tensor
+
+from pc_kernels import SoftTargets, contrastive_loss
+
+NEAR = 1e-5
+U = 2.0**-24
+
+KINDS: dict[str, dict[str, Any]] = {
+    "InfoNCE": {},
+    "CLIP": {"symmetric": True},
+    "SigLIP": {"form": "sigmoid", "bias": -2.0},
+    "distillation": {},
+}
+
+
+class Case:
+    """A batch of A anchors of width D, and M more keys."""
+
+    def __init__(
+        self, rng: Generator, kind: str, sizes: tuple[int, int, int], **options: Any
+    ) -> None:
+        anchors, more, width = sizes
+        self.options = {**KINDS[kind], **options}
+        queries = torch.randn(anchors, width, generator=rng)
+        keys = queries + 2 * torch.randn(anchors, width, generator=rng)
+        self.features = [queries, keys]
+        if more:
+            self.features.append(torch.randn(more, width, generator=rng))
+        if kind == "distillation":
+            teacher = torch.randn(anchors, width + 3, generator=rng)
+            refs = torch.randn(more, width + 3, generator=rng) if more else None
+            self.options["targets"] = SoftTargets(teacher, teacher.flip(0), refs, 0.5)
+
+    def mask(self, rng: Generator) -> Tensor:
+        """Every anchor keeps its positive; the first has nothing else."""
+        anchors, keys = len(self.features[0]), sum(map(len, self.features[1:]))
+        mask = torch.rand(anchors, keys, generator=rng) < 0.6
+        mask[0] = False
+        mask.diagonal()[:anchors] = True
+        return mask
+
+    def check(
+        self, backend: str, weights: Tensor | None = None, scale: float = 1.0, **options: Any
+    ) -> None:
+        """Loss and gradients against the formulas; `scale` multiplies the features."""
+        options = {"temperature": 0.1, **self.options, **options}
+        temperature = torch.tensor(options.pop("temperature"), requires_grad=True)
+        options["temperature"] = temperature
+        bias = options.get("bias")
+        if bias is not None:
+            options["bias"] = bias = torch.tensor(float(bias), requires_grad=True)
+        leaves = [own_leaf(x * scale) for x in self.features]
+        seen = [*leaves, temperature, *([] if bias is None else [bias])]
+        loss = contrastive_loss(*leaves, weights=weights, backend=backend, **options)
+        gradients = torch.autograd.grad(loss, seen)
+        for name in ("chunk_bytes", "reduction"):
+            options.pop(name, None)
+        temperature64 = temperature.detach().double().requires_grad_()
+        options["temperature"] = temperature64
+        if bias is not None:
+            options["bias"] = bias64 = bias.detach().double().requires_grad_()
+        leaves64 = [own_leaf(x.detach().double()) for x in leaves]
+        rows = contrast_truth.losses(*leaves64, **options)
+        w = torch.ones_like(rows) if weights is None else weights.double()
+        wanted = (rows * w).sum() / w.sum()
+        seen64 = [*leaves64, temperature64, *([] if bias is None else [bias64])]
+        wanted_gradients = torch.autograd.grad(wanted, seen64)
+        assert (loss - wanted).abs() <= NEAR * wanted.abs() + 1e-37, (loss, wanted)
+        sharp = 1 / temperature64.item()
+        near = max(NEAR, 4 * sharp * U) if sharp <= 128 else NEAR
+        terms = (leaves64[0] * wanted_gradients[0]).sum(1).abs().sum() / temperature64
+        for name, got, want in zip("qkrTb", gradients, wanted_gradients, strict=False):
+            floor = 16 * U * terms if got.dim() == 0 else 0.0
+            error = (got - want).norm()
+            assert error <= near * want.norm() + floor + 1e-37, (name, error, want.norm())
+
+
+def check_not_finite(backend: str, kind: str, rng: Generator) -> None:
+    """An anchor that sees it is NaN, gradient and all; what a mask hides from it spreads nowhere."""
+    case = Case(rng, kind, (12, 3, 4))
+    q, k, refs = case.features
+    options = {**case.options, "backend": backend, "reduction": "none"}
+    mask = torch.ones(12, 15, dtype=torch.bool)
+    mask[4], mask[:, 6] = False, False
+    for bad in (math.nan, math.inf, -math.inf):
+        k[6, 0] = 0.5
+        q[4, 1] = bad
+        losses = contrastive_loss(own_leaf(q), k, refs, **options)
+        assert losses[4].isnan() and (kind == "CLIP" or losses.isnan().sum() == 1)
+        k[6, 0] = bad
+        leaf, keys = own_leaf(q), own_leaf(k)
+        losses = contrastive_loss(leaf, keys, refs, pair_mask=mask, **options)
+        assert losses.isfinite().all() and losses[4] == 0
+        losses.sum().backward()
+        assert leaf.grad[[0, 3, 7]].isfinite().all() and keys.grad[[0, 4, 11]].isfinite().all()
+        seen = mask.clone()
+        seen[2, 6] = True
+        assert contrastive_loss(q, k, refs, pair_mask=seen, **options)[2].isnan()
+
+
+def check_tiny(backend: str, kind: str) -> None:
+    """log(1 + x) of x far below u: the positives are right, and the loss still has 7 digits."""
+    case = Case(Generator(), kind, (24, 0, 24))
+    case.features = [torch.eye(24), torch.eye(24) * 3]
+    for temperature in (0.05, 0.045, 0.04):  # the truth itself has 7 digits left
+        case.check(backend, temperature=temperature)
