@@ -343,9 +343,9 @@ class TestReport:
         page = Page()
         page.feed((folder / "report.html").read_text())
         assert not page.open
-        assert len(page.refers) == len(report.PLOTS)
+        assert len(page.refers) == len(report.PLOTS | report.NEIGHBOURS)
         assert all(target.startswith("data:image/png;base64,") for target in page.refers)
-        for name in report.PLOTS:
+        for name in report.PLOTS | report.NEIGHBOURS:
             with Image.open(folder / name) as image:
                 assert min(image.size) > 200
 

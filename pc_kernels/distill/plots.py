@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pc_kernels import coherence, hard_rank, pairwise_dissimilarity
 
+from .data import Split
 from .experiment import FLOOR, RANK_ROWS, TEACHER, Results, Run
 from .methods import PC
 
@@ -25,6 +26,8 @@ BLUE = "#0072B2"  # PC's
 COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F00", "#444444")
 LINES = ("-", "--", ":")
 LABEL_SIZE = 8
+QUERIES, NEIGHBOURS = 3, 5  # of the plot of neighbours
+FRAMES = {True: "#009E73", False: "#D55E00"}  # of the same class, of another
 PANELS = 5  # of the plot of ranks, in a row
 
 
@@ -113,6 +116,31 @@ def plot_ranks(path: Path, results: Results, titles: Mapping[str, str]) -> None:
     for image in images:
         image.set(norm=shared, cmap="cividis")
     figure.colorbar(images[0], ax=panels, label="pairs of test inputs", pad=0.01)
+    figure.savefig(path, dpi=110)
+
+
+def plot_neighbours(path: Path, results: Results, test: Split, titles: Mapping[str, str]) -> None:
+    """The test images nearest to the first of some classes, as each network sees it, of one seed."""
+    labels = test.labels[:RANK_ROWS].tolist()
+    queries = [labels.index(label) for label in sorted(set(labels))[:QUERIES]]
+    width = 1 + min(NEIGHBOURS, len(labels) - 1)  # images shown for a query, itself the first
+    rows, columns = len(results.features), len(queries) * width
+    figure = Figure(figsize=(0.62 * columns + 1.9, 0.72 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for (name, features), row in zip(results.features.items(), panels, strict=True):
+        distances = pairwise_dissimilarity(features.float())[queries]
+        distances[range(len(queries)), queries] = -1  # equal images may lie at 0 as well
+        shown = distances.argsort(1)[:, :width].tolist()
+        for place, axes in enumerate(row):
+            query, *_ = images = shown[place // width]
+            index = images[place % width]
+            picture = test.inputs[index].cpu().permute(1, 2, 0)
+            axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            frame = FRAMES[labels[index] == labels[query]] if index != query else "#000000"
+            axes.spines[:].set(color=frame, linewidth=2)
+        title = titles[name].replace(", ", ",\n", 1)
+        row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
     figure.savefig(path, dpi=110)
 
 

@@ -21,7 +21,7 @@ import pc_kernels
 from .data import Dataset
 from .experiment import FLOOR, TEACHER, Results, Run
 from .methods import PC
-from .plots import plot_curves, plot_ranks, plot_scores
+from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores
 from .storage import write_json, write_whole
 
 METRICS = {"probe": "linear probe, %", "knn": "kNN, %", "map_r": "mAP@R, %"}
@@ -33,6 +33,10 @@ PLOTS = {
     "last values; a band from the least to the greatest seed for PC.",
     "ranks.png": "The teacher's rank against the student's, of each test input seen from each "
     "other; first seed. A perfect student is the diagonal.",
+}
+NEIGHBOURS = {
+    "neighbours.png": "The test images nearest to three of them (black), by euclidean distance of the "
+    "features, as each network sees it; green of the same class, orange of another; first seed.",
 }
 
 
@@ -64,11 +68,18 @@ def write(results: Results, data: Dataset, seconds: float) -> str:
     plot_scores(folder / "scores.png", results, titles)
     plot_curves(folder / "curves.png", results, titles)
     plot_ranks(folder / "ranks.png", results, titles)
+    if data.test.inputs.dim() == 4:
+        plot_neighbours(folder / "neighbours.png", results, data.test, titles)
     markdown, page = _markdown(results, data), _page(results, data, folder)
     write_whole(folder / "report.md", lambda file: file.write(markdown.encode()))
     write_whole(folder / "report.html", lambda file: file.write(page.encode()))
     write_json(folder / "results.json", summarise(results, data, seconds))
     return markdown
+
+
+def plots_of(data: Dataset) -> dict[str, str]:
+    """Files of plots and their captions: neighbours are shown where the inputs are images."""
+    return PLOTS | NEIGHBOURS if data.test.inputs.dim() == 4 else PLOTS
 
 
 def titles_of(results: Results) -> dict[str, str]:
@@ -143,7 +154,7 @@ def _markdown(results: Results, data: Dataset) -> str:
     parts.append(table(results).markdown())
     parts += [grid.markdown() for grid in _comparisons(results)]
     parts.append(_reading(results))
-    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in PLOTS.items()]
+    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in plots_of(data).items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -154,7 +165,7 @@ def _page(results: Results, data: Dataset, folder: Path) -> str:
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode((folder / file).read_bytes()).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for file, caption in PLOTS.items()
+        for file, caption in plots_of(data).items()
     )
     text = [results.config.caption.strip(), _setting(results, data)]
     paragraphs = "\n".join(f"<p>{html.escape(part)}</p>" for part in text if part)
