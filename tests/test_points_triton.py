@@ -27,7 +27,7 @@ def test_in_the_interpreter(name: str, child: Child) -> None:
 def test_compiles_ahead_of_time(name: str, tmp_path: Path) -> None:
     """To machine code without a spilled register."""
     import triton
-    from test_triton import stack_bytes
+    from ahead_of_time import stack_bytes
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
