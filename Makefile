@@ -1,4 +1,4 @@
-# make demo    distil a student on 1,797 real images, print the table, draw the plots
+# make demo    distil students on real images by several methods, print the tables, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
 # make counts  instructions and barriers of the Triton kernels, without a GPU
@@ -51,7 +51,7 @@ build/in-place: $(SOURCES)
 	@mkdir -p build && touch $@
 
 demo: $(READY)
-	$(RUN) -m pc_kernels.distill $(DEMO_ARGS)
+	$(RUN) -m pc_kernels.distill compare --config digits $(DEMO_ARGS)
 
 test: lint types $(READY)
 	$(RUN) -m pytest $(PYTEST_ARGS)

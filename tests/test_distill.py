@@ -1,225 +1,220 @@
-"""The reference trainer: data, errors, determinism, report, and the command line end to end."""
+"""The reference trainer: metrics, training and resuming, configurations, comparison and report."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import json
-import os
+import re
 import subprocess
 import sys
-import tarfile
+from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from statistics import stdev
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import pc_kernels.distill
-from pc_kernels.distill import data, report
+from pc_kernels.distill import data, report, storage, train
 from pc_kernels.distill.__main__ import main
-from pc_kernels.distill.evaluate import Metrics
-from pc_kernels.distill.experiment import FLOOR, TEACHER, Config, Run, SeedResult, run_seed
-from pc_kernels.distill.models import Encoder, make_student
-from pc_kernels.distill.objectives import METHODS
-from pc_kernels.distill.train import calibrate
+from pc_kernels.distill.config import CONFIGS, Config, load_config, make_config
+from pc_kernels.distill.evaluate import Metrics, evaluate, knn_accuracy, probe_layer, retrieval
+from pc_kernels.distill.experiment import FLOOR, TEACHER, Results, Run, compare
+from pc_kernels.distill.networks import Encoder, make_network
+from pc_kernels.distill.plots import spread_out
+from pc_kernels.distill.train import Checkpoint, Examples, Schedule, Training
 
-CLASSES = ("ant", "bee", "cow")
-
-
-def png(value: int, size: int = 8) -> bytes:
-    """A noisy image around a grey value."""
-    pixels = np.random.default_rng(value).integers(0, 40, (size, size, 3)) + value
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+METHODS = {"pc": {}, "fitnet": {}, "compress": {"queue": 32}, "kd": {}}
 
 
-def images(counts: dict[str, int], classes: tuple[str, ...] = CLASSES) -> dict[str, bytes]:
-    """Names and contents of a tree: `counts` images a class under each prefix."""
-    return {
-        f"{prefix}{label}/{i}.png": png(50 * number + i % 50)
-        for prefix, count in counts.items()
-        for number, label in enumerate(classes)
-        for i in range(count)
-    }
+def tiny(tmp_path: Path, **changes: Any) -> Config:
+    """A comparison of a second: a small multilayer perceptron on a few digits."""
+    values: dict[str, Any] = {
+        "name": "tiny", "out": str(tmp_path), "teacher": "trained:mlp", "teacher_epochs": 2,
+        "student": "mlp", "student_width": 4, "epochs": 2, "batch_size": 16, "seeds": [3, 4],
+        "learning_rates": [0.01], "limit": {"train": 60, "val": 40, "test": 60},
+        "methods": METHODS,
+    }  # fmt: skip
+    return make_config(values | changes)
 
 
-def write_tree(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits", limit={"train": 60, "val": 40, "test": 60})
 
 
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
+class TestMetrics:
+    def test_retrieval_by_hand(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows = nn.functional.normalize(torch.randn(12, 3, generator=generator))
+        labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3])  # the last is alone
+        averages, firsts = [], []
+        for i in range(11):
+            order = sorted(
+                (j for j in range(12) if j != i), key=lambda j: -float(rows[i] @ rows[j])
+            )
+            right = [int(labels[j] == labels[i]) for j in order]
+            r = sum(right)
+            averages.append(sum(right[k] * sum(right[: k + 1]) / (k + 1) for k in range(r)) / r)
+            firsts.append(right[0])
+        map_r, recall_1 = retrieval(rows, labels)
+        assert map_r == pytest.approx(np.mean(averages))
+        assert recall_1 == pytest.approx(np.mean(firsts))
+
+    def test_neighbours_vote_by_likeness(self) -> None:
+        bank = nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.05, 1.0]]))
+        queries = nn.functional.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0]]))
+        labels = torch.tensor([0, 1, 1])
+        assert knn_accuracy(bank, labels, queries, torch.tensor([0, 1])) == 1
+        assert knn_accuracy(bank, labels, queries, torch.tensor([1, 1])) == 0.5
+
+    @pytest.mark.parametrize("classes", [2, 3])
+    def test_probe_as_a_layer(self, classes: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(60) % classes
+        rows = torch.randn(60, 4, generator=generator) + 2 * nn.functional.one_hot(labels, 4) + 5
+        logits = probe_layer(rows, labels, classes)(rows)
+        assert logits.shape == (60, classes)
+        assert float((logits.argmax(1) == labels).float().mean()) > 0.8
+
+    def test_features_of_the_teacher_agree_with_it(self, digits: data.Dataset) -> None:
+        known = {name: split.inputs.flatten(1).float() for name, split in digits.splits.items()}
+        metrics = evaluate(known, digits.with_teacher(known))
+        for split in ("val", "test"):
+            # pixels are integers: their distances tie, until the teacher's are centred and scaled
+            assert metrics[split].agreement == pytest.approx(1, abs=1e-3)
+            assert metrics[split].spearman == pytest.approx(1, abs=1e-3)
+            assert 0.5 < metrics[split].map_r < metrics[split].recall_1 <= 1
 
 
-def sizes(loaded: data.Dataset) -> tuple[int, int, int]:
-    return len(loaded.train.labels), len(loaded.val.labels), len(loaded.test.labels)
+class TestTraining:
+    schedule = Schedule(4, 16, 0.01, 5, ("shift",))
 
+    def training(self) -> Training:
+        torch.manual_seed(0)
+        network = make_network("mlp", (1, 8, 8), 4)
+        return Training("test", network, train.LabelHead(4, 10), self.schedule)
 
-def same(a: data.Dataset, b: data.Dataset) -> bool:
-    pairs = zip((*a.train, *a.val, *a.test), (*b.train, *b.val, *b.test), strict=True)
-    return a.classes == b.classes and all(torch.equal(x, y) for x, y in pairs)
+    def examples(self, digits: data.Dataset) -> Examples:
+        return Examples(digits.train.inputs, (digits.train.labels,))
 
+    def test_resumed_equals_unbroken(self, digits: data.Dataset, tmp_path: Path) -> None:
+        """A run is killed in its third epoch, after the checkpoint of its second."""
+        checkpoint = Checkpoint(tmp_path / "x.checkpoint", {"seed": 5}, every=0)
+        whole, broken, resumed = (self.training() for _ in range(3))
+        whole.fit(self.examples(digits), lambda _: {})
 
-class TestData:
-    def test_digits(self) -> None:
-        loaded = data.load("digits")
-        assert sum(sizes(loaded)) == 1797
-        assert loaded.train.images.shape[1:] == (1, 8, 8)
-        assert loaded.train.images.dtype == torch.uint8
-        assert int(loaded.train.images.max()) == 240
-        for split in (loaded.train, loaded.val, loaded.test):
-            share = torch.bincount(split.labels).double() / len(split.labels)
-            assert share.sub(0.1).abs().max() < 0.01
+        def killed(_: Encoder) -> dict[str, float]:
+            if len(broken.curve) == 2:
+                raise KeyboardInterrupt
+            return {}
 
-    def test_splits_do_not_overlap(self, tmp_path: Path) -> None:
-        loaded = data.load_imagefolder([write_tree(tmp_path, images({"": 20}))])
-        everything = torch.cat([loaded.train.images, loaded.val.images, loaded.test.images])
-        assert sizes(loaded) == (33, 9, 18)
-        assert len(torch.unique(everything.flatten(1), dim=0)) == 60
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(self.examples(digits), killed, checkpoint)
+        resumed.fit(self.examples(digits), lambda _: {}, checkpoint)
+        for one, two in zip(whole.modules.parameters(), resumed.modules.parameters(), strict=True):
+            assert torch.equal(one, two)
+        assert [p["loss"] for p in whole.curve] == [p["loss"] for p in resumed.curve]
+        other = checkpoint._replace(identity={"seed": 6})
+        with pytest.raises(ValueError, match="of a run with seed 5, now 6; remove it"):
+            self.training().fit(self.examples(digits), lambda _: {}, other)
 
-    @pytest.mark.parametrize("suffix", [".tar", ".tar.xz"])
-    @pytest.mark.parametrize("counts", [{"": 12}, {"train/": 12, "test/": 4}, {"./a/train/": 12}])
-    def test_tar_is_the_tree(self, tmp_path: Path, suffix: str, counts: dict[str, int]) -> None:
-        files = dict(sorted(images(counts).items()))
-        tree = data.load_imagefolder([write_tree(tmp_path / "tree", files)])
-        tar = data.load_imagefolder([write_tar(tmp_path / f"x{suffix}", files)])
-        assert tree.classes == CLASSES
-        assert tree.train.images.shape[1:] == (3, 8, 8)
-        assert same(tree, tar)
-
-    def test_given_splits_are_kept(self, tmp_path: Path) -> None:
-        files = images({"train/": 10, "val/": 2, "test/": 3})
-        assert sizes(data.load_imagefolder([write_tree(tmp_path, files)])) == (30, 6, 9)
-
-    def test_several_tars_and_a_folder_of_tars(self, tmp_path: Path) -> None:
-        write_tar(tmp_path / "test.tar", images({"test/": 4}))
-        write_tar(tmp_path / "train-0.tar.xz", images({"train/": 10}, CLASSES[:2]))
-        write_tar(tmp_path / "train-1.tar.xz", images({"train/": 10}, CLASSES[2:]))
-        listed = ",".join(str(path) for path in sorted(tmp_path.iterdir()))
-        loaded = data.load(f"imagefolder:{listed}")
-        assert sizes(loaded) == (24, 6, 12)
-        assert same(loaded, data.load(f"imagefolder:{tmp_path}"))
-
-    @pytest.mark.parametrize("limit", [40, 45, 1000])
-    def test_limit_is_stratified(self, tmp_path: Path, limit: int) -> None:
-        files = images({"train/": 30, "test/": 30})
-        loaded = data.load_imagefolder([write_tar(tmp_path / "x.tar", files)], limit)
-        assert sum(sizes(loaded)) == min(limit, 180)
-        for split in (loaded.train, loaded.val, loaded.test):
-            counts = torch.bincount(split.labels, minlength=3)
-            assert int(counts.max() - counts.min()) <= 1
-
-    def test_resize(self, tmp_path: Path) -> None:
-        files = images({"": 10}) | {"ant/big.png": png(7, 20)}
-        loaded = data.load_imagefolder([write_tree(tmp_path, files)], image_size=6)
-        assert loaded.train.images.shape[1:] == (3, 6, 6)
-
-    def test_odd_members_are_skipped(self, tmp_path: Path) -> None:
-        path = write_tar(tmp_path / "x.tar", images({"": 10}) | {"ant/notes.txt": b"no image"})
-        with tarfile.open(path, "a") as archive:
-            for name, kind in (("ant/s.png", tarfile.SYMTYPE), ("ant/d.png", tarfile.CHRTYPE)):
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = kind, "/etc/passwd"
-                archive.addfile(member)
-            archive.addfile(tarfile.TarInfo("ant/._0.png"))
-        before = set(tmp_path.rglob("*"))
-        assert sum(sizes(data.load_imagefolder([path]))) == 30
-        assert set(tmp_path.rglob("*")) == before
-
-    def test_augmentation_shifts_and_mirrors(self) -> None:
-        image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8) + 1
-        batch = image.expand(200, -1, -1, -1)
-        one, two = (data.augment(batch, True, torch.Generator().manual_seed(3)) for _ in "ab")
-        assert torch.equal(one, two)
-        padded = torch.nn.functional.pad(image, [1] * 4)[0, 0]
-        crops = [padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
-        expected = torch.stack(crops + [crop.flip(1) for crop in crops])
-        assert torch.equal(torch.unique(one[:, 0], dim=0), torch.unique(expected, dim=0))
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--data cifar", "--data: got 'cifar'; allowed: digits or imagefolder:PATH"),
-            ("--data imagefolder:", "--data: got 'imagefolder:'"),
-            ("--data imagefolder:/no/such/place", "--data: /no/such/place does not exist"),
-            ("--methods pc,crd", "--methods: got 'crd'; allowed: pc, fitnet, rkd"),
-            ("--methods pc,pc", "--methods: got ('pc', 'pc'); allowed: one or more, each once"),
-            ("--seeds 0,x", "--seeds: got '0,x'; allowed: integers"),
-            ("--seeds ,", "--seeds: got (); allowed: one or more"),
-            ("--batch-size 2", "--batch-size: got 2; allowed: 4 or more"),
-            ("--batch-size 5000", "--batch-size: got 5000; allowed: at most the 1005 training"),
-            ("--epochs 0", "--epochs: got 0; allowed: 1 or more"),
-            ("--temperature 0", "--temperature: got 0.0; allowed: a finite number above 0"),
-            ("--lr nan", "--lr: got nan; allowed: a finite number above 0"),
-            ("--limit 7", "--limit: 7 leaves 7 images for the 10 classes of train"),
-            ("--limit 12", "12 images of 10 classes are too few"),
-            ("--device tpu9", "--device: got 'tpu9'"),
-        ],
-    )
-    def test_arguments(
-        self, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+    def test_full_disk_keeps_the_last_checkpoint(
+        self, digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        path = tmp_path / "x.checkpoint"
+        storage.write_state(path, {"good": torch.ones(3)})
+
+        def full(state: Any, file: Any) -> None:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"cannot write .*x\.checkpoint: .*No space.* is intact"):
+            storage.write_state(path, {"good": torch.zeros(3)})
+        assert list(tmp_path.iterdir()) == [path]
+        assert storage.read_state(path, "cpu")["good"].sum() == 3
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ValueError, match=r"cannot read the checkpoint .*; remove it"):
+            storage.read_state(path, "cpu")
+
+    def test_floor_keeps_its_weights(self, digits: data.Dataset) -> None:
+        network = make_network("resnet8_small", (1, 8, 8))
+        before = [parameter.clone() for parameter in network.parameters()]
+        train.calibrate(network, digits.train.inputs, 32)
+        assert all(map(torch.equal, before, network.parameters()))
+        assert any(float(b.abs().max()) not in (0, 1) for b in network.buffers() if b.ndim)
+
+
+class TestConfig:
+    def test_those_of_the_package(self) -> None:
+        for path in CONFIGS.glob("*.toml"):
+            config = load_config(path.stem)
+            assert config.name == path.stem
+            assert len(config.seeds) >= 3
+
+    def test_changes(self) -> None:
+        changes = [
+            "epochs=7",
+            "limit.val=50",
+            "data=imagefolder:/a b",
+            "methods.pc.temperature=0.5",
+        ]
+        config = load_config("digits", [*changes, "seeds=[1, 2]"])
+        assert (config.epochs, config.seeds) == (7, (1, 2))
+        assert (config.limit["val"], config.data) == (50, "imagefolder:/a b")
+        assert next(row for row in config.methods if row.name == "pc").options["temperature"] == 0.5
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("epoch=3", "unknown key 'epoch'; allowed: name, methods, data"),
+            ("epochs=0", "epochs: got 0; allowed: 1 or more"),
+            ("epochs=many", "epochs: got 'many'; allowed: int"),
+            ("classes=1", "classes: got 1; allowed: 2 or more"),
+            ("batch_size=2", "batch_size: got 2; allowed: 4 or more"),
+            ("batch_size=5000", "batch_size: got 5000; allowed: at most the"),
+            ("seeds=[]", r"seeds: got \(\); allowed: one or more, each once"),
+            ("seeds=[0, 0]", r"seeds: got \(0, 0\); allowed: one or more, each once"),
+            ("seeds=0", r"seeds: got 0; allowed: tuple\[int, ...\]"),
+            ("learning_rates=[nan]", "learning rate: got nan; allowed: a finite number above 0"),
+            ("student=vgg", "student: got 'vgg'; allowed: resnet8_small"),
+            ("teacher=trained:vgg", "teacher: trained: got 'vgg'; allowed: resnet8_small"),
+            ("teacher=clip", "teacher: got 'clip'; allowed: , features, trained"),
+            ("data=features:x.npz", "teacher: got 'trained:.*' with data 'features:x.npz'"),
+            ("data=cifar", "data: got 'cifar'; allowed: digits, imagefolder"),
+            ("augment=[\"turn\"]", "augment: got 'turn'; allowed: shift, flip"),
+            ("limit.all=3", "limit: got 'all'; allowed: train, val, test"),
+            ("limit=3", "limit: got 3; allowed: a table"),
+            ("methods={}", r"methods: got \(\); allowed: one or more"),
+            ("methods.mine.a=1", "methods.mine: got 'mine'; allowed: pc, fitnet"),
+            ("methods.pc.tau=1", "PC with options {'tau': 1}: .*tau"),
+            ("device=tpu9", "device: got 'tpu9'"),
+            ("epochs", "--set: got 'epochs'; allowed: KEY=VALUE"),
+        ],
+    )  # fmt: skip
+    def test_errors(
+        self, change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        few = ["limit.train=60", "teacher_epochs=1", f"out={tmp_path}", change]
+        arguments = [part for each in few for part in ("--set", each)]
         with pytest.raises(SystemExit) as exit_:
-            main(arguments.split())
+            main(["compare", "--config", "digits", *arguments])
         assert exit_.value.code == 2
-        assert message in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
 
-    def test_empty_tree(self, tmp_path: Path) -> None:
-        write_tree(tmp_path, {"ant/notes.txt": b""})
-        with pytest.raises(ValueError, match="no images in"):
-            data.load_imagefolder([tmp_path])
-
-    def test_one_class(self, tmp_path: Path) -> None:
-        write_tree(tmp_path, images({"": 10}, ("ant",)))
-        with pytest.raises(ValueError, match="found one class, 'ant'; at least 2"):
-            data.load_imagefolder([tmp_path])
-
-    def test_unknown_class_in_test(self, tmp_path: Path) -> None:
-        write_tree(tmp_path, images({"train/": 10}) | images({"test/": 2}, ("dog",)))
-        with pytest.raises(ValueError, match="class 'dog' is held out but is not in train"):
-            data.load_imagefolder([tmp_path])
-
-    def test_only_a_test_split(self, tmp_path: Path) -> None:
-        write_tree(tmp_path, images({"test/": 10}))
-        with pytest.raises(ValueError, match="only the split test; train/ is needed"):
-            data.load_imagefolder([tmp_path])
-
-    def test_sizes_differ(self, tmp_path: Path) -> None:
-        write_tree(tmp_path, images({"": 10}) | {"ant/big.png": png(7, 20)})
-        with pytest.raises(ValueError, match=r"differ in size .*8x8.*20x20.*--image-size"):
-            data.load_imagefolder([tmp_path])
-
-    @pytest.mark.parametrize("content", [b"", b"not an image", png(9)[:60]])
-    def test_corrupt_image_is_named(self, tmp_path: Path, content: bytes) -> None:
-        files = images({"": 10}) | {"bee/bad.png": content}
-        for path in (write_tree(tmp_path / "a", files), write_tar(tmp_path / "b.tar", files)):
-            with pytest.raises(ValueError, match=r"cannot read the image .*bee/bad\.png"):
-                data.load_imagefolder([path])
-
-    @pytest.mark.parametrize("suffix", [".tar", ".tar.xz"])
-    def test_broken_tar_is_named(self, tmp_path: Path, suffix: str) -> None:
-        path = write_tar(tmp_path / f"x{suffix}", images({"": 30}))
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 300])
-        with pytest.raises(ValueError, match=r"x\.tar"):
-            data.load_imagefolder([path])
-        path.write_bytes(b"no tar")
-        with pytest.raises(ValueError, match=r"cannot read .*x\.tar.* as a tar"):
-            data.load_imagefolder([path])
+    def test_files(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="imagenet does not exist; allowed: a file, or"):
+            load_config("imagenet")
+        (tmp_path / "x.toml").write_text("data = digits")
+        with pytest.raises(ValueError, match=r"x\.toml is not TOML"):
+            load_config(str(tmp_path / "x.toml"))
 
     def test_missing_package_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         find = importlib.util.find_spec
@@ -230,131 +225,129 @@ class TestErrors:
             importlib.reload(pc_kernels.distill)
 
 
-class TestTraining:
-    @pytest.mark.parametrize("name", METHODS)
-    def test_objectives(self, name: str) -> None:
-        torch.manual_seed(0)
-        networks = Encoder(1, (3, 5), 4), Encoder(1, (6, 7), 6)
-        objective = METHODS[name].make(*networks, 0.1)
-        shapes = ((3, 8, 8), (5, 4, 4), (4,)), ((6, 8, 8), (7, 4, 4), (6,))
-        student, teacher = (
-            {layer: torch.randn(16, *s) for layer, s in zip(network.layers, of_side, strict=True)}
-            for network, of_side in zip(networks, shapes, strict=True)
-        )
-        learning = student["features"].requires_grad_()
-        loss = objective(student, teacher)
-        loss.backward()
-        assert loss.shape == ()
-        assert loss.item() > 0
-        assert learning.grad is not None
-        assert learning.grad.isfinite().all()
-        if name in ("pc", "rkd"):  # the others train projections
-            for scaled, close in (
-                ({"features": 3 * learning}, 1),
-                ({"features": 5 * teacher["features"]}, 0),
-            ):
-                value = objective(scaled, teacher).item()
-                assert (
-                    value == pytest.approx(loss.item(), rel=1e-4)
-                    if close
-                    else value < loss.item() / 4
-                )
-
-    def test_floor_keeps_its_weights(self) -> None:
-        loaded = data.load("digits", limit=200)
-        student = make_student(loaded)
-        before = [parameter.clone() for parameter in student.parameters()]
-        calibrate(student, loaded, 32)
-        assert all(map(torch.equal, before, student.parameters()))
-        assert any(float(b.abs().max()) not in (0, 1) for b in student.buffers() if b.ndim)
-
-    def test_same_seed_same_numbers(self) -> None:
-        loaded = data.load("digits", limit=200)
-        config = Config(epochs=1, teacher_epochs=1, batch_size=16, methods=tuple(METHODS))
-        one, two, other = (run_seed(config, loaded, seed) for seed in (5, 5, 6))
+class TestComparison:
+    def test_same_seed_same_numbers_and_finished_runs_are_kept(
+        self, digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tiny(tmp_path)
+        one, two = compare(config, digits), compare(tiny(tmp_path / "again"), digits)
         assert list(one.runs) == [TEACHER, FLOOR, *METHODS]
-        for name, run in one.runs.items():
-            assert run.curve == two.runs[name].curve
-            assert (run.val, run.test) == (two.runs[name].val, two.runs[name].test)
+        for name in METHODS:
+            runs = zip(one.runs[name], two.runs[name], strict=True)
+            assert all((a.val, a.test) == (b.val, b.test) for a, b in runs)
             assert torch.equal(one.features[name], two.features[name])
-            assert not torch.equal(one.features[name], other.features[name])
+            assert one.runs[name][0].test != one.runs[name][1].test  # another seed
+        monkeypatch.setattr(Training, "fit", None)  # nothing is left to train
+        kept = compare(config, digits)
+        assert kept.runs == one.runs
+        changed = tiny(tmp_path, epochs=3)
+        with pytest.raises(ValueError, match="of a run with epochs 2, now 3; remove it or choose"):
+            compare(changed, digits)
 
-    def test_divergence_is_reported(self, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = "--limit 200 --teacher-epochs 1 --epochs 2 --methods fitnet --lr 1e30"
-        with pytest.raises(SystemExit) as exit_:
-            main([*arguments.split(), "--seeds", "0"])
-        assert exit_.value.code == 1
-        assert "FitNet: the loss is" in capsys.readouterr().err
+    def test_divergence(self, digits: data.Dataset, tmp_path: Path) -> None:
+        """A learning rate that diverges is not taken; where all do, it is an error."""
+        wild = {"methods": {"fitnet": {}}, "seeds": [0]}
+        results = compare(tiny(tmp_path / "a", learning_rates=[1e30, 1e-3], **wild), digits)
+        assert results.tuning["fitnet"][1e30] is None
+        assert results.runs["fitnet"][0].learning_rate == 1e-3
+        with pytest.raises(FloatingPointError, match="FitNet: the loss is not finite at any"):
+            compare(tiny(tmp_path / "b", learning_rates=[1e30], **wild), digits)
+
+    def test_features_as_inputs(self, tmp_path: Path) -> None:
+        random = np.random.default_rng(0)
+        labels = np.arange(90) % 3
+        inputs = random.normal(size=(90, 6)).astype(np.float32) + labels[:, None]
+        storage.write_arrays(
+            tmp_path / "x.npz", inputs=inputs, features=inputs[:, :4] ** 2, labels=labels
+        )
+        source = f"features:{tmp_path}/x.npz"
+        config = tiny(tmp_path, data=source, teacher="", augment=[], methods={"pc": {}}, seeds=[0])
+        assert compare(config, data.load(source)).runs["pc"][0].width == 4
+        with pytest.raises(
+            ValueError, match=r"augment: got \('shift',\) for inputs of shape \(6,\)"
+        ):
+            compare(tiny(tmp_path, data=source, teacher=""), data.load(source))
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects what they refer to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.refers: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.refers += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
 
 class TestReport:
     @staticmethod
-    def results(pc: list[float], rkd: list[float]) -> list[SeedResult]:
+    def results(pc: list[float], rkd: list[float]) -> Results:
         def run(score: float) -> Run:
-            metrics = Metrics(score, score, score, score)
-            return Run(metrics, metrics, 8, 1000, 1.0, [])
+            metrics = Metrics(*[score] * 6)
+            return Run(metrics, metrics, 8, 1000, 0.01, 1.0, None, [{"epoch": 1.0}])
 
-        return [
-            SeedResult(seed, {TEACHER: run(1.0), FLOOR: run(0.5), "pc": run(a), "rkd": run(b)})
-            for seed, (a, b) in enumerate(zip(pc, rkd, strict=True))
-        ]
+        config = make_config(
+            {"name": "x", "teacher": "trained:mlp", "seeds": list(range(len(pc))),
+             "methods": {"pc": {}, "rkd": {}}}
+        )  # fmt: skip
+        runs = {TEACHER: [run(1.0)], FLOOR: [run(0.5) for _ in pc]}
+        return Results(config, runs | {"pc": list(map(run, pc)), "rkd": list(map(run, rkd))})
 
     @pytest.mark.parametrize(
         ("rkd", "word"),
         [([0.7, 0.71, 0.72], "above"), ([0.81, 0.79, 0.8], "on par"), ([0.9, 0.92, 0.91], "below")],
     )
-    def test_verdict_follows_the_numbers(self, rkd: list[float], word: str) -> None:
-        text = report.verdict(self.results([0.8, 0.8, 0.8], rkd))
-        assert "Untrained student (floor), above in linear probe (+30.0 ± 0.0 points)" in text
-        assert f"against RKD distance, {word} in linear probe" in text
-
-    def test_one_seed_has_no_spread(self) -> None:
-        results = self.results([0.8], [0.7])
-        assert "One seed has no spread" in report.verdict(results)
-        assert "±" not in report.table(results)
+    def test_words_follow_the_numbers(self, rkd: list[float], word: str) -> None:
+        grid = report.against_rivals(self.results([0.8, 0.8, 0.8], rkd), "pc")
+        assert [row[0] for row in grid.rows] == ["Untrained student", "RKD"]
+        assert grid.rows[0][1] == "above (+30.0 ± 0.0)"
+        assert grid.rows[1][1].startswith(f"{word} (")
 
     def test_table(self) -> None:
-        lines = report.table(self.results([0.8, 0.9], [0.7, 0.7])).splitlines()
+        lines = report.table(self.results([0.8, 0.9], [0.7, 0.7])).markdown().splitlines()
         assert len(lines) == 6
         assert len({len(line) for line in lines}) == 1
-        assert "85.0 ± 7.1" in lines[4]
-        assert "0.850 ± 0.071" in lines[4]
+        assert f"85.0 ± {100 * stdev([0.8, 0.9]):.1f}" in lines[4]
+        assert "±" not in report.table(self.results([0.8], [0.7])).markdown()
 
+    def test_labels_are_spread_out(self) -> None:
+        places = spread_out([1.0, 1.1, 1.2, 5.0, 5.05], 0.5)
+        assert all(b - a >= 0.5 - 1e-9 for a, b in pairwise(places))
+        assert np.allclose(places, [0.6, 1.1, 1.6, 4.775, 5.275])
 
-class TestCommandLine:
-    def check(self, folder: Path, methods: tuple[str, ...], seeds: tuple[str, ...]) -> None:
-        results = json.loads((folder / "results.json").read_text())
-        assert tuple(results["test"]) == (TEACHER, FLOOR, *methods)
-        assert tuple(results["seeds"]) == seeds
-        for name in methods:
-            assert 0 <= results["test"][name]["knn"]["mean"] <= 1
-            curve = results["seeds"][seeds[0]][name]["curve"]
-            assert {"epoch", "loss", "knn", "agreement"} <= set(curve[-1])
-        assert results["versions"]["torch"] == torch.__version__
-        assert (folder / "table.md").read_text().count("\n|") == 1 + 2 + len(methods)
-        for name in ("curves.png", "ranks.png", "neighbours.png"):
-            with Image.open(folder / name) as image:
-                assert min(image.size) > 200
-
-    def test_digits(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = "--limit 200 --seeds 3,4 --epochs 2 --teacher-epochs 1 --name tiny --out"
-        assert main([*arguments.split(), str(tmp_path)]) == 0
-        self.check(tmp_path / "tiny", Config.methods, ("3", "4"))
-        assert (tmp_path / "tiny" / "table.md").read_text() in capsys.readouterr().out
-
-    def test_images_from_a_tar_as_a_process(self, tmp_path: Path) -> None:
-        path = write_tar(tmp_path / "x.tar.xz", images({"train/": 16, "test/": 6}))
-        arguments = (
-            f"--data imagefolder:{path} --seeds 0 --epochs 1 --teacher-epochs 1 --threads 1 "
-            f"--batch-size 8 --methods rkd,pc,pc+lfcc --image-size 16 --out {tmp_path}"
+    def test_command_line(self, tmp_path: Path) -> None:
+        file = tmp_path / "two.toml"
+        file.write_text(
+            f'teacher = "trained:mlp"\nstudent = "mlp"\nseeds = [0]\nlearning_rates = [0.01]\n'
+            f'limit = {{train = 70, val = 40, test = 60}}\nteacher_epochs = 1\nout = "{tmp_path}"\n'
+            "[methods.pc]\n[methods.rkd]\n"
         )
+        arguments = ("compare", "--config", str(file), "--set", "epochs=1")
         done = subprocess.run(
-            [sys.executable, "-m", "pc_kernels.distill", *arguments.split()],
+            [sys.executable, "-m", "pc_kernels.distill", *arguments],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "seed 0, PC: 100%" in done.stderr
-        self.check(tmp_path / "imagefolder", ("rkd", "pc", "pc+lfcc"), ("0",))
+        folder = tmp_path / "two"
+        assert (folder / "report.md").read_text() in done.stdout
+        results = json.loads((folder / "results.json").read_text())
+        assert tuple(results["test"]) == (TEACHER, FLOOR, "pc", "rkd")
+        assert results["versions"]["torch"] == torch.__version__
+        page = Page()
+        page.feed((folder / "report.html").read_text())
+        assert not page.open
+        assert len(page.refers) == len(report.PLOTS | report.NEIGHBOURS)
+        assert all(target.startswith("data:image/png;base64,") for target in page.refers)
+        for name in report.PLOTS | report.NEIGHBOURS:
+            with Image.open(folder / name) as image:
+                assert min(image.size) > 200
 
     def test_no_part_of_the_package(self) -> None:
         code = "import sys, pc_kernels; print('sklearn' in sys.modules, 'pc_kernels.distill' in"
@@ -363,16 +356,3 @@ class TestCommandLine:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.split() == ["False", "False"]
-
-
-@pytest.mark.skipif(
-    "PC_KERNELS_CIFAR100" not in os.environ, reason="PC_KERNELS_CIFAR100 names no folder of tars"
-)
-def test_cifar100() -> None:
-    folder = os.environ["PC_KERNELS_CIFAR100"]
-    loaded = data.load(f"imagefolder:{folder}", limit=2000)
-    assert len(loaded.classes) == 100
-    assert sum(sizes(loaded)) == 2000
-    assert loaded.train.images.shape[1:] == (3, 32, 32)
-    for split in (loaded.train, loaded.val, loaded.test):
-        assert len(torch.unique(split.labels)) == 100

@@ -1,12 +1,15 @@
 """The thin reference trainer: distils a teacher's features into a small student, without labels.
 
-Run it with `python -m pc_kernels.distill`. It compares perception coherence with FitNet's projected
-MSE, RKD distance and LFCC. It is no part of `import pc_kernels` and needs the extra `distill`.
+`python -m pc_kernels.distill compare` puts perception coherence beside its rivals; docs/distill.md
+says how. It is no part of `import pc_kernels` and needs the extra `distill`.
 """
 
+import sys
 from importlib.util import find_spec
 
 _NEEDS = {"matplotlib": "matplotlib", "PIL": "pillow", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+if sys.version_info < (3, 11):
+    _NEEDS["tomli"] = "tomli"
 _missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
 if _missing:
     raise ImportError(

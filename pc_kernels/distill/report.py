@@ -1,15 +1,16 @@
-"""What a run leaves behind: `results.json`, `table.md` and three plots."""
+"""What a comparison leaves behind: `results.json`, `report.md`, one `report.html`, and the plots."""
 
 from __future__ import annotations
 
-import json
+import base64
+import html
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import sklearn
 import torch
@@ -18,110 +19,234 @@ from scipy.stats import t as student_t
 import pc_kernels
 
 from .data import Dataset
-from .experiment import FLOOR, TEACHER, Config, Run, SeedResult
-from .objectives import METHODS
-from .plots import plot_curves, plot_neighbours, plot_ranks
+from .experiment import FLOOR, TEACHER, Results, Run
+from .methods import PC
+from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores
+from .storage import write_json, write_whole
 
-TITLES = {TEACHER: "Teacher (trained with labels)", FLOOR: "Untrained student (floor)"}
-TITLES |= {name: method.title for name, method in METHODS.items()}
-COLUMNS = {"probe": "linear probe, %", "knn": "kNN, %"}
-COLUMNS |= {"agreement": "coherence, %", "spearman": "rank correlation"}
+METRICS = {"probe": "linear probe, %", "knn": "kNN, %", "map_r": "mAP@R, %"}
+METRICS |= {"recall_1": "Recall@1, %", "agreement": "coherence, %", "spearman": "rank correlation"}
+COMPARED = ("probe", "knn", "map_r", "agreement")
+PLOTS = {
+    "scores.png": "Test accuracy of each method: a dot a seed, the bar at their mean.",
+    "curves.png": "Validation accuracy and coherence along training: means over seeds, with their "
+    "last values; a band from the least to the greatest seed for PC.",
+    "ranks.png": "The teacher's rank against the student's, of each test input seen from each "
+    "other; first seed. A perfect student is the diagonal.",
+}
+NEIGHBOURS = {
+    "neighbours.png": "The test images nearest to three of them (black), by euclidean distance of the "
+    "features, as each network sees it; green of the same class, orange of another; first seed.",
+}
 
 
-def write(config: Config, data: Dataset, results: Sequence[SeedResult], seconds: float) -> str:
-    """Writes all files to `<out>/<name>/` and returns the Markdown table with its verdict."""
-    folder = Path(config.out) / config.name
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown = table(results) + "\n\n" + verdict(results) + "\n"
-    (folder / "table.md").write_text(markdown)
-    summary = _plain(summarise(config, data, results, seconds))
-    (folder / "results.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    plot_curves(folder / "curves.png", results, TITLES)
-    plot_ranks(folder / "ranks.png", results[0], TITLES)
-    plot_neighbours(folder / "neighbours.png", results[0], data.test, TITLES)
+class Grid(NamedTuple):
+    """A table: a heading and rows of equally many cells, the first of each a name."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """Aligned, for reading as text too."""
+        rows = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.head))]
+        lines = (zip(row, widths, strict=True) for row in rows)
+        return "\n".join(
+            "| " + " | ".join(cell.ljust(width) for cell, width in line) + " |" for line in lines
+        )
+
+    def html(self) -> str:
+        """As a table element."""
+        lines = [_cells("th", self.head), *(_cells("td", row) for row in self.rows)]
+        return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+
+
+def write(results: Results, data: Dataset, seconds: float) -> str:
+    """Writes all files to `OUT/NAME/` and returns the Markdown report."""
+    folder = Path(results.config.out) / results.config.name
+    titles = titles_of(results)
+    plot_scores(folder / "scores.png", results, titles)
+    plot_curves(folder / "curves.png", results, titles)
+    plot_ranks(folder / "ranks.png", results, titles)
+    if data.test.inputs.dim() == 4:
+        plot_neighbours(folder / "neighbours.png", results, data.test, titles)
+    markdown, page = _markdown(results, data), _page(results, data, folder)
+    write_whole(folder / "report.md", lambda file: file.write(markdown.encode()))
+    write_whole(folder / "report.html", lambda file: file.write(page.encode()))
+    write_json(folder / "results.json", summarise(results, data, seconds))
     return markdown
 
 
-def table(results: Sequence[SeedResult]) -> str:
-    """The test metrics as a Markdown table: mean ± sample standard deviation over seeds."""
-    header = ["", "features", "parameters", *COLUMNS.values()]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for name, first in results[0].runs.items():
-        cells = [_cell(metric, _values(results, name, metric)) for metric in COLUMNS]
-        rows.append([TITLES[name], str(first.width), f"{first.parameters:,}", *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
+def plots_of(data: Dataset) -> dict[str, str]:
+    """Files of plots and their captions: neighbours are shown where the inputs are images."""
+    return PLOTS | NEIGHBOURS if data.test.inputs.dim() == 4 else PLOTS
+
+
+def titles_of(results: Results) -> dict[str, str]:
+    """Printed names of all rows."""
+    titles = {TEACHER: "Teacher", FLOOR: "Untrained student"}
+    return titles | {row.name: row.title for row in results.config.methods}
+
+
+def table(results: Results) -> Grid:
+    """Test metrics, mean ± sample standard deviation over seeds, and what training cost."""
+    head = ["", "features", "learning rate", *METRICS.values(), "ms a step", "peak MiB"]
+    rows = []
+    for name, runs in results.runs.items():
+        trained = bool(runs[0].curve)
+        cells = [_cell(key, _values(runs, key)) for key in METRICS]
+        peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
+        cells += [
+            f"{1000 * mean(run.step_seconds for run in runs):.1f}" if trained else "",
+            f"{max(peaks):.0f}" if peaks else "",
+        ]
+        rate = f"{runs[0].learning_rate:g}" if trained else ""
+        rows.append([titles_of(results)[name], str(runs[0].width), rate, *cells])
+    return Grid(head, rows)
+
+
+def against_rivals(results: Results, ours: str) -> Grid:
+    """A row's test metrics less each other student's, in points, paired by seed, with a word."""
+    titles = titles_of(results)
+    head = [f"{titles[ours]} against", *(METRICS[key].removesuffix(", %") for key in COMPARED)]
+    others = [name for name in results.runs if name not in (TEACHER, ours)]
+    return Grid(
+        head,
+        [
+            [titles[name], *(_compared(results, ours, name, key) for key in COMPARED)]
+            for name in others
+        ],
     )
 
 
-def verdict(results: Sequence[SeedResult]) -> str:
-    """Says from the numbers, and nothing else, where PC stands against the other students."""
-    others = [name for name in results[0].runs if name not in (TEACHER, "pc")]
-    if "pc" not in results[0].runs:
-        return "PC was not among the methods, so there is nothing to say about it."
-    against = [f"against {TITLES[name]}, {_compare(results, name)}" for name in others]
-    if len(results) == 1:
-        how = "One seed has no spread: run several to judge differences."
-    else:
-        how = (
-            f"Means ± standard deviations over {len(results)} seeds; differences are paired by "
-            "seed, and on par if their 95% confidence interval (Student's t) holds 0."
-        )
-    return f"On the test images PC is, {'; '.join(against)}. {how}"
-
-
-def summarise(
-    config: Config, data: Dataset, results: Sequence[SeedResult], seconds: float
-) -> dict[str, Any]:
-    """Everything that is worth keeping of a run, for `results.json`."""
-    splits = {"train": data.train, "val": data.val, "test": data.test}
+def summarise(results: Results, data: Dataset, seconds: float) -> dict[str, Any]:
+    """Everything that is worth keeping of a comparison, for `results.json`."""
+    config = asdict(results.config) | {
+        "methods": {
+            row.name: {"title": row.title, "source": row.method.source, **row.options}
+            for row in results.config.methods
+        }
+    }
     return {
-        "config": asdict(config),
-        "versions": {
-            "pc_kernels": pc_kernels.__version__,
-            "python": platform.python_version(),
-            "scikit-learn": sklearn.__version__,
-            "torch": torch.__version__,
-        },
+        "config": config,
+        "versions": _versions(),
         "threads": torch.get_num_threads(),
         "data": {
             "classes": len(data.classes),
-            "image_shape": list(data.train.images.shape[1:]),
-            "images": {name: len(split.labels) for name, split in splits.items()},
+            "input_shape": list(data.train.inputs.shape[1:]),
+            "inputs": {name: len(split.labels) for name, split in data.splits.items()},
+        },
+        "seconds": seconds,
+        "tuning": {
+            name: {f"{rate:g}": score for rate, score in scores.items()}
+            for name, scores in results.tuning.items()
         },
         "test": {
-            name: {metric: _spread(_values(results, name, metric)) for metric in COLUMNS}
-            for name in results[0].runs
+            name: {key: _spread(_values(runs, key)) for key in METRICS}
+            for name, runs in results.runs.items()
         },
-        "verdict": verdict(results),
-        "seconds": seconds,
-        "seeds": {
-            str(result.seed): {name: _run(run) for name, run in result.runs.items()}
-            for result in results
-        },
+        "runs": {name: [_as_dict(run) for run in runs] for name, runs in results.runs.items()},
     }
 
 
-def _compare(results: Sequence[SeedResult], other: str) -> str:
-    """`above in kNN (+1.2 ± 0.3 points), on par in ...`: PC less the other, paired by seed."""
-    parts = []
-    for metric in ("probe", "knn", "agreement"):
-        pairs = zip(_values(results, "pc", metric), _values(results, other, metric), strict=True)
-        spread = _spread([100 * (ours - theirs) for ours, theirs in pairs])
-        difference, text, margin = spread["mean"], f"{spread['mean']:+.1f}", 0.0
-        if spread["std"] is not None:
-            text += f" ± {spread['std']:.1f}"
-            count = len(results)
-            margin = float(student_t.ppf(0.975, count - 1)) * spread["std"] / math.sqrt(count)
-        word = "on par" if abs(difference) <= margin else "above" if difference > 0 else "below"
-        parts.append(f"{word} in {COLUMNS[metric].removesuffix(', %')} ({text} points)")
-    return ", ".join(parts)
+def _markdown(results: Results, data: Dataset) -> str:
+    parts = [f"# {results.config.name}", results.config.caption.strip(), _setting(results, data)]
+    parts.append(table(results).markdown())
+    parts += [grid.markdown() for grid in _comparisons(results)]
+    parts.append(_reading(results))
+    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in plots_of(data).items()]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _values(results: Sequence[SeedResult], name: str, metric: str) -> list[float]:
-    return [getattr(result.runs[name].test, metric) for result in results]
+def _page(results: Results, data: Dataset, folder: Path) -> str:
+    """One page with everything in it: it asks for no other file."""
+    name = html.escape(results.config.name)
+    figures = "\n".join(
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode((folder / file).read_bytes()).decode()}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for file, caption in plots_of(data).items()
+    )
+    text = [results.config.caption.strip(), _setting(results, data)]
+    paragraphs = "\n".join(f"<p>{html.escape(part)}</p>" for part in text if part)
+    tables = "\n".join(grid.html() for grid in (table(results), *_comparisons(results)))
+    sources = Grid(
+        ["method", "source"], [[row.title, row.method.source] for row in results.config.methods]
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{name}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; }}
+table {{ border-collapse: collapse; display: block; font-size: 14px; margin: 1.5em 0; overflow-x: auto; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+figure {{ margin: 2em 0; }}
+img {{ max-width: 100%; }}
+figcaption {{ color: #555; }}
+</style>
+</head>
+<body>
+<h1>{name}</h1>
+{paragraphs}
+{tables}
+<p>{html.escape(_reading(results))}</p>
+{figures}
+{sources.html()}
+</body>
+</html>
+"""
+
+
+def _comparisons(results: Results) -> list[Grid]:
+    """One for each row that is perception coherence."""
+    ours = [row.name for row in results.config.methods if row.method.make is PC]
+    return [against_rivals(results, name) for name in ours if len(results.runs) > 3]
+
+
+def _setting(results: Results, data: Dataset) -> str:
+    config = results.config
+    counts = ", ".join(f"{len(split.labels)} {name}" for name, split in data.splits.items())
+    rates = ", ".join(f"{rate:g}" for rate in config.learning_rates)
+    return (
+        f"Teacher {config.teacher.partition(':')[0] or 'features'}, {results.runs[TEACHER][0].width} "
+        f"features; student {config.student}, {results.runs[FLOOR][0].width} features, "
+        f"{results.runs[FLOOR][0].parameters:,} parameters. {len(data.classes)} classes; inputs: "
+        f"{counts}. {config.epochs} epochs in batches of {config.batch_size}; seeds "
+        f"{', '.join(map(str, config.seeds))}; each method at the best of the learning rates {rates} "
+        "on the validation inputs."
+    )
+
+
+def _reading(results: Results) -> str:
+    if len(results.config.seeds) == 1:
+        return "One seed has no spread: run several to judge differences."
+    return (
+        f"Means ± standard deviations over {len(results.config.seeds)} seeds; differences are paired "
+        "by seed, and on par if their 95% confidence interval (Student's t) holds 0. Teacher's rows "
+        "are its own features. Times and memory are of the machine at hand, whatever else it did."
+    )
+
+
+def _compared(results: Results, ours: str, other: str, metric: str) -> str:
+    """`above (+1.2 ± 0.3)`: points of ours less the other's."""
+    pairs = zip(
+        _values(results.runs[ours], metric), _values(results.runs[other], metric), strict=True
+    )
+    spread = _spread([100 * (mine - theirs) for mine, theirs in pairs])
+    difference, text, margin = spread["mean"], f"{spread['mean']:+.1f}", 0.0
+    if spread["std"] is not None:
+        text += f" ± {spread['std']:.1f}"
+        count = len(results.config.seeds)
+        margin = float(student_t.ppf(0.975, count - 1)) * spread["std"] / math.sqrt(count)
+    word = "on par" if abs(difference) <= margin else "above" if difference > 0 else "below"
+    return f"{word} ({text})"
+
+
+def _values(runs: Sequence[Run], metric: str) -> list[float]:
+    return [getattr(run.test, metric) for run in runs]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -136,14 +261,19 @@ def _cell(metric: str, values: list[float]) -> str:
     return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
 
 
-def _run(run: Run) -> dict[str, Any]:
-    return asdict(run) | {"val": run.val._asdict(), "test": run.test._asdict()}
+def _cells(tag: str, row: list[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
 
 
-def _plain(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _as_dict(run: Run) -> dict[str, Any]:
+    both = {split: metrics._asdict() for split, metrics in (("val", run.val), ("test", run.test))}
+    return asdict(run) | both
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "pc_kernels": pc_kernels.__version__,
+        "python": platform.python_version(),
+        "scikit-learn": sklearn.__version__,
+        "torch": torch.__version__,
+    }

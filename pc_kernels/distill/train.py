@@ -1,23 +1,25 @@
-"""Two training loops: a teacher with labels, a student with nothing but the teacher's features."""
+"""The training loop: one for a teacher with labels and for a student with a teacher's features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
-from tqdm import trange
+from tqdm import tqdm
 
-from pc_kernels import LayerOutputs
+from .data import augment
+from .networks import Encoder
+from .storage import read_state, write_state
 
-from .data import Dataset, augment
-from .models import Encoder
-
-AfterEpoch = Callable[[int, float], None]  # the epoch, from 1, and its mean training loss
+Validate = Callable[[Encoder], dict[str, float]]
+CURVE_POINTS = 6  # validations along a training run
 
 
 class Schedule(NamedTuple):
@@ -27,84 +29,131 @@ class Schedule(NamedTuple):
     batch_size: int
     learning_rate: float
     seed: int
+    augment: tuple[str, ...] = ()
 
 
-def train_teacher(
-    teacher: Encoder, data: Dataset, schedule: Schedule, title: str, after_epoch: AfterEpoch
-) -> None:
-    """Trains by cross-entropy on the labels, with a linear head that is then dropped."""
-    head = nn.Linear(teacher.width, len(data.classes)).to(data.train.images.device)
+class Examples(NamedTuple):
+    """Inputs [N, ...] and what the objective is told of each: tensors [N, ...]."""
 
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(head(teacher(images)), labels)
-
-    _fit(nn.ModuleList([teacher, head]), loss, data, schedule, title, after_epoch)
+    inputs: Tensor
+    targets: tuple[Tensor, ...]
 
 
-def distil(
-    student: Encoder,
-    teacher: Encoder,
-    objective: nn.Module,
-    data: Dataset,
-    schedule: Schedule,
-    title: str,
-    after_epoch: AfterEpoch,
-) -> None:
-    """Trains the student by `objective(student's layers, teacher's layers)`, without labels.
+class Checkpoint(NamedTuple):
+    """Where a run in progress is kept, what it is a run of, and how often, in seconds."""
 
-    Both see the same augmented batch, the teacher in evaluation mode: nothing is precomputed.
-    """
-    teacher.eval()
-    with (
-        LayerOutputs(student, student.layers) as mine,
-        LayerOutputs(teacher, teacher.layers) as theirs,
-    ):
-
-        def loss(images: Tensor, _: Tensor) -> Tensor:
-            with torch.no_grad():
-                target = theirs(images).layers
-            value: Tensor = objective(mine(images).layers, target)
-            return value
-
-        _fit(nn.ModuleList([student, objective]), loss, data, schedule, title, after_epoch)
+    path: Path
+    identity: dict[str, Any]
+    every: float = 15.0
 
 
-def calibrate(encoder: Encoder, data: Dataset, batch_size: int) -> None:
-    """Gives an untrained encoder the batch statistics of the training images, nothing else."""
-    update_bn(data.train.images.split(batch_size), encoder)
+class LabelHead(nn.Module):
+    """Cross-entropy of a linear classifier on features: what a teacher is trained for."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        """Builds the classifier, which is dropped with the objective."""
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """[B, D], [B] -> scalar."""
+        return functional.cross_entropy(self.classifier(features), labels)
 
 
-def _fit(
-    modules: nn.Module,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    data: Dataset,
-    schedule: Schedule,
-    title: str,
-    after_epoch: AfterEpoch,
-) -> None:
-    """Minimises `loss_of(images, labels)` over shuffled, augmented batches; drops a short last."""
-    images, labels = data.train
-    generator = torch.Generator().manual_seed(schedule.seed)
-    optimizer = torch.optim.Adam(modules.parameters(), lr=schedule.learning_rate)
-    steps = len(labels) // schedule.batch_size
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * steps)
-    progress = trange(schedule.epochs, desc=title, unit="epoch", mininterval=0.5)
-    for epoch in progress:
-        modules.train()
-        total = torch.zeros((), device=images.device)
-        order = torch.randperm(len(labels), generator=generator).to(images.device)
-        for chosen in order.split(schedule.batch_size)[:steps]:
-            loss = loss_of(augment(images[chosen], data.flip, generator), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            annealing.step()
-            total += loss.detach()
-        mean = total.item() / steps
-        if not math.isfinite(mean):
+class Training:
+    """A network being trained for an objective; what it needs to go on is its `state`."""
+
+    def __init__(
+        self, title: str, network: Encoder, objective: nn.Module, schedule: Schedule
+    ) -> None:
+        """Nothing has been trained yet: the curve is empty."""
+        self.title, self.network, self.objective = title, network, objective
+        self.schedule = schedule
+        self.modules = nn.ModuleList([network, objective])
+        parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate)
+        self.curve: list[dict[str, float]] = []  # epoch, loss, seconds; at times, validation
+
+    def fit(
+        self, examples: Examples, validate: Validate, checkpoint: Checkpoint | None = None
+    ) -> None:
+        """Trains for the epochs that are left, over shuffled, augmented batches; drops a short last.
+
+        An epoch draws its random numbers from the seed and its own number, so that a run that is
+        taken up again from a checkpoint equals an unbroken one.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        self._take_up(checkpoint)
+        plan, saved = self.schedule, time.perf_counter()
+        steps = len(examples.inputs) // plan.batch_size
+        epochs = tqdm(range(len(self.curve), plan.epochs), self.title, unit="epoch", mininterval=1)
+        for epoch in epochs:
+            generator = torch.manual_seed(plan.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(examples.inputs), generator=generator)
+            order = order.to(examples.inputs.device)
+            total, start = torch.zeros((), device=order.device), time.perf_counter()
+            self.modules.train()
+            for step, chosen in enumerate(order.split(plan.batch_size)[:steps]):
+                self._set_learning_rate((epoch * steps + step) / (plan.epochs * steps))
+                features = self.network(augment(examples.inputs[chosen], plan.augment, generator))
+                loss = self.objective(features, *(target[chosen] for target in examples.targets))
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                total += loss.detach()
+            self._log(epoch + 1, total.item() / steps, time.perf_counter() - start, validate)
+            if checkpoint and time.perf_counter() - saved > checkpoint.every:
+                write_state(checkpoint.path, self.state | {"identity": checkpoint.identity})
+                saved = time.perf_counter()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that training goes on from."""
+        return {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve,
+        }
+
+    def _take_up(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None or not checkpoint.path.exists():
+            return
+        device = str(next(self.network.parameters()).device)
+        state = read_state(checkpoint.path, device)
+        try:
+            check_identity(state["identity"], checkpoint.identity)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}; remove it") from error
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve = state["curve"]
+
+    def _set_learning_rate(self, progress: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+    def _log(self, epoch: int, loss: float, seconds: float, validate: Validate) -> None:
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"{title}: the loss is {mean} in epoch {epoch + 1} at the learning rate "
-                f"{schedule.learning_rate}; a smaller --lr may help"
+                f"{self.title}: the loss is {loss} in epoch {epoch} at the learning rate "
+                f"{self.schedule.learning_rate}; a smaller one may help"
             )
-        progress.set_postfix(loss=f"{mean:.4g}", refresh=False)
-        after_epoch(epoch + 1, mean)
+        point = {"epoch": float(epoch), "loss": loss, "seconds": seconds}
+        last = self.schedule.epochs
+        if epoch == last or epoch % max(1, last // CURVE_POINTS) == 0:
+            point |= validate(self.network)
+        self.curve.append(point)
+
+
+def check_identity(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises a ValueError that says in what a kept run differs from the one that is wanted."""
+    for key in now:
+        if kept.get(key) != now[key]:
+            raise ValueError(f"of a run with {key} {kept.get(key)!r}, now {now[key]!r}")
+
+
+def calibrate(network: Encoder, inputs: Tensor, batch_size: int) -> None:
+    """Gives an untrained network the batch statistics of the training inputs, nothing else."""
+    update_bn(inputs.split(batch_size), network)

@@ -1,0 +1,386 @@
+"""What a student is trained for. Each method is one class here, registered by its name.
+
+A method is a module `method(student, teacher) -> scalar` on features [B, Ds] and [B, Dt], built from
+a `Task` and its own options, all with defaults. Its parameters (projections, say) are trained with
+the student's and dropped with it; its queues are buffers, so checkpoints hold them. Only one with
+`uses_labels` is also given the labels [B].
+
+The teacher's features are centred (`Dataset.with_teacher`). Losses are means over the batch; where
+the source multiplies by a constant, it is left out: Adam's steps do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pc_kernels import FeatureQueue, LFCCLoss, PerceptionCoherenceLoss
+
+
+class Task(NamedTuple):
+    """What a method may know before training: widths, classes, and a classifier of the teacher's.
+
+    `teacher_head` fits, with labels, a linear layer [Dt] -> [classes] on the teacher's training
+    features; only a method that uses labels may call it.
+    """
+
+    student_width: int
+    teacher_width: int
+    classes: int
+    teacher_head: Callable[[], nn.Module]
+
+
+class Method(NamedTuple):
+    """A registered method: its printed name, where it comes from, and the class."""
+
+    title: str
+    source: str
+    make: Callable[..., nn.Module]
+    uses_labels: bool
+
+    def build(self, task: Task, options: Mapping[str, Any]) -> nn.Module:
+        """The objective.
+
+        Raises:
+            ValueError: an option is unknown or out of range.
+        """
+        try:
+            return self.make(task, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.title} with options {dict(options)}: {error}") from error
+
+
+METHODS: dict[str, Method] = {}
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def method(name: str, title: str, source: str, *, uses_labels: bool = False) -> Callable[[M], M]:
+    """Registers a class, called with a `Task` and options, as a method."""
+
+    def register(make: M) -> M:
+        METHODS[name] = Method(title, source, make, uses_labels)
+        return make
+
+    return register
+
+
+@method("pc", "PC", "perception coherence, after arXiv 2505.06595")
+class PC(nn.Module):
+    """Perception coherence within the batch, or against a queue of past features."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        projection: int = 0,
+        centre: bool = False,
+        queue: int = 0,
+        **options: Any,
+    ) -> None:
+        """Builds the loss.
+
+        Args:
+            task: the widths.
+            projection: width of a linear layer between the student and the loss, dropped with it;
+                0: none. The loss does not need one, whatever the widths.
+            centre: take the batch's mean off the student's features, as the teacher's is: cosines
+                of features that end in a ReLU are all positive without it.
+            queue: rows of past features that anchors are compared with; 0: the batch itself.
+            **options: those of `PerceptionCoherenceLoss`.
+        """
+        super().__init__()
+        width = projection or task.student_width
+        self.head = nn.Linear(task.student_width, width) if projection else nn.Identity()
+        self.centre = centre
+        self.loss = PerceptionCoherenceLoss(**options)
+        self.queue = FeatureQueue(queue, width, task.teacher_width) if queue else None
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        student = self.head(student)
+        if self.centre:
+            student = student - student.mean(0)
+        if self.queue is None:
+            within: Tensor = self.loss(student, teacher)
+            return within
+        references = [rows.clone() for rows in self.queue]  # enqueuing overwrites, the graph stays
+        against: Tensor = self.loss(student, teacher, *references)
+        self.queue.enqueue(student.detach(), teacher)
+        return against
+
+
+@method("fitnet", "FitNet", "Romero et al., ICLR 2015, arXiv 1412.6550, Eq. 3, on feature vectors")
+class FitNet(nn.Module):
+    """Mean squared error between a linear map of the student's features and the teacher's."""
+
+    def __init__(self, task: Task) -> None:
+        """Builds the regressor [Ds] -> [Dt]."""
+        super().__init__()
+        self.regressor = nn.Linear(task.student_width, task.teacher_width)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        return functional.mse_loss(self.regressor(student), teacher)
+
+
+@method("embed", "Embedding regression", "EmbedDistill, arXiv 2301.12005; sentence-transformers")
+class EmbeddingRegression(nn.Module):
+    """1 − cosine of a linear map of the student's features with the teacher's."""
+
+    def __init__(self, task: Task) -> None:
+        """Builds the projection [Ds] -> [Dt]."""
+        super().__init__()
+        self.projection = nn.Linear(task.student_width, task.teacher_width)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        return (1 - functional.cosine_similarity(self.projection(student), teacher)).mean()
+
+
+@method("rkd", "RKD", "Park et al., CVPR 2019, arXiv 1904.05068, Eqs. 5-8")
+class RKD(nn.Module):
+    """Huber losses of pairwise distances, relative to their mean, and of angles of triplets.
+
+    O(B³) operations and memory for the angles.
+    """
+
+    def __init__(self, task: Task, *, distance: float = 1.0, angle: float = 2.0) -> None:
+        """`distance`, `angle`: the two losses' weights; 1 : 2 is the paper's ratio."""
+        super().__init__()
+        self.distance, self.angle = distance, angle
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        distances, angles = (
+            functional.smooth_l1_loss(of(student), of(teacher))
+            for of in (self._distances, self._angles)
+        )
+        return self.distance * distances + self.angle * angles
+
+    @staticmethod
+    def _distances(features: Tensor) -> Tensor:
+        distances = functional.pdist(features)
+        return distances / distances.mean()
+
+    @staticmethod
+    def _angles(features: Tensor) -> Tensor:
+        """Cosines [B, B, B] at the corner i, between the directions to j and to k."""
+        directions = functional.normalize(features[None] - features[:, None], dim=2)
+        return directions @ directions.transpose(1, 2)
+
+
+@method("sp", "SP", "Tung and Mori, ICCV 2019, arXiv 1907.09682, Eqs. 2-4")
+class SP(nn.Module):
+    """Squared differences of the two batches' inner products, each row scaled to norm 1."""
+
+    def __init__(self, task: Task) -> None:
+        """Has neither parameters nor options."""
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        student, teacher = (functional.normalize(x @ x.T) for x in (student, teacher))
+        return (student - teacher).square().mean()
+
+
+@method("pkt", "PKT", "Passalis and Tefas, ECCV 2018, arXiv 1803.10837, Eqs. 4-7")
+class PKT(nn.Module):
+    """KL divergence of the student's neighbour probabilities, (1 + cosine)/2 made to sum to 1."""
+
+    def __init__(self, task: Task) -> None:
+        """Has neither parameters nor options."""
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        p, q = self._probabilities(teacher), self._probabilities(student)
+        return (p * ((p + EPSILON) / (q + EPSILON)).log()).sum(1).mean()
+
+    @staticmethod
+    def _probabilities(features: Tensor) -> Tensor:
+        features = functional.normalize(features)
+        similar = (1 + features @ features.T) / 2
+        return similar / similar.sum(1, keepdim=True)
+
+
+EPSILON = 1e-7  # of PKT's logarithm, as in the authors' code
+
+
+class _Relations(nn.Module):
+    """Cross-entropy of two softmaxes of cosines, with rows of a queue and perhaps one's own.
+
+    CompRess, SEED and RRD are this, each with its own spaces: `spaces` takes features to unit
+    vectors, the student's and the teacher's. The teacher's entropy, a constant, is left out.
+    """
+
+    def __init__(self, task: Task, queue: int, student_tau: float, teacher_tau: float) -> None:
+        super().__init__()
+        self.student_tau, self.teacher_tau = student_tau, teacher_tau
+        self.queue = FeatureQueue(queue, *self.widths(task))
+
+    def widths(self, task: Task) -> tuple[int, int]:
+        """Of what the queue keeps for the student and for the teacher."""
+        raise NotImplementedError
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        raise NotImplementedError
+
+    def cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of cosines [B, K] of the student's with its references, given the teacher's: scalar."""
+        p = (teacher / self.teacher_tau).softmax(1)
+        return -(p * (student / self.student_tau).log_softmax(1)).sum(1).mean()
+
+
+@method(
+    "compress", "CompRess", "Abbasi Koohpayegani et al., NeurIPS 2020, arXiv 2010.14713, two queues"
+)
+class CompRess(_Relations):
+    """The student's cosines with its own past features follow the teacher's with its own."""
+
+    def __init__(self, task: Task, *, queue: int = 2048, temperature: float = 0.04) -> None:
+        """`queue`: rows of each queue (128,000 in the paper); `temperature`: of both softmaxes."""
+        super().__init__(task, queue, temperature, temperature)
+
+    def widths(self, task: Task) -> tuple[int, int]:
+        """Each network's own."""
+        return task.student_width, task.teacher_width
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar; 0 at the first batch, when the queues are empty."""
+        student, teacher = functional.normalize(student), functional.normalize(teacher)
+        mine, theirs = (rows.clone() for rows in self.queue)
+        loss = self.cross_entropy(student @ mine.T, teacher @ theirs.T)
+        self.queue.enqueue(student.detach(), teacher)
+        return loss
+
+
+@method("seed", "SEED", "Fang et al., ICLR 2021, arXiv 2101.04731, Eqs. 1-5")
+class SEED(_Relations):
+    """The student's cosines with the teacher's present and past features follow the teacher's own."""
+
+    def __init__(
+        self, task: Task, *, queue: int = 2048, student_tau: float = 0.2, teacher_tau: float = 0.01
+    ) -> None:
+        """`queue`: rows (65,536 in the paper). The projection [Ds] -> [Dt] has a hidden layer."""
+        super().__init__(task, queue, student_tau, teacher_tau)
+        width = task.student_width
+        self.projection = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, task.teacher_width)
+        )
+
+    def widths(self, task: Task) -> tuple[int, int]:
+        """One queue, of the teacher's features; the student's side is empty."""
+        return 1, task.teacher_width
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        student = functional.normalize(self.projection(student))
+        teacher = functional.normalize(teacher)
+        _, past = (rows.clone() for rows in self.queue)
+        own = [(x * teacher).sum(1, keepdim=True) for x in (student, teacher)]
+        cosines = [
+            torch.cat([o, x @ past.T], 1) for o, x in zip(own, (student, teacher), strict=True)
+        ]
+        self.queue.enqueue(teacher[:, :1], teacher)
+        return self.cross_entropy(*cosines)
+
+
+@method("rrd", "RRD", "Giakoumoglou and Stathaki, arXiv 2407.12073; giakoumoglou/distillers")
+class RRD(_Relations):
+    """As SEED, but in a narrow space, to which the teacher comes by a fixed random projection.
+
+    The teacher's projection stays as it was made: in the authors' code no gradient reaches it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        queue: int = 2048,
+        student_tau: float = 0.1,
+        teacher_tau: float = 0.02,
+        width: int = 128,
+    ) -> None:
+        """`queue`: rows (16,384 in the paper); `width`: of the common space."""
+        self.width = width
+        super().__init__(task, queue, student_tau, teacher_tau)
+        self.student = nn.Linear(task.student_width, width)
+        self.teacher = nn.Linear(task.teacher_width, width).requires_grad_(False)
+
+    def widths(self, task: Task) -> tuple[int, int]:
+        """One queue, of the teacher's projections; the student's side is empty."""
+        return 1, self.width
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar; the batch itself is in the queue, as in the authors' code."""
+        student = functional.normalize(self.student(student))
+        teacher = functional.normalize(self.teacher(teacher))
+        self.queue.enqueue(teacher[:, :1], teacher)
+        _, references = (rows.clone() for rows in self.queue)
+        return self.cross_entropy(student @ references.T, teacher @ references.T)
+
+
+@method("crd", "InfoNCE", "CRD, Tian et al., ICLR 2020, arXiv 1910.10699; softmax over the batch")
+class InfoNCE(nn.Module):
+    """Which of the teacher's projections is of the same input, and the same the other way round.
+
+    CRD's contrast with CRD's linear embeddings, by a softmax over the batch (van den Oord et al.,
+    arXiv 1807.03748, Eq. 4) in place of noise-contrastive estimation over a memory of all inputs.
+    """
+
+    def __init__(self, task: Task, *, width: int = 128, temperature: float = 0.07) -> None:
+        """`width`: of the common space, which both networks are projected to."""
+        super().__init__()
+        self.student = nn.Linear(task.student_width, width)
+        self.teacher = nn.Linear(task.teacher_width, width)
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        student = functional.normalize(self.student(student))
+        teacher = functional.normalize(self.teacher(teacher))
+        logits = student @ teacher.T / self.temperature
+        same = torch.arange(len(logits), device=logits.device)
+        both = functional.cross_entropy(logits, same) + functional.cross_entropy(logits.T, same)
+        return both / 2
+
+
+@method("lfcc", "LFCC", "after arXiv 2405.18524, of the feature vectors alone")
+class LFCC(nn.Module):
+    """The contrastive loss of a projection a side; without maps there are no frequencies to filter."""
+
+    def __init__(self, task: Task, **options: Any) -> None:
+        """`options` are those of `LFCCLoss`, less its layers and their channels."""
+        super().__init__()
+        widths = (task.student_width, task.teacher_width)
+        self.loss = LFCCLoss({"features": 1.0}, channels={"features": widths}, **options)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        loss: Tensor = self.loss({"features": student}, {"features": teacher})
+        return loss
+
+
+@method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)
+class KD(nn.Module):
+    """Cross-entropy with the labels, and with the softened classes of a probe on the teacher."""
+
+    def __init__(self, task: Task, *, temperature: float = 4.0, soft: float = 0.9) -> None:
+        """`temperature`: of both softmaxes; `soft`: weight of the teacher's, 1 − soft the labels'."""
+        super().__init__()
+        self.head = nn.Linear(task.student_width, task.classes)
+        self.teacher_head = task.teacher_head().requires_grad_(False)
+        self.temperature, self.soft = temperature, soft
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt], [B] -> scalar."""
+        logits = self.head(student)
+        p = (self.teacher_head(teacher) / self.temperature).softmax(1)
+        q = (logits / self.temperature).log_softmax(1)
+        soft = functional.kl_div(q, p, reduction="batchmean") * self.temperature**2
+        return self.soft * soft + (1 - self.soft) * functional.cross_entropy(logits, labels)
