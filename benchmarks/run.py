@@ -5,6 +5,7 @@ r"""Benchmarks of pc_kernels against its peers, each checked before it is timed.
     python benchmarks/run.py --device cuda
     python benchmarks/run.py --quick          # seconds: does everything work?
     python benchmarks/run.py peers            # the other ranking losses against their formulas
+    python benchmarks/run.py contrastive      # the contrastive losses against theirs, and their products
 
 A contender that a size is too large for is shown as such, with what was predicted from its last
 smaller size. Results go to benchmarks/results/: a Markdown report (printed too), CSV, JSON with the raw
@@ -35,6 +36,7 @@ from pathlib import Path
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no idle workers beside the timings
 
+import contrastive
 import large
 import machine
 import peers
@@ -254,8 +256,9 @@ def command_line(options: argparse.Namespace, arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmarks."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["peers"]:
-        return peers.main(arguments[1:])
+    families = {"peers": peers.main, "contrastive": contrastive.main}
+    if arguments[:1] and arguments[0] in families:
+        return families[arguments[0]](arguments[1:])
     options = parse(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -366,6 +366,29 @@ class LFCC(nn.Module):
         return loss
 
 
+@method("pc+lfcc", "PC + LFCC", "both, LFCC with a share: PC's values are much smaller")
+class PCAndLFCC(nn.Module):
+    """Perception coherence, and a share of the contrastive loss."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        share: float = 0.01,
+        pc: Mapping[str, Any] | None = None,
+        lfcc: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`share`: what LFCC weighs beside PC; `pc`, `lfcc`: the options of each."""
+        super().__init__()
+        self.pc, self.lfcc = PC(task, **(pc or {})), LFCC(task, **(lfcc or {}))
+        self.share = share
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        loss: Tensor = self.pc(student, teacher) + self.share * self.lfcc(student, teacher)
+        return loss
+
+
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)
 class KD(nn.Module):
     """Cross-entropy with the labels, and with the softened classes of a probe on the teacher."""
