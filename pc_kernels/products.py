@@ -66,9 +66,11 @@ class Products:
             return
         out.copy_(self._wide(x, self.parts, y.T))
 
-    def weighed(self, v: Tensor, x: Tensor) -> Tensor:
-        """V X [n, D] of weights V [n, m] and points X [m, D]."""
-        return self._wide(v, DEPTHS[self.choice], x) if self.parts else v @ x
+    def take_off(self, target: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """The target [n, D], less V X of weights V [n, m] and points X [m, D], in place."""
+        if not self.parts:
+            return target.addmm_(v, x, alpha=-1)
+        return target.sub_(self._wide(v, DEPTHS[self.choice], x))
 
     def _terms(self, of_left: int) -> list[tuple[int, int]]:
         """The pairs of parts whose products count; the smallest first, whose sums then round least."""

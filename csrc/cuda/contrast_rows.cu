@@ -174,26 +174,19 @@ PCK_DEVICE void run_row(Block& block, const ContrastColumns& stage, int64_t call
   stage.total[j] = total;
 }
 
-// Without the working memory of a row, so that many blocks run side by side.
-template <class Stage>
-cudaError_t start_light(Launch launch, const Stage& stage, int64_t calls) {
-  launch.rows = calls;
-  launch.blocks = static_cast<int>(std::min<int64_t>(calls, 0x7fffffff));
-  launch.count = launch.cells = 0;
-  launch.in_shared = true;
-  launch.shared_bytes = sizeof(Header) + Layout{0, 0}.bytes();
-  return start(launch, stage, NoTaps{});
-}
-
 template <>
 cudaError_t run(const Launch& launch, const ContrastColumns& stage) {
   const int64_t calls = (stage.columns + launch.threads - 1) / launch.threads;
-  return calls == 0 ? cudaSuccess : start_light(launch, stage, calls);
+  if (calls == 0) return cudaSuccess;
+  Launch of_columns = launch;
+  of_columns.rows = calls;
+  of_columns.blocks = static_cast<int>(std::min<int64_t>(calls, 0x7fffffff));
+  return start(of_columns, stage, NoTaps{});
 }
 
 template <>
 cudaError_t run(const Launch& launch, const ContrastRows& stage) {
-  return launch.rows == 0 ? cudaSuccess : start_light(launch, stage, launch.rows);
+  return launch.rows == 0 ? cudaSuccess : start(launch, stage, NoTaps{});
 }
 
 }  // namespace pck::cuda

@@ -104,7 +104,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch*
     if (error != cudaSuccess) return error;
   const double capacity = static_cast<double>((shared.block - kHeader) / Layout::kCellBytes);
   const Room room = needs.options == nullptr ? Room{0, 0} : grid_room(count, *needs.options, capacity);
-  Layout layout{static_cast<int>(count), 0, needs.masked, false};
+  Layout layout{needs.arrays ? static_cast<int>(count) : 0, 0, needs.masked, false};
   const bool in_shared = fit(layout, room, shared);
   const int64_t shared_bytes = shared_of(layout, in_shared);
   // Working memory in global memory is only for as many blocks as run at a time.

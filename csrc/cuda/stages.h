@@ -30,12 +30,14 @@ struct Launch {
 struct Needs {
   const RankOptions* options = nullptr;  // of soft ranks
   bool masked = false;
+  bool arrays = true;  // of a row's references; those of logits pass over their rows in place
 
   template <class Stage>
   explicit Needs(const Stage& stage) {
     if constexpr (requires { stage.options; }) options = &stage.options;
     if constexpr (requires { stage.present; }) masked = stage.present.keep != nullptr;
     if constexpr (requires { stage.points; }) masked = stage.points.present.keep != nullptr;
+    if constexpr (requires { stage.logits; }) arrays = false;
   }
 };
 

@@ -17,9 +17,7 @@ from .row_maker import (
     PLAIN,
     NearOrigin,
     RowMaker,
-    centre,
     symmetric_product,
-    twins,
 )
 from .rows import Gram, Rows
 from .side import Points, Side
@@ -131,13 +129,11 @@ class CosineSide(GramSide):
         points = [x * lift for x, lift in zip(points, self._lifts, strict=True)]
         self._lengths = [_length(x) for x in points]
         self._units = [_divide(x, n) for x, n in zip(points, self._lengths, strict=True)]
-        shifted = centre(self._units)
-        squares = [x.square().sum(1) for x in shifted]
+        near = self._maker.near_origin(self._units, self._products)
         zeros = torch.cat([length == 0 for length in self._lengths]).any()
-        shifted = [torch.where(zeros, x, y) for x, y in zip(self._units, shifted, strict=True)]
-        squares = [torch.where(zeros, 1, sq) for sq in squares]
-        offsets = torch.zeros_like(squares[0])
-        return NearOrigin(shifted, squares, offsets, twins(shifted[-1], squares[-1]), 1.0)
+        shifted = [torch.where(zeros, x, y) for x, y in zip(self._units, near.points, strict=True)]
+        squares = [torch.where(zeros, 1, sq) for sq in near.squares]
+        return NearOrigin(shifted, squares, torch.zeros_like(near.offsets), near.twins, 1.0)
 
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
         """Back through the normalisation."""

@@ -92,13 +92,7 @@ class LossFunction(torch.autograd.Function):
         task, *others = rest or (Task(),)
         students = [student, *others]
         given = Given(students, teacher, student_refs, teacher_refs, pair_mask)
-        weights = task.weigh(given, weights)
-        if task.recipe.reduction == "mean":
-            weights = shares(weights)
-        if task.layer_weights != (1.0,):
-            weights = weights.new_tensor(task.layer_weights)[:, None] * weights
-        dtype = compute_dtype(*students, teacher, student_refs, teacher_refs)
-        weights = weights.to(dtype).expand(len(students), -1)
+        weights = _factors(task, given, weights)
         wanted = any(ctx.needs_input_grad)
         at_once = wanted and task.recipe.reduction != "none"
         losses, gradients = task.run(given, weights, at_once)
@@ -110,7 +104,8 @@ class LossFunction(torch.autograd.Function):
         elif wanted:
             saved = (weights, teacher, student_refs, teacher_refs, pair_mask, *students)
             ctx.save_for_backward(*map(_savable, saved))
-        total = (losses * weights).sum(0)
+        weighed = losses * weights
+        total = weighed.sum(0) if len(students) > 1 else weighed[0]
         return total if task.recipe.reduction == "none" else total.sum()
 
     @staticmethod
@@ -127,6 +122,21 @@ class LossFunction(torch.autograd.Function):
         to_refs = gradients.pop() if ctx.with_refs else None
         first, *others = gradients
         return (first, None, to_refs, None, None, None, None, *others)[: ctx.inputs]
+
+
+def _factors(task: Any, given: Given, weights: Tensor | None) -> Tensor:
+    """What the loss of each student's anchor is multiplied by [L, A], in the compute dtype."""
+    student, mean = given.students[0], task.recipe.reduction == "mean"
+    anchors, alike = len(student), weights is None and given.pair_mask is None
+    dtype = compute_dtype(*given.students, given.teacher, given.student_refs, given.teacher_refs)
+    if alike and task.layer_weights == (1.0,):  # one launch on a GPU, where the rest takes ten
+        return student.new_full((1, anchors), 1 / anchors if mean and anchors else 1.0, dtype=dtype)
+    factors = task.weigh(given, weights)
+    if mean:
+        factors = shares(factors)
+    if task.layer_weights != (1.0,):
+        factors = factors.new_tensor(task.layer_weights)[:, None] * factors
+    return factors.to(dtype).expand(len(given.students), -1)
 
 
 def _savable(x: Tensor | None) -> Tensor | None:
