@@ -37,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[CompiledBackend]:
         assert isinstance(found, CompiledBackend)
         yield found
     else:
-        yield ShimBackend(**({} if request.param == "cuda" else {"shared_bytes": 2048}))
+        yield ShimBackend(**({} if request.param == "cuda" else {"shared_bytes": 15000}))
 
 
 def masks(rng: Generator, rows: int, m: int) -> Tensor:

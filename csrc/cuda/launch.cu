@@ -102,6 +102,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch*
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
         cudaDeviceGetAttribute(&threads_most, cudaDevAttrMaxThreadsPerBlock, device)})
     if (error != cudaSuccess) return error;
+  if (shared.block < kHeader + kFewestCells * Layout::kCellBytes) return cudaErrorInvalidValue;
   const double capacity = static_cast<double>((shared.block - kHeader) / Layout::kCellBytes);
   const Room room = needs.options == nullptr ? Room{0, 0} : grid_room(count, *needs.options, capacity);
   Layout layout{needs.arrays ? static_cast<int>(count) : 0, 0, needs.masked, false};
