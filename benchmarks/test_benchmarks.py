@@ -152,6 +152,7 @@ def test_results_outlive_what_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(run, "bench", bench)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "plot", raising=False)
     with pytest.raises(KeyboardInterrupt):
         run.main(arguments)
     read = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]

@@ -23,11 +23,11 @@ RESCALED = ("huge", "tiny")
 """Sets that are rescaled where looking is free, on the CPU."""
 
 
-@pytest.mark.parametrize("rows", [1, 2, 70])
+@pytest.mark.parametrize("rows", [2, 40])
 @pytest.mark.parametrize("name", [name for name in POINTS if name not in RESCALED])
 def test_as_pytorch_does(name: str, rows: int, rng: Generator) -> None:
-    for points in ([POINTS[name](rng, rows)], [POINTS[name](rng, 7), POINTS[name](rng, rows)]):
-        check_near_origin(BACKENDS["triton"], points)
+    given = [POINTS[name](rng, rows)]
+    check_near_origin(BACKENDS["triton"], given if rows > 2 else [POINTS[name](rng, 7), *given])
 
 
 @pytest.mark.parametrize("shapes", [(0, 0), (0, 4), (4, 0)])
@@ -41,7 +41,7 @@ def test_nothing_to_look_at(shapes: tuple[int, int]) -> None:
         assert not got.offsets.any()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 1024, 1025, 3000])
+@pytest.mark.parametrize("count", [1, 2, 1025])
 def test_who_is_far(count: int, rng: Generator) -> None:
     """By the exact median, of norms over all of float32's range, and of equal ones."""
     spread = torch.rand(count, generator=rng) * 10 ** (38 * torch.rand(count, generator=rng) - 19)

@@ -125,7 +125,7 @@ def test_lengths(way: str, m: int, relaxation: str, rng: Generator) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "temperature"),
-    [("std", 1e-4), ("std", 0.1), ("std", 100.0), (None, 1e-3), (None, 1.0)],
+    [("std", 1e-4), ("std", 100.0), (None, 1.0)],
 )
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_that_make_trouble(

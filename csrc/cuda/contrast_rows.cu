@@ -22,7 +22,6 @@ struct LogitRow {
   PCK_DEVICE float negative(int j, float value) const {
     return j == positive || !is_there(j) ? kNone : value;
   }
-  PCK_DEVICE float negative(int j) const { return negative(j, z[j]); }
 };
 
 // Of the exponentials of a row's negatives: `top`, what was subtracted, is the largest, 0 if there is

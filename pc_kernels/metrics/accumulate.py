@@ -30,7 +30,7 @@ class Metric:
     def __init__(self, process_group: GroupOrWorld | None = None) -> None:
         """Nothing gathered yet; process_group: the ranks that share the data."""
         self.process_group = process_group
-        if isinstance(process_group, Group):
+        if process_group is not None and process_group != "world":
             check_member(process_group)
         self.reset()
 
