@@ -10,15 +10,14 @@ that stay in the cache, with which they are fastest.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
-from measure import Failure, plan_rounds, take_turns, timed, usage, warm_up_processes
+from family import CPU, mebibytes, medians, print_table
+from measure import timed
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, normalize
 
@@ -29,7 +28,6 @@ NEAR = 1e-4
 TAU = 0.07
 WIDTH = 128
 CHUNK = 256
-CPU = torch.device("cpu")
 MOST_STORED = 16384
 """A batch whose logits, their softmax and their gradient are 3 GiB."""
 
@@ -132,23 +130,9 @@ CASES = (
     *(Case(c.name, c.ours, c.formula, size=16384) for c in (INFO_NCE, CLIP)),
     Case(INFO_NCE.name, INFO_NCE.ours, info_nce, size=65536),
 )
-QUICK = 16
-"""By what --quick divides sizes."""
 
 
-@dataclass
-class Row:
-    """A line of the table."""
-
-    case: Case
-    cells: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """In Markdown."""
-        return "| " + " | ".join([self.case.name, f"{self.case.size:,}", *self.cells]) + " |"
-
-
-def compare(case: Case, seconds: float) -> Row:
+def compare(case: Case, seconds: float) -> list[str]:
     """Times in turns; a formula that would store too much is not run."""
     features = case.features()
     stored = case.size <= MOST_STORED
@@ -163,40 +147,18 @@ def compare(case: Case, seconds: float) -> Row:
         pairs = zip(first["ours"][1], first["stored"][1], strict=True)
         off = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
         if not off <= NEAR:
-            return Row(case, [f"wrong: off by {off:.1e}", "", "", "", ""])
-    rounds = {name: plan_rounds(taken, seconds / 10, seconds) for name, (taken, _) in first.items()}
-    times = take_turns(calls, rounds, CPU)
-    middle = {name: median(t) for name, t in times.items() if not isinstance(t, Failure)}
-    memory = [usage(prepare, (case, i), CPU, 600) for i in range(1 + stored)]
-    shown = [u.status if isinstance(u, Failure) else f"{u.bytes / 2**20:.0f}" for u in memory]
-    against = [f"{middle['stored'] / middle['ours']:.2f}"] if "stored" in middle else [""]
-    ratio = f"{middle['ours'] / middle['floor']:.2f}"
-    return Row(case, [f"{middle['ours']:.3g}", ratio, *against, shown[0], *(shown[1:] or [""])])
+            return [case.name, f"{case.size:,}", f"wrong: off by {off:.1e}", "", "", "", ""]
+    middle = medians(calls, {name: taken for name, (taken, _) in first.items()}, seconds)
+    shown = [mebibytes(prepare, case, i) for i in range(1 + stored)]
+    against = f"{middle['stored'] / middle['ours']:.2f}" if "stored" in middle else ""
+    times = [f"{middle['ours']:.3g}", f"{middle['ours'] / middle['floor']:.2f}", against]
+    return [case.name, f"{case.size:,}", *times, shown[0], shown[1] if stored else ""]
 
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "run.py contrastive", description=__doc__, formatter_class=formatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="sizes 16 times smaller, a run of each"
-    )
-    parser.add_argument("--threads", type=int, help="default: what torch picks")
-    parser.add_argument("--max-seconds", type=float, default=10.0, help="for a loss's timed runs")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    warm_up_processes()
-    print(
-        "| loss | B | seconds | / floor | stored logits / ours | MiB | stored logits' |\n|---|"
-        + "---:|" * 6
-    )
-    for case in CASES:
-        if options.quick:
-            case = Case(**{**vars(case), "size": case.size // QUICK})
-        print(compare(case, 0.1 if options.quick else options.max_seconds), flush=True)
+    columns = ["loss", "B", "seconds", "/ floor", "stored logits / ours", "MiB", "stored logits'"]
+    print_table(arguments, "run.py contrastive", __doc__, columns, CASES, compare)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ float32, as ours; Smooth-AP's asks for ranks at the positives alone, which its a
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
-from measure import Failure, plan_rounds, take_turns, timed, usage, warm_up_processes
+from family import CPU, mebibytes, medians, print_table
+from measure import timed
 from torch import Tensor
 
 import pc_kernels
@@ -26,7 +25,6 @@ NEAR = 1e-3
 """Relative, of the value and in norm of the gradient: at τ = 0.01 the rounding of a similarity, 1e-7, is
 1e-5 of a rank's argument, in either; and the formulas sum thousands of terms in float32."""
 TAU = 0.01
-CPU = torch.device("cpu")
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -148,8 +146,6 @@ PEERS = (
     Peer("AUC", "AUCLoss", 10_000_000),
     Peer("Smooth-AP, 4 positives", "SmoothAPLoss", 16_384, positives=4),
 )
-QUICK = 16
-"""By what --quick divides sizes."""
 
 
 def compare(peer: Peer, seconds: float) -> list[str]:
@@ -165,11 +161,9 @@ def compare(peer: Peer, seconds: float) -> list[str]:
         )
         if not off <= NEAR:
             return [peer.name, str(peer.size), f"wrong: off by {off:.1e}", "", "", "", ""]
-    rounds = {i: plan_rounds(taken, seconds / 10, seconds) for i, (taken, _) in enumerate(results)}
-    times = take_turns(dict(enumerate(steps)), rounds, CPU)
-    middle = [median(t) for t in times.values() if not isinstance(t, Failure)]
-    memory = [usage(prepare, (peer, i), CPU, 600) for i in range(len(steps))]
-    shown = [u.status if isinstance(u, Failure) else f"{u.bytes / 2**20:.0f}" for u in memory]
+    first = {i: taken for i, (taken, _) in enumerate(results)}
+    middle = list(medians(dict(enumerate(steps)), first, seconds).values())
+    shown = [mebibytes(prepare, peer, i) for i in range(len(steps))]
     ratio = f"{middle[1] / middle[0]:.0f}" if len(middle) > 1 else ""
     theirs = (f"{middle[1]:.3g}", shown[1]) if len(middle) > 1 else ("", "")
     return [peer.name, f"{peer.size:,}", f"{middle[0]:.3g}", theirs[0], ratio, shown[0], theirs[1]]
@@ -177,25 +171,8 @@ def compare(peer: Peer, seconds: float) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("run.py peers", description=__doc__, formatter_class=formatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="sizes 16 times smaller, a run of each"
-    )
-    parser.add_argument("--threads", type=int, help="default: what torch picks")
-    parser.add_argument("--max-seconds", type=float, default=30.0, help="for a loss's timed runs")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    warm_up_processes()
-    print("| loss | size | seconds | formula's | ratio | MiB | formula's |\n|---|" + "---:|" * 6)
-    for peer in PEERS:
-        if options.quick:
-            peer = Peer(**{**vars(peer), "size": peer.size // QUICK})
-        print(
-            "| " + " | ".join(compare(peer, 0.1 if options.quick else options.max_seconds)) + " |",
-            flush=True,
-        )
+    columns = ["loss", "size", "seconds", "formula's", "ratio", "MiB", "formula's"]
+    print_table(arguments, "run.py peers", __doc__, columns, PEERS, compare)
 
 
 if __name__ == "__main__":

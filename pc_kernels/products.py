@@ -53,11 +53,16 @@ class Products:
         """Working memory for each pair of a chunk: the weights' parts, and what is left of them."""
         return 4 + 2 * len(self._terms(DEPTHS[self.choice])) if self.parts else 0
 
+    @property
+    def whole_parts(self) -> int:
+        """Of how many parts points have to be the whole sum; 0: of any number."""
+        return self.parts if self.choice == "ieee" else 0
+
     def hold(self, x: Tensor) -> Tensor:
         """Where the parts of x are all of it, or need not be."""
-        if not self.parts or self.choice != "ieee":
+        if not self.whole_parts:
             return torch.ones_like(x, dtype=torch.bool)
-        return sum(_split(x, self.parts), torch.zeros_like(x)) == x
+        return sum(_split(x, self.whole_parts), torch.zeros_like(x)) == x
 
     def of_pairs(self, x: Tensor, y: Tensor, out: Tensor) -> None:
         """Writes X Yᵀ [n, m] of points X [n, D] and Y [m, D]."""

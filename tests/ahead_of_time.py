@@ -11,7 +11,7 @@ import torch
 
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
-POINTERS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8"}
+KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8", "temperature": "fp64"}
 ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
 """Integers that the backend makes multiples of 16."""
 
@@ -64,9 +64,6 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
     """The kernel of a stage, compiled for a target that need not be here."""
     from importlib import import_module
 
-    import triton
-    from triton.compiler import ASTSource
-
     from pc_kernels.triton_kernels.settings import compiler_options
 
     file = {"soft_rank_backward": "soft_rank", "straight_dissimilarity": "dissimilarity"}
@@ -74,17 +71,26 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
     kernel = getattr(module, f"{stage}_kernel")
     blocks = {name.upper(): size for name, size in vars(setting).items()}
     constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
+    options = {"num_warps": setting.warps}
+    if stage in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
+        options |= compiler_options(torch.device(target.backend))
+    return compiled_kernel(kernel, constants, target, KINDS, **options)
+
+
+def compiled_kernel(
+    kernel: Any, constants: dict[str, Any], target: Any, kinds: dict[str, str], **options: Any
+) -> Any:
+    """A kernel for a target; `kinds`: of the arguments that are not as their names say."""
+    import triton
+    from triton.compiler import ASTSource
+
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        kind = "*fp32" if name.endswith("_ptr") else "i32"
-        kind = "fp64" if name == "temperature" else POINTERS.get(name, kind)
+        kind = kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         signature[name] = "constexpr" if name in constants else kind
         if name in ALIGNED or kind.startswith("*"):
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": setting.warps}
-    if stage in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
-        options |= compiler_options(torch.device(target.backend))
     return triton.compile(source, target=target, options=options)
 
 

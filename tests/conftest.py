@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -64,6 +65,14 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What became of the tests of the module's FILE, in a process of their own; see interpreter.py."""
+    from interpreter import Child
+
+    return Child(request.module.FILE, request, tmp_path_factory.mktemp("interpreter"))
 
 
 @pytest.fixture

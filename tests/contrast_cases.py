@@ -92,6 +92,26 @@ class Case:
             assert error <= near * want.norm() + floor + 1e-37, (name, error, want.norm())
 
 
+def check_formulas(
+    backend: str, kind: str, rng: Generator, most: tuple[int, int, int], chunk_bytes: int
+) -> None:
+    """Of one anchor, a few, and as many as `most` says (anchors, references, width), in chunks."""
+    for sizes in ((1, 0, 3), (7, 0, 4), most):
+        case = Case(rng, kind, sizes)
+        weights, mask = torch.rand(sizes[0], generator=rng), case.mask(rng)
+        case.check(backend, chunk_bytes=chunk_bytes)
+        case.check(backend, weights, pair_mask=mask)
+
+
+def check_temperatures(
+    backend: str, kind: str, rng: Generator, sizes: tuple[int, int, int]
+) -> None:
+    """From nearly a maximum to nearly a mean."""
+    case = Case(rng, kind, sizes)
+    for temperature in (1e-3, 0.01, 1.0, 100.0):
+        case.check(backend, temperature=temperature)
+
+
 def check_not_finite(backend: str, kind: str, rng: Generator) -> None:
     """An anchor that sees it is NaN, gradient and all; what a mask hides from it spreads nowhere."""
     case = Case(rng, kind, (12, 3, 4))

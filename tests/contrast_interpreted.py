@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from contrast_cases import KINDS, Case, check_not_finite, check_tiny
+from contrast_cases import (
+    KINDS,
+    check_formulas,
+    check_not_finite,
+    check_temperatures,
+    check_tiny,
+)
 from torch import Generator
 
 from pc_kernels.triton_kernels import contrast_launch
@@ -20,18 +25,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_formulas(kind: str, rng: Generator) -> None:
-    for sizes in ((1, 0, 3), (7, 0, 4), (20, 6, 5)):
-        case = Case(rng, kind, sizes)
-        weights, mask = torch.rand(sizes[0], generator=rng), case.mask(rng)
-        case.check(BACKEND, chunk_bytes=1 << 10)
-        case.check(BACKEND, weights, pair_mask=mask)
+    check_formulas(BACKEND, kind, rng, (20, 6, 5), chunk_bytes=1 << 10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_temperatures(kind: str, rng: Generator) -> None:
-    case = Case(rng, kind, (18, 3, 8))
-    for temperature in (1e-3, 0.01, 1.0, 100.0):
-        case.check(BACKEND, temperature=temperature)
+    check_temperatures(BACKEND, kind, rng, (18, 3, 8))
 
 
 @pytest.mark.parametrize("kind", ["InfoNCE", "CLIP"])

@@ -22,7 +22,7 @@ from pc_kernels import SoftTargets, contrastive_loss
 from pc_kernels.backends import extension_obstacle, triton_obstacle
 from pc_kernels.backends.contrast_rows import FORMS
 
-INTERPRETED = "contrast_interpreted.py"
+FILE = "contrast_interpreted.py"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -353,13 +353,8 @@ def test_the_forms_have_one_list() -> None:
         assert list(CODES) == list(FORMS) and list(CODES.values()) == [0, 1, 2]
 
 
-@pytest.fixture(scope="module")
-def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Child:
-    return Child(INTERPRETED, request, tmp_path_factory.mktemp("interpreter"))
-
-
 @needs_triton
-@pytest.mark.parametrize("name", names_in(INTERPRETED))
+@pytest.mark.parametrize("name", names_in(FILE))
 def test_in_the_interpreter(name: str, child: Child) -> None:
     child.check(name)
 
@@ -369,9 +364,8 @@ def test_in_the_interpreter(name: str, child: Child) -> None:
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("hip", "gfx942", 64)])
 def test_triton_compiles_ahead_of_time(target: tuple[Any, ...]) -> None:
     """Every form, to machine code that keeps little in shared memory."""
-    import triton
+    from ahead_of_time import compiled_kernel
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from pc_kernels.triton_kernels import contrast_rows as kernels
     from pc_kernels.triton_kernels.contrast_launch import COLUMN_BLOCK, ROW_BLOCK
@@ -381,13 +375,5 @@ def test_triton_compiles_ahead_of_time(target: tuple[Any, ...]) -> None:
     variants = [(kernels.contrast_rows_kernel, {**row, "FORM": c}) for c in kernels.CODES.values()]
     columns = {"HAS_KEEP": True, "BLOCK": COLUMN_BLOCK}
     for kernel, constants in (*variants, (kernels.contrast_columns_kernel, columns)):
-        signature = {
-            name: "constexpr"
-            if name in constants
-            else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
-            for name in kernel.arg_names
-        }
-        made = triton.compile(
-            ASTSource(kernel, signature, constexprs=constants), target=GPUTarget(*target)
-        )
+        made = compiled_kernel(kernel, constants, GPUTarget(*target), kinds)
         assert made.metadata.shared <= 16 << 10

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
-from contrast_cases import KINDS, Case, check_not_finite, check_tiny
+from contrast_cases import (
+    KINDS,
+    check_formulas,
+    check_not_finite,
+    check_temperatures,
+    check_tiny,
+)
 from shim import ShimBackend
 from torch import Generator
 
@@ -16,7 +21,7 @@ BACKEND = "cuda_shim"
 DEVICES = [{"threads": 16, "warp": 8}, {"threads": 16, "warp": 8, "shared_bytes": 4096}]
 
 
-@pytest.fixture(autouse=True, params=DEVICES, ids=["shared memory", "global memory"])
+@pytest.fixture(autouse=True, params=DEVICES, ids=["shared memory", "little of it"])
 def backend(request: pytest.FixtureRequest) -> Iterator[None]:
     BACKENDS[BACKEND] = ShimBackend(**request.param)
     yield
@@ -25,18 +30,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_formulas(kind: str, rng: Generator) -> None:
-    for sizes in ((1, 0, 3), (7, 0, 4), (40, 13, 5)):
-        case = Case(rng, kind, sizes)
-        weights, mask = torch.rand(sizes[0], generator=rng), case.mask(rng)
-        case.check(BACKEND, chunk_bytes=1 << 12)
-        case.check(BACKEND, weights, pair_mask=mask)
+    check_formulas(BACKEND, kind, rng, (40, 13, 5), chunk_bytes=1 << 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_temperatures(kind: str, rng: Generator) -> None:
-    case = Case(rng, kind, (33, 3, 8))
-    for temperature in (1e-3, 0.01, 1.0, 100.0):
-        case.check(BACKEND, temperature=temperature)
+    check_temperatures(BACKEND, kind, rng, (33, 3, 8))
 
 
 @pytest.mark.parametrize("kind", ["InfoNCE", "CLIP"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import contrast_ranks
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
+from ranks import run_ranks
 from torch import Generator
 
 import pc_kernels
@@ -64,24 +61,7 @@ def test_ranks_are_one_process(world: int, rng: Generator, tmp_path: Path) -> No
     sizes = LAYOUTS[world]
     planned = scenarios(sizes, rng)
     torch.save(planned, tmp_path / "scenarios")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    script = str(ROOT / "tests" / "contrast_ranks.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path / "store"), str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
-        for rank in range(world)
-    ]
-    try:
-        messages = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(messages)
-    found = [torch.load(tmp_path / f"results{rank}") for rank in range(world)]
+    found = run_ranks("contrast_ranks.py", world, tmp_path, timeout=120)
     for name, scenario in planned.items():
         loss, grads = contrast_ranks.run(scenario)
         of_ranks = [results[name] for results, _ in found]

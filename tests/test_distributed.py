@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 from inputs import quantised
+from ranks import run_ranks
 from ranks_together import (
     OTHER_OPTIONS,
     QUEUE_SIZE,
@@ -92,24 +91,7 @@ def outcome(
     folder: Path = tmp_path_factory.mktemp(f"ranks{world}")
     planned = scenarios(world, torch.Generator().manual_seed(seed))
     torch.save(planned, folder / "scenarios")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    script = str(ROOT / "tests" / "ranks_together.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(folder / "store"), str(folder)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
-        for rank in range(world)
-    ]
-    try:
-        messages = [process.communicate(timeout=150)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(messages)
-    yield planned, [torch.load(folder / f"results{rank}") for rank in range(world)]
+    yield planned, run_ranks("ranks_together.py", world, folder, timeout=150)
 
 
 def test_losses_and_gradients_are_those_of_one_process(outcome: Any) -> None:

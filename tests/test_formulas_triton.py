@@ -19,11 +19,6 @@ from pc_kernels.recipe import Recipe
 FILE = "formulas_interpreted.py"
 
 
-@pytest.fixture(scope="module")
-def child(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Child:
-    return Child(FILE, request, tmp_path_factory.mktemp("interpreter"))
-
-
 @needs_triton
 @pytest.mark.parametrize("name", names_in(FILE))
 def test_in_the_interpreter(name: str, child: Child) -> None:

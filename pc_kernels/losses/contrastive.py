@@ -41,7 +41,7 @@ from ..training.distributed import (
 from .contrastive_recipe import OPTIONS, ContrastiveOptions, ContrastiveRecipe
 from .function import Given, LossFunction
 from .scaling import scaled
-from .weighting import shares
+from .weighting import given_weights, shares
 
 LARGEST_LOGIT = 128.0
 """Above it float32 products round logits by more than 1e-5, and all is computed in float64."""
@@ -73,12 +73,7 @@ class ContrastTask:
     def weigh(self, given: Given, weights: Tensor | None) -> Tensor:
         """What each anchor weighs [A]: 0 without its positive, or where there are no keys at all."""
         (queries,), keys, mask = given.students, given.student_refs, given.pair_mask
-        wide = wide_dtype(queries.device)
-        w = (
-            queries.new_ones(len(queries), dtype=wide)
-            if weights is None
-            else weights.detach().to(wide)
-        )
+        w = given_weights(queries, weights)
         if mask is None:
             return w
         assert keys is not None

@@ -8,6 +8,14 @@ from torch import Tensor
 from ..checks import wide_dtype
 
 
+def given_weights(anchors: Tensor, weights: Tensor | None) -> Tensor:
+    """The user's weights [A] of anchors [A, ·], 1 by default; in float64 where the device has it."""
+    dtype = wide_dtype(anchors.device)
+    if weights is None:
+        return anchors.new_ones(len(anchors), dtype=dtype)
+    return weights.detach().to(dtype)
+
+
 def anchor_weights(
     student: Tensor,
     weights: Tensor | None,
@@ -22,9 +30,7 @@ def anchor_weights(
         pair_mask: bool, broadcast to [A, M], or None.
         self_start: anchor i is reference self_start + i and left out; None: it is none of them.
     """
-    anchors = student.shape[0]
-    dtype = wide_dtype(student.device)
-    w = student.new_ones(anchors, dtype=dtype) if weights is None else weights.detach().to(dtype)
+    anchors, w = student.shape[0], given_weights(student, weights)
     if pair_mask is None:
         return w
     count = pair_mask.sum(1)

@@ -39,6 +39,11 @@ class Metric:
         """The ranks that share the data."""
         return live_group(self.process_group)
 
+    def _joint(self, sums: Tensor) -> Tensor:
+        """This rank's sums, added over the ranks."""
+        group = self.group
+        return sums if group is None else sum_over_ranks(sums, group)
+
     def reset(self) -> None:
         """Forgets all data."""
         raise NotImplementedError
@@ -80,9 +85,7 @@ class ListMetric(Metric):
 
     def compute(self) -> Tensor:
         """See `Metric`."""
-        sums = self._sums
-        if self.group is not None:
-            sums = sum_over_ranks(sums, self.group)
+        sums = self._joint(self._sums)
         return sums[0] / sums[1]
 
 
@@ -126,11 +129,12 @@ class PoolMetric(Metric):
     def _all(self) -> tuple[list[Tensor], range]:
         """The data of all ranks, one tensor for each of the names, and which rows are this rank's."""
         mine = [torch.cat(parts) for parts in zip(*self._kept, strict=True)]
-        if self.group is None:
+        group = self.group
+        if group is None:
             return mine, range(len(mine[0]) if mine else 0)
-        ranks: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(ranks, [x.cpu() for x in mine], group=self.group)
-        own = dist.get_rank(self.group)
+        ranks: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(ranks, [x.cpu() for x in mine], group=group)
+        own = dist.get_rank(group)
         start = sum(len(data[0]) for data in ranks[:own] if data)
         device = mine[0].device if mine else "cpu"
         whole = [torch.cat(parts).to(device) for parts in zip(*filter(None, ranks), strict=True)]
@@ -208,9 +212,7 @@ class RetrievalMetric(PoolMetric):
             embeddings, labels = data
             search = Search.of(embeddings, labels, None, None, self.normalize)
             sums = search.sums(self.k, own)
-        if self.group is not None:
-            sums = sum_over_ranks(sums, self.group)
-        return means(sums, self.k)
+        return means(self._joint(sums), self.k)
 
 
 class CoherenceMetric(PoolMetric):
@@ -240,6 +242,5 @@ class CoherenceMetric(PoolMetric):
         if data:
             student, teacher = data
             sums = coherence_sums(student, teacher, None, None, self.recipe, own)
-        if self.group is not None:
-            sums = sum_over_ranks(sums, self.group)
+        sums = self._joint(sums)
         return Coherence(*(sums[:2] / sums[2]))

@@ -36,7 +36,6 @@ def _shift(anchors: Tensor, references: Tensor, products: Products) -> Tensor:
     if references.numel() == 0:
         return references.new_zeros(width)
     shift = references.new_empty(width)
-    parts = products.parts if products.choice == "ieee" else 0  # others need not be whole
     shift_kernel[(triton.cdiv(width, TILE["COLUMNS"]),)](
         anchors,
         references,
@@ -45,7 +44,7 @@ def _shift(anchors: Tensor, references: Tensor, products: Products) -> Tensor:
         count,
         width,
         SHARED=anchors is references,
-        PARTS=parts,
+        PARTS=products.whole_parts,
         **TILE,
     )
     return shift
