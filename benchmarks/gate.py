@@ -91,6 +91,21 @@ def check_products(run: Run, problem: Problem) -> Check:
     return Check(errors, seconds)
 
 
+def check_half_products(run: Run, problem: Problem) -> Check:
+    """The lower triangles of both Gram matrices, and the product with another matrix."""
+    seconds, (_, through) = timed(lambda: run(problem, None), problem.device)
+    rows, s, t = problem.anchors, problem.student.double(), problem.teacher.double()
+    gram_t, gram_s = (gram[rows].clone() for gram in problem.products)
+    below = torch.arange(problem.size, device=problem.device) <= rows[:, None]
+    lower_t, lower_s = (torch.where(below, x[rows] @ x.T, 0) for x in (t, s))
+    errors = {
+        "T Tᵀ": (difference(torch.where(below, gram_t, 0), lower_t), LIMIT),
+        "S Sᵀ": (difference(torch.where(below, gram_s, 0), lower_s), LIMIT),
+        "V S": (difference(through[rows], problem.values[rows].double() @ s), LIMIT),
+    }
+    return Check(errors, seconds)
+
+
 def check_cdist(run: Run, problem: Problem) -> Check:
     """Distances and their gradient, summed over the anchors whose truth is known."""
     student = problem.student.double().requires_grad_()

@@ -20,6 +20,7 @@ PANELS = {"loss": "Whole loss, forward + backward", "rank": "Rank stage, forward
 # Okabe and Ito's palette: told apart by readers of every colour vision.
 STYLES = {
     "floor": ("#000000", "--", ""),
+    "half": ("#000000", ":", ""),
     "cdist": ("#767676", ":", ""),
     "eager": ("#D55E00", "-", "s"),
     "compile": ("#E69F00", "-", "D"),

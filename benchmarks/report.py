@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from launches import GPU_STEPS, of_a_gpu_step
 from rows import Results, Row
 from targets import Target
 
@@ -19,11 +20,17 @@ TITLES = {
 }
 NOTES = """\
 Every time is of forward and backward together, taken after the same run found the contender right
-against float64 at that size (errors below). GEMM floor: T Tᵀ, S Sᵀ, W S, Wᵀ S by `torch.mm`.
+against float64 at that size (errors below). GEMM floor: T Tᵀ, S Sᵀ, W S, Wᵀ S by `torch.mm`. Half
+products: the same by the lower halves of the Gram matrices, and (V + Vᵀ) S for V S + Vᵀ S.
 `torch.cdist`: distances of the student's features alone, and their gradient. Direct: the formula with
 all B³ sigmoids, written so that a compiler can fuse them.
 ¹ torchsort ranks by another relaxation (projection onto the permutahedron), so it is checked against
 what is known of that one: its limits, and the sums of its ranks and gradients."""
+
+
+ASKED = """\
+Launches: on a GPU kernels, and the host's time until they are launched; on a CPU operators that PyTorch's
+dispatcher sees (none inside those of this package):"""
 
 
 def duration(seconds: float) -> str:
@@ -56,6 +63,25 @@ def _time_cell(results: Results, row: Row | None) -> str:
 
 def _memory_cell(_: Results, row: Row | None) -> str:
     return "–" if row is None or row.extra_bytes is None else amount(row.extra_bytes)
+
+
+def _asked_cell(_: Results, row: Row | None) -> str:
+    if row is None or row.launches is None:
+        return "–"
+    host = "" if row.host_seconds is None else f" ({duration(row.host_seconds)})"
+    return f"{row.launches}{host}"
+
+
+def _gpu_steps() -> list[str]:
+    lines = [
+        "## What a GPU's step launches",
+        "",
+        "Counted on tensors without data, at B = 256:",
+        "",
+    ]
+    lines += ["| whole loss, `triton` | kernels |", "|---|---:|"]
+    lines += [f"| {name} | {of_a_gpu_step(**step)} |" for name, step in GPU_STEPS.items()]
+    return [*lines, ""]
 
 
 def _grid(results: Results, table: str, corner: str, cell: Any) -> list[str]:
@@ -115,6 +141,9 @@ def markdown(results: Results, targets: list[Target], about: dict[str, Any]) -> 
         lines += _grid(results, table, "B", _time_cell)
         lines += ["Peak memory beyond the inputs:", ""]
         lines += _grid(results, table, "B", _memory_cell)
+        lines += [ASKED, ""]
+        lines += _grid(results, table, "B", _asked_cell)
+    lines += _gpu_steps()
     lines += [*_large(results), "## Details", "", *_details(results)]
     return "\n".join(lines)
 
@@ -124,12 +153,13 @@ def as_csv(results: Results) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     head = ["table", "size", "contender", "status", "detail", "p20_s", "median_s", "p80_s"]
-    writer.writerow([*head, "runs", "to_floor", "extra_bytes", "worst_error"])
+    writer.writerow([*head, "runs", "to_floor", "extra_bytes", "launches", "host_s", "worst_error"])
     for row in results.rows:
         times = [row.percentile(p) for p in (20, 50, 80)]
         worst = max(row.errors.values(), default=None)
         head = [row.table, row.size, row.label, row.status, row.detail, *times]
-        writer.writerow([*head, len(row.seconds), results.to_floor(row), row.extra_bytes, worst])
+        head += [len(row.seconds), results.to_floor(row), row.extra_bytes, row.launches]
+        writer.writerow([*head, row.host_seconds, worst])
     return file.getvalue()
 
 

@@ -20,6 +20,10 @@ class Row:
     detail: str = ""
     seconds: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
+    launches: int | None = None
+    """Kernels on a GPU; on a CPU operators that PyTorch's dispatcher sees."""
+    host_seconds: float | None = None
+    """Until a call on a GPU returns."""
     errors: dict[str, float] = field(default_factory=dict)
 
     def percentile(self, p: float) -> float | None:

@@ -38,6 +38,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no idle workers b
 
 import contrastive
 import large
+import launches
 import machine
 import peers
 import report
@@ -59,7 +60,7 @@ from measure import (
 from problem import Problem, Spec
 from rows import Results, Row
 
-SIZES = [128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+SIZES = [8, 32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 STARTED = time.monotonic()
 
 
@@ -151,6 +152,8 @@ def bench(found: list[Contender], spec: Spec, admit: Admission, limits: Limits) 
             row.status, row.detail = times.status, times.detail
         else:
             row.seconds = times
+            asked = launches.asked_by(calls[index], problem.device)
+            row.launches, row.host_seconds = asked
     return rows
 
 
@@ -165,7 +168,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--contenders",
         nargs="+",
         metavar="NAME",
-        help="of floor, cdist, eager, compile, torchsort, and the backends; default: all",
+        help="of floor, half, cdist, eager, compile, torchsort, and the backends; default: all",
     )
     add("--student-dim", type=int, default=128, metavar="Ds")
     add("--teacher-dim", type=int, default=512, metavar="Dt")

@@ -38,12 +38,12 @@ class Target:
         return "–" if self.value is None else f"{self.value:.3g}{self.unit}"
 
 
-def growth(results: Results, key: str) -> float | None:
-    """The largest time at 2B in times of that at B, of the whole loss, up to B = 16384."""
+def growth(results: Results, table: str, key: str) -> float | None:
+    """The largest time at 2B in times of that at B, from B = 128 up to 16384."""
     steps = []
     for size in results.sizes:
-        a, b = results.median("loss", key, size), results.median("loss", key, 2 * size)
-        if a is not None and b is not None and 2 * size <= 16384:
+        a, b = results.median(table, key, size), results.median(table, key, 2 * size)
+        if a is not None and b is not None and 128 <= size <= 8192:
             steps.append(b / a)
     return max(steps, default=None)
 
@@ -56,19 +56,30 @@ def _gib(results: Results, table: str, key: str, size: int) -> float | None:
 def cpu_targets(results: Results, ours: str) -> list[Target]:
     """On a CPU."""
     loss, rank = ("loss", ours), ("rank", ours)
-    found = [
-        Target(f"whole loss to GEMM floor, B={b}", results.ratio(loss, FLOOR, b), 1.75)
-        for b in (1024, 4096)
-    ]
+    direct, compiled, plain = (("loss", key) for key in ("eager", "compile", "torch"))
+    to_floor = [(128, 3.5), (1024, 1.1), (4096, 1.0), (8192, 1.0)]
     large = results.find("large", ours, 65536)
     runs = None if large is None else float(large.status == "ok")
-    compiled = results.ratio(("rank", "compile"), rank, 1024)
+    compiled_rank = results.ratio(("rank", "compile"), rank, 1024)
     torchsort = results.ratio(("rank", "torchsort"), rank, 1024)
     return [
-        *found,
-        Target("torch.compile to rank stage, B=1024", compiled, 200, at_most=False),
-        Target("torchsort to rank stage, B=1024", torchsort, 8, at_most=False),
-        Target("largest growth of the whole loss from B to 2B", growth(results, ours), 4.4),
+        *(
+            Target(f"direct formula to whole loss, B={b}", results.ratio(direct, loss, b), 1, False)
+            for b in (8, 32)
+        ),
+        Target("torch.compile to whole loss, B=128", results.ratio(compiled, loss, 128), 5, False),
+        *(
+            Target(f"whole loss to GEMM floor, B={b}", results.ratio(loss, FLOOR, b), goal)
+            for b, goal in to_floor
+        ),
+        *(
+            Target(f"`torch` backend to GEMM floor, B={b}", results.ratio(plain, FLOOR, b), 8)
+            for b in (1024, 4096)
+        ),
+        Target("torch.compile to rank stage, B=1024", compiled_rank, 200, at_most=False),
+        Target("torchsort to rank stage, B=1024", torchsort, 10, at_most=False),
+        Target("largest growth of the whole loss from B to 2B", growth(results, "loss", ours), 4.4),
+        Target("largest growth of the rank stage from B to 2B", growth(results, "rank", ours), 4.4),
         Target("extra memory, B=16384", _gib(results, "loss", ours, 16384), 1, unit=" GiB"),
         Target("B=65536 runs", runs, 1, at_most=False, unit=""),
     ]
