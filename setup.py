@@ -35,7 +35,7 @@ RECORD = "pc_kernels/_build.json"
 CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
-TARGET_TORCH = "0x020a000000000000"  # OLDEST_TORCH, as torch/csrc/stable/version.h writes it
+TARGET_TORCH = "0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
 OLDEST_PYTHON = "cp310"  # whose limited API torch's `py_limited_api` stands for
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")  # there is none without the GIL
 PROBE = """
@@ -274,7 +274,7 @@ def extension_arguments() -> dict[str, Any]:
         "ext_modules": extensions,
         "cmdclass": {"build_ext": build, "build_py": RecordedPython},
         "install_requires": [f"torch>={OLDEST_TORCH}", "numpy"],
-        "options": {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON if limited else False}},
+        "options": {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}} if limited else {},
         "license": "MIT",  # pyproject.toml has no way to write it that all versions of setuptools take
     }
 
