@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
@@ -35,11 +35,10 @@ RECORD = "pc_kernels/_build.json"
 CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
-OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+TARGET_TORCH = "0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
+OLDEST_PYTHON = "cp310"  # whose limited API torch's `py_limited_api` stands for
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")  # there is none without the GIL
 PROBE = """
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 template <typename T> concept Any = true;
 int main() {}
 """
@@ -76,14 +75,13 @@ def compiler_obstacle() -> str | None:
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if shutil.which(compiler[0]) is None:
         return f"no C++ compiler: {compiler[0]!r} is not on PATH (set CXX to name another)"
-    command = [*compiler, "-std=c++20", *OPENMP, "-x", "c++", "-fsyntax-only", "-"]
+    command = [*compiler, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"]
     done = subprocess.run(command, input=PROBE, capture_output=True, text=True)
     if done.returncode == 0:
         return None
     lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
     said = next((line for line in lines if "error" in line), lines[0])
-    need = "C++20 with OpenMP" if OPENMP else "C++20"
-    return f"the compiler {compiler[0]!r} does not take {need} (set CXX to name another): {said}"
+    return f"the compiler {compiler[0]!r} does not take C++20 (set CXX to name another): {said}"
 
 
 def ask_nvcc(*arguments: str) -> str:
@@ -130,22 +128,10 @@ def cpu_extension() -> Any:
         "pc_kernels._C",
         CPU_SOURCES,
         depends=glob("csrc/**/*.h", recursive=True),
-        define_macros=[for_torch()],
-        extra_compile_args=[*flags, "-Wall", *OPENMP],
-        extra_link_args=OPENMP,
+        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH)],
+        extra_compile_args=[*flags, "-Wall"],
+        py_limited_api=LIMITED_API,
     )
-
-
-def for_torch() -> tuple[str, str]:
-    """A macro that nothing reads: with another torch the commands differ, and ninja compiles anew."""
-    return "PCK_TORCH", torch_version().replace("+", "_")
-
-
-def torch_version() -> str:
-    """Of the torch that is compiled against."""
-    import torch
-
-    return str(torch.__version__)
 
 
 def cuda_extension() -> Any:
@@ -162,11 +148,16 @@ def cuda_extension() -> Any:
         "pc_kernels._C_cuda",
         CUDA_SOURCES,
         depends=glob("csrc/*.h") + glob("csrc/cuda/*.*h"),
-        define_macros=[("PCK_CUDA_ARCHITECTURES", f'"{codes}"'), for_torch()],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", TARGET_TORCH),
+            ("USE_CUDA", None),
+            ("PCK_CUDA_ARCHITECTURES", f'"{codes}"'),
+        ],
         extra_compile_args={
             "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
             "nvcc": ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"],
         },
+        py_limited_api=LIMITED_API,
     )
 
 
@@ -177,26 +168,17 @@ class Recorded(build_ext):
     those of torch's own checks of the compilers.
     """
 
-    def initialize_options(self) -> None:
-        """Nothing given up yet."""
-        super().initialize_options()
-        self.given_up: list[str] = []
-
-    def finalize_options(self) -> None:
-        """Builds anew what was built for another torch, or for who knows which."""
-        super().finalize_options()
-        try:
-            before = json.loads(Path(self.build_lib, RECORD).read_text("utf-8"))["torch"]
-        except (OSError, ValueError, KeyError):
-            before = None
-        self.force = self.force or (bool(self.extensions) and before != torch_version())
-
     def run(self) -> None:
-        """Builds, then writes the record: beside the kernels, and where those are copied to."""
+        """Builds, then writes the record: beside the kernels, and where those are copied to.
+
+        What an earlier build left there goes: Python would load it, first if its name is more specific.
+        """
         super().run()
+        built = {Path(self.get_ext_filename(e.name)).name for e in self.extensions}
         for root in [self.build_lib, *(["."] if self.inplace else [])]:
-            for library in self.given_up:
-                Path(root, library).unlink(missing_ok=True)
+            for library in Path(root, "pc_kernels").glob("_C*.so"):
+                if library.name not in built:
+                    library.unlink()
             write_record(root)
 
     def build_extensions(self) -> None:
@@ -216,7 +198,7 @@ class Recorded(build_ext):
             self.give_up(extension, error)
 
     def give_up(self, extension: Any, error: Exception) -> None:
-        """Leaves an extension out; `run` removes what an earlier build made of it.
+        """Leaves an extension out.
 
         Raises:
             SystemExit: its switch is 1.
@@ -226,7 +208,6 @@ class Recorded(build_ext):
         kind = "cuda" if extension.name.endswith("_cuda") else "cpu"
         leave_out(kind, reason, aloud=not extension.optional)
         self.extensions = [e for e in self.extensions if e is not extension]
-        self.given_up.append(self.get_ext_filename(extension.name))
 
 
 class RecordedPython(build_py):
@@ -240,11 +221,9 @@ class RecordedPython(build_py):
 
 
 def write_record(root: str) -> None:
-    """Writes `outcome`, and what was built with, to RECORD below `root`."""
-    built = None in outcome.values()
+    """Writes `outcome`, and the oldest torch that what was built runs with, to RECORD below `root`."""
     record = {
-        "python": platform.python_version(),
-        "torch": torch_version() if built else None,
+        "torch": OLDEST_TORCH if None in outcome.values() else None,
         "missing": {kind: reason for kind, reason in outcome.items() if reason is not None},
     }
     path = Path(root, RECORD)
@@ -281,21 +260,11 @@ def planned(
     return [extension]
 
 
-def requirements(extensions: list[Any]) -> list[str]:
-    """What the package needs: with kernels, the minor version of torch that they are compiled for.
-
-    PyTorch promises no binary compatibility of its C++ library between minor versions.
-    """
-    torch = f"torch>={OLDEST_TORCH}"
-    if extensions:
-        torch = "torch=={}.{}.*".format(*torch_version().split(".")[:2])
-    return [torch, "numpy"]
-
-
 def extension_arguments() -> dict[str, Any]:
     """The setup() arguments that build the extensions, or none of them."""
     extensions = planned("cpu", obstacle, cpu_extension)
     extensions += planned("cuda", cuda_obstacle, cuda_extension)
+    limited = bool(extensions) and LIMITED_API
     build: type[build_ext] = Recorded
     if extensions:
         from torch.utils import cpp_extension
@@ -304,7 +273,8 @@ def extension_arguments() -> dict[str, Any]:
     return {
         "ext_modules": extensions,
         "cmdclass": {"build_ext": build, "build_py": RecordedPython},
-        "install_requires": requirements(extensions),
+        "install_requires": [f"torch>={OLDEST_TORCH}", "numpy"],
+        "options": {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}} if limited else {},
         "license": "MIT",  # pyproject.toml has no way to write it that all versions of setuptools take
     }
 

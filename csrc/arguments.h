@@ -2,18 +2,14 @@
 // (pc_kernels/checks.py); the checks here keep a direct caller of torch.ops from reading out of bounds.
 #pragma once
 
-#include <torch/types.h>
-
 #include <cmath>
 #include <optional>
 #include <string>
 
 #include "stages.h"
+#include "tensors.h"
 
 namespace pck {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // The code of the table's row with this name.
 template <class Table>
@@ -24,91 +20,90 @@ int code_of(const char* argument, const std::string& given, Table table) {
     if (given == row.name) code = row.code;
     allowed += std::string(allowed.empty() ? "'" : ", '") + row.name + "'";
   });
-  TORCH_CHECK_VALUE(code.has_value(), argument, " must be one of ", allowed, ", got '", given, "'");
+  PCK_CHECK(code.has_value(), argument, " must be one of ", allowed, ", got '", given, "'");
   return *code;
 }
 
 inline RankOptions rank_options(const std::string& relaxation, double temperature, bool scale_std,
                                 const std::string& penalty = "squared") {
-  TORCH_CHECK_VALUE(temperature > 0.0 && std::isfinite(temperature),
-                    "temperature must be finite and > 0, got ", temperature);
+  PCK_CHECK(temperature > 0.0 && std::isfinite(temperature), "temperature must be finite and > 0, got ",
+            temperature);
   return {code_of("relaxation", relaxation, Relaxations{}), code_of("penalty", penalty, Penalties{}),
           temperature, scale_std};
 }
 
 // A contiguous float32 matrix on a device of this type.
-inline void check_matrix(const char* name, const Tensor& x, c10::DeviceType device) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, " must be float32, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.device().type() == device, name, " must be on the ", c10::DeviceTypeName(device),
-                    ", got ", x.device());
-  TORCH_CHECK_VALUE(x.dim() == 2, name, " must have 2 dimensions, got shape ", x.sizes());
-  TORCH_CHECK_VALUE(x.is_contiguous(), name, " must be contiguous");
-  TORCH_CHECK_VALUE(x.size(1) < (int64_t{1} << 30), name, " has too many columns: ", x.size(1));
+inline void check_matrix(const char* name, const Tensor& x, DeviceType device) {
+  PCK_CHECK(x.scalar_type() == ScalarType::Float, name, " must be float32, got ", x.scalar_type());
+  PCK_CHECK(x.device().type() == device, name, " must be on the ", Device(device), ", got ",
+            x.device());
+  PCK_CHECK(x.dim() == 2, name, " must have 2 dimensions, got shape ", x.sizes());
+  PCK_CHECK(x.is_contiguous(), name, " must be contiguous");
+  PCK_CHECK(x.size(1) < (int64_t{1} << 30), name, " has too many columns: ", x.size(1));
 }
 
 // The same shape and device as x.
 inline void check_like(const char* name, const Tensor& given, const Tensor& x) {
   check_matrix(name, given, x.device().type());
-  TORCH_CHECK_VALUE(given.sizes() == x.sizes() && given.device() == x.device(), name,
-                    " must have the shape and device of x, ", x.sizes(), " on ", x.device(), ", got ",
-                    given.sizes(), " on ", given.device());
+  PCK_CHECK(given.sizes() == x.sizes() && given.device() == x.device(), name,
+            " must have the shape and device of x, ", x.sizes(), " on ", x.device(), ", got ",
+            given.sizes(), " on ", given.device());
 }
 
 // `count` numbers of a type beside `values`.
 inline void check_list(const char* name, const Tensor& list, const Tensor& values, int64_t count,
-                       at::ScalarType type = at::kFloat) {
-  TORCH_CHECK_VALUE(list.scalar_type() == type && list.device() == values.device() &&
-                        list.is_contiguous() && list.numel() == count,
-                    name, " must be ", count, " contiguous ", type, " on ", values.device(), ", got ",
-                    list.numel(), " ", list.scalar_type(), " on ", list.device());
+                       ScalarType type = ScalarType::Float) {
+  PCK_CHECK(list.scalar_type() == type && list.device() == values.device() && list.is_contiguous() &&
+                list.numel() == count,
+            name, " must be ", count, " contiguous ", type, " on ", values.device(), ", got ",
+            list.numel(), " ", list.scalar_type(), " on ", list.device());
 }
 
 // Which of `values` are there.
 inline Present checked_present(const OptionalTensor& keep, const Tensor& values,
                                int64_t self_start = -1) {
-  TORCH_CHECK_VALUE(self_start < 0 || self_start + values.size(0) <= values.size(1), "self_start ",
-                    self_start, " puts an anchor outside the ", values.size(1), " references");
+  PCK_CHECK(self_start < 0 || self_start + values.size(0) <= values.size(1), "self_start ", self_start,
+            " puts an anchor outside the ", values.size(1), " references");
   if (!keep.has_value()) return {nullptr, self_start};
-  check_list("keep", *keep, values, values.numel(), at::kBool);
-  TORCH_CHECK_VALUE(keep->sizes() == values.sizes(), "keep must have the shape of the values, ",
-                    values.sizes(), ", got ", keep->sizes());
+  check_list("keep", *keep, values, values.numel(), ScalarType::Bool);
+  PCK_CHECK(keep->sizes() == values.sizes(), "keep must have the shape of the values, ", values.sizes(),
+            ", got ", keep->sizes());
   return {keep->const_data_ptr<bool>(), self_start};
 }
 
-inline Points checked_points(const Tensor& x, const OptionalTensor& keep, c10::DeviceType device) {
+inline Points checked_points(const Tensor& x, const OptionalTensor& keep, DeviceType device) {
   check_matrix("x", x, device);
   return {x.const_data_ptr<float>(), x.size(1), checked_present(keep, x)};
 }
 
 inline Logits checked_logits(const Tensor& values, const OptionalTensor& keep, int64_t start,
-                             c10::DeviceType device) {
+                             DeviceType device) {
   check_matrix("values", values, device);
-  TORCH_CHECK_VALUE(start >= 0 && start + values.size(0) <= values.size(1), "start ", start,
-                    " puts a positive outside the ", values.size(1), " keys");
-  return {values.data_ptr<float>(), checked_present(keep, values).keep, values.size(1), start};
+  PCK_CHECK(start >= 0 && start + values.size(0) <= values.size(1), "start ", start,
+            " puts a positive outside the ", values.size(1), " keys");
+  return {values.mutable_data_ptr<float>(), checked_present(keep, values).keep, values.size(1), start};
 }
 
 // A chunk of anchors. `gram` holds anchors, references, their squared norms and the offsets where the
 // dissimilarity is one of a Gram matrix, and nothing otherwise.
 inline Rows checked_rows(const char* name, const Tensor& values, const std::string& dissimilarity,
-                         at::TensorList gram, c10::DeviceType device) {
+                         const TensorList& gram, DeviceType device) {
   check_matrix(name, values, device);
   const int64_t anchors = values.size(0), count = values.size(1);
   const int code = code_of("dissimilarity", dissimilarity, Dissimilarities{});
-  TORCH_CHECK_VALUE(gram.size() == (is_gram(code) ? 5 : 0), name, ": dissimilarity '", dissimilarity,
-                    is_gram(code) ? "' needs anchors, references, their squared norms and the offsets"
-                                  : "' needs no tensors beside the values",
-                    ", got ", gram.size(), " tensors");
-  float* const own = values.data_ptr<float>();
+  PCK_CHECK(gram.size() == (is_gram(code) ? 5 : 0), name, ": dissimilarity '", dissimilarity,
+            is_gram(code) ? "' needs anchors, references, their squared norms and the offsets"
+                          : "' needs no tensors beside the values",
+            ", got ", gram.size(), " tensors");
+  float* const own = values.mutable_data_ptr<float>();
   if (!is_gram(code)) return {own, nullptr, nullptr, nullptr, nullptr, nullptr, count, 0, code};
   check_matrix(name, gram[0], device);
   check_matrix(name, gram[1], device);
   const int64_t width = gram[0].size(1);
-  TORCH_CHECK_VALUE(gram[0].size(0) == anchors && gram[1].size(0) == count &&
-                        gram[1].size(1) == width && gram[0].device() == values.device() &&
-                        gram[1].device() == values.device(),
-                    name, ": anchors ", gram[0].sizes(), " and references ", gram[1].sizes(),
-                    " do not fit values ", values.sizes());
+  PCK_CHECK(gram[0].size(0) == anchors && gram[1].size(0) == count && gram[1].size(1) == width &&
+                gram[0].device() == values.device() && gram[1].device() == values.device(),
+            name, ": anchors ", gram[0].sizes(), " and references ", gram[1].sizes(),
+            " do not fit values ", values.sizes());
   check_list("anchor_sq", gram[2], values, anchors);
   check_list("reference_sq", gram[3], values, count);
   check_list("offsets", gram[4], values, anchors);

@@ -1,70 +1,111 @@
-// The extension module. Importing it registers the operators (cpu/ops.cpp); what it exports to Python
-// is about the build, and the tables of formulas for the tests.
-#include <ATen/Parallel.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// The extension module, in Python's limited API. Importing it registers the operators (cpu/ops.cpp);
+// what it exports to Python is about the build, and the tables of formulas for the tests.
+#include <Python.h>
 
-#include <vector>
+#include <exception>
+#include <iterator>
 
 #include "cpu/isa.h"
 
-namespace py = pybind11;
-
 namespace {
 
-// f at every x.
-template <class T, class F>
-std::vector<T> at_all(const std::vector<T>& points, F f) {
-  std::vector<T> values;
-  for (const T x : points) values.push_back(f(x));
-  return values;
+// f(0), f(1) ... as a list.
+template <class F>
+PyObject* list_of(Py_ssize_t count, F f) {
+  PyObject* const list = PyList_New(count);
+  for (Py_ssize_t i = 0; list != nullptr && i < count; ++i) PyList_SetItem(list, i, f(i));
+  return list;
 }
 
-py::list relaxations(const std::vector<double>& points) {
-  py::list rows;
-  pck::for_each(pck::Relaxations{}, [&](auto row) {
+// f at every x of a list of numbers. What is not one is an exception, which Py_BuildValue passes on.
+template <class F>
+PyObject* at_all(PyObject* points, F f) {
+  const Py_ssize_t count = PyList_Size(points);
+  if (count < 0) return nullptr;
+  PyObject* const values = list_of(count, [&](Py_ssize_t i) {
+    return PyFloat_FromDouble(f(PyFloat_AsDouble(PyList_GetItem(points, i))));
+  });
+  if (PyErr_Occurred() == nullptr) return values;
+  Py_XDECREF(values);
+  return nullptr;
+}
+
+// row_of(row) of every row of a table.
+template <class Table, class RowOf>
+PyObject* table_of(Table table, RowOf row_of) {
+  PyObject* const rows = PyList_New(0);
+  pck::for_each(table, [&](auto row) {
+    PyObject* const made = rows == nullptr || PyErr_Occurred() ? nullptr : row_of(row);
+    if (made != nullptr) PyList_Append(rows, made);
+    Py_XDECREF(made);
+  });
+  if (PyErr_Occurred() == nullptr) return rows;
+  Py_XDECREF(rows);
+  return nullptr;
+}
+
+PyObject* relaxations(PyObject*, PyObject* points) {
+  return table_of(pck::Relaxations{}, [=](auto row) {
     using R = decltype(row);
-    rows.append(py::dict(py::arg("name") = +R::name, py::arg("code") = +R::code,
-                         py::arg("inverse_step") = +R::inverse_step, py::arg("support") = +R::support,
-                         py::arg("reach") = +R::reach,
-                         py::arg("integral") = at_all(points, [](double x) { return R::integral(x); }),
-                         py::arg("cdf") = at_all(points, [](double x) { return R::cdf(x); }),
-                         py::arg("pdf") = at_all(points, [](double x) { return R::pdf(x); })));
+    return Py_BuildValue("{s:s,s:i,s:i,s:i,s:i,s:N,s:N,s:N}", "name", R::name, "code", R::code,
+                         "inverse_step", R::inverse_step, "support", R::support, "reach", R::reach,
+                         "integral", at_all(points, [](double x) { return R::integral(x); }), "cdf",
+                         at_all(points, [](double x) { return R::cdf(x); }), "pdf",
+                         at_all(points, [](double x) { return R::pdf(x); }));
   });
-  return rows;
 }
 
-py::list penalties(const std::vector<float>& points) {
-  py::list rows;
-  pck::for_each(pck::Penalties{}, [&](auto row) {
+PyObject* penalties(PyObject*, PyObject* points) {
+  return table_of(pck::Penalties{}, [=](auto row) {
     using P = decltype(row);
-    rows.append(py::dict(py::arg("name") = +P::name, py::arg("code") = +P::code,
-                         py::arg("value") = at_all(points, [](float e) { return P::value(e); }),
-                         py::arg("slope") = at_all(points, [](float e) { return P::slope(e); })));
+    const auto value = [](double e) { return P::value(static_cast<float>(e)); };
+    const auto slope = [](double e) { return P::slope(static_cast<float>(e)); };
+    return Py_BuildValue("{s:s,s:i,s:N,s:N}", "name", P::name, "code", P::code, "value",
+                         at_all(points, value), "slope", at_all(points, slope));
   });
-  return rows;
 }
 
-std::vector<std::vector<float>> stencil() {
-  std::vector<std::vector<float>> rows;
-  for (const auto& row : pck::kStencil.weight) rows.emplace_back(std::begin(row), std::end(row));
-  return rows;
+PyObject* stencil(PyObject*, PyObject*) {
+  return list_of(std::size(pck::kStencil.weight), [](Py_ssize_t term) {
+    const auto& row = pck::kStencil.weight[term];
+    return list_of(std::size(row), [&](Py_ssize_t node) { return PyFloat_FromDouble(row[node]); });
+  });
 }
+
+PyObject* cpu_isa(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(pck::row_kernels().name);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* compiler(PyObject*, PyObject*) {
+  return PyUnicode_FromString(__VERSION__);
+}
+
+PyMethodDef methods[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels in use."},
+    {"compiler", compiler, METH_NOARGS, "The compiler that built this module."},
+    {"stencil", stencil, METH_NOARGS,
+     "The stencil of the grid method, [terms][nodes]: see csrc/formulas.h."},
+    {"relaxations", relaxations, METH_O,
+     "The table of relaxations, with its functions at these points."},
+    {"penalties", penalties, METH_O, "The table of penalties, with its functions at these residuals."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    "pc_kernels._C",
+    "Compiled kernels of pc_kernels; their operators are in torch.ops.pc_kernels.",
+    0,
+    methods,
+};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "Compiled kernels of pc_kernels; their operators are in torch.ops.pc_kernels.";
-  module.def(
-      "cpu_isa", [] { return pck::row_kernels().name; },
-      "The instruction set of the CPU kernels in use.");
-  module.def(
-      "threads", [] { return at::get_num_threads(); },
-      "Threads that the CPU kernels share with PyTorch.");
-  module.def("compiler", [] { return __VERSION__; }, "The compiler that built this module.");
-  module.def("stencil", &stencil,
-             "The stencil of the grid method, [terms][nodes]: see csrc/formulas.h.");
-  module.def("relaxations", &relaxations,
-             "The table of relaxations, with its functions at these points.");
-  module.def("penalties", &penalties, "The table of penalties, with its functions at these residuals.");
+PyMODINIT_FUNC PyInit__C() {
+  return PyModule_Create(&definition);
 }

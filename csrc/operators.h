@@ -3,13 +3,11 @@
 //
 //     struct Backend {
 //       static constexpr const char* name;               // in front of its operators' names
-//       static constexpr c10::DeviceType device;         // of its tensors
+//       static constexpr DeviceType device;              // of its tensors
 //       static Tensor empty_like(const Tensor& x);       // for results as large as x
 //       static void run(const Tensor& x, const Stage&);  // any of stages.h, over the rows of x
 //     };
 #pragma once
-
-#include <torch/library.h>
 
 #include <tuple>
 
@@ -33,7 +31,7 @@ struct Operators {
     const Points points = checked_points(x, keep, Backend::device);
     const RankOptions options = rank_options(relaxation, temperature, scale_std);
     Tensor rank = Backend::empty_like(x);
-    Tensor density = with_grad ? Backend::empty_like(x) : at::empty({0}, x.options());
+    Tensor density = with_grad ? Backend::empty_like(x) : empty<float>(x, {0});
     Backend::run(x, SoftRank{points, options, rank.mutable_data_ptr<float>(),
                              with_grad ? density.mutable_data_ptr<float>() : nullptr});
     return {rank, density};
@@ -53,20 +51,20 @@ struct Operators {
     return grad_x;
   }
 
-  static void dissimilarity_(Tensor values, const std::string& dissimilarity, at::TensorList gram) {
+  static void dissimilarity_(Tensor values, const std::string& dissimilarity, const TensorList& gram) {
     Backend::run(values, DissimilarityRows{
                              checked_rows("values", values, dissimilarity, gram, Backend::device)});
   }
 
-  static void hard_rank_rows_(Tensor teacher, const std::string& dissimilarity, at::TensorList gram,
+  static void hard_rank_rows_(Tensor teacher, const std::string& dissimilarity, const TensorList& gram,
                               const OptionalTensor& keep, int64_t self_start) {
     const Rows rows = checked_rows("teacher", teacher, dissimilarity, gram, Backend::device);
     Backend::run(teacher, HardRankRows{rows, checked_present(keep, teacher, self_start)});
   }
 
   static Tensor coherence_rows(Tensor student, const std::string& student_dissimilarity,
-                               at::TensorList student_gram, Tensor teacher,
-                               const std::string& teacher_dissimilarity, at::TensorList teacher_gram,
+                               const TensorList& student_gram, Tensor teacher,
+                               const std::string& teacher_dissimilarity, const TensorList& teacher_gram,
                                const Tensor& weights, const OptionalTensor& keep, int64_t self_start,
                                double temperature, const std::string& relaxation, bool scale_std,
                                const std::string& penalty, bool with_grad) {
@@ -74,13 +72,13 @@ struct Operators {
         checked_rows("student", student, student_dissimilarity, student_gram, Backend::device);
     const Rows teacher_rows =
         checked_rows("teacher", teacher, teacher_dissimilarity, teacher_gram, Backend::device);
-    TORCH_CHECK_VALUE(student.sizes() == teacher.sizes() && student.device() == teacher.device(),
-                      "student ", student.sizes(), " and teacher ", teacher.sizes(),
-                      " must have the same shape and device");
+    PCK_CHECK(student.sizes() == teacher.sizes() && student.device() == teacher.device(), "student ",
+              student.sizes(), " and teacher ", teacher.sizes(),
+              " must have the same shape and device");
     check_list("weights", weights, student, student.size(0));
     const Present present = checked_present(keep, student, self_start);
     const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
-    Tensor losses = at::empty({student.size(0)}, student.options());
+    Tensor losses = empty<float>(student, {student.size(0)});
     Backend::run(student,
                  CoherenceRows{student_rows, teacher_rows, present, weights.const_data_ptr<float>(),
                                options, with_grad, losses.mutable_data_ptr<float>()});
@@ -91,37 +89,36 @@ struct Operators {
                                 Tensor total, Tensor positive) {
     const Logits logits = checked_logits(values, keep, start, Backend::device);
     const int64_t columns = top.numel();
-    TORCH_CHECK_VALUE(columns <= logits.count && start + values.size(0) <= columns, columns,
-                      " columns do not fit values ", values.sizes(), " from key ", start, " on");
+    PCK_CHECK(columns <= logits.count && start + values.size(0) <= columns, columns,
+              " columns do not fit values ", values.sizes(), " from key ", start, " on");
     check_list("top", top, values, columns);
-    check_list("total", total, values, columns, at::kDouble);
-    check_list("positive", positive, values, columns, at::kDouble);
+    check_list("total", total, values, columns, ScalarType::Double);
+    check_list("positive", positive, values, columns, ScalarType::Double);
     Backend::run(
         values, ContrastColumns{logits, values.size(0), columns, top.mutable_data_ptr<float>(),
                                 total.mutable_data_ptr<double>(), positive.mutable_data_ptr<double>()});
   }
 
   static Tensor contrast_rows(Tensor values, const OptionalTensor& keep, int64_t start,
-                              const OptionalTensor& target, at::TensorList columns,
+                              const OptionalTensor& target, const TensorList& columns,
                               const Tensor& weights, const std::string& form, bool with_grad) {
     const Logits logits = checked_logits(values, keep, start, Backend::device);
     ContrastRows stage{logits, nullptr, 0, nullptr, nullptr, nullptr, nullptr, 0, with_grad, nullptr};
     stage.form = code_of("form", form, ContrastForms{});
     const bool has_target =
         visit(ContrastForms{}, stage.form, [](auto row) { return decltype(row)::has_target; });
-    TORCH_CHECK_VALUE(has_target == target.has_value(), "form '", form,
-                      has_target ? "' needs a target" : "' has no target");
+    PCK_CHECK(has_target == target.has_value(), "form '", form,
+              has_target ? "' needs a target" : "' has no target");
     if (has_target) {
       check_like("target", *target, values);
-      stage.target = target->data_ptr<float>();
+      stage.target = target->mutable_data_ptr<float>();
     }
-    TORCH_CHECK_VALUE(columns.size() == 0 || (columns.size() == 3 && stage.form == Softmax::code),
-                      "columns are shift, factor and own, of form 'softmax', or none; got ",
-                      columns.size());
+    PCK_CHECK(columns.size() == 0 || (columns.size() == 3 && stage.form == Softmax::code),
+              "columns are shift, factor and own, of form 'softmax', or none; got ", columns.size());
     if (columns.size() == 3) {
       stage.columns = columns[0].numel();
-      TORCH_CHECK_VALUE(stage.columns <= logits.count, stage.columns, " columns do not fit values ",
-                        values.sizes());
+      PCK_CHECK(stage.columns <= logits.count, stage.columns, " columns do not fit values ",
+                values.sizes());
       check_list("shift", columns[0], values, stage.columns);
       check_list("factor", columns[1], values, stage.columns);
       check_list("own", columns[2], values, values.size(0));
@@ -131,39 +128,41 @@ struct Operators {
     }
     check_list("weights", weights, values, values.size(0));
     stage.weights = weights.const_data_ptr<float>();
-    Tensor losses = at::empty({values.size(0)}, values.options());
+    Tensor losses = empty<float>(values, {values.size(0)});
     stage.losses = losses.mutable_data_ptr<float>();
     Backend::run(values, stage);
     return losses;
   }
 
-  static void define(torch::Library& library) {
-    const auto add = [&](const char* schema, auto* function) {
-      library.def((std::string(Backend::name) + "_" + schema).c_str(),
-                  torch::dispatch(Backend::device, function));
+  // add(schema, boxed function) for each.
+  template <class Add>
+  static void visit_all(Add add_named) {
+    const auto add = [&](const char* schema, auto boxed) {
+      add_named(std::string(Backend::name) + "_" + schema, boxed);
     };
-    add("hard_rank(Tensor x, Tensor? keep) -> Tensor", &hard_rank);
+    add("hard_rank(Tensor x, Tensor? keep) -> Tensor", Operator<&hard_rank>::boxed);
     add("soft_rank(Tensor x, Tensor? keep, float temperature, str relaxation, bool scale_std, "
         "bool with_grad) -> (Tensor, Tensor)",
-        &soft_rank);
+        Operator<&soft_rank>::boxed);
     add("soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, Tensor? keep, "
         "float temperature, str relaxation, bool scale_std) -> Tensor",
-        &soft_rank_backward);
-    add("dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()", &dissimilarity_);
+        Operator<&soft_rank_backward>::boxed);
+    add("dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()",
+        Operator<&dissimilarity_>::boxed);
     add("hard_rank_rows_(Tensor(a!) teacher, str dissimilarity, Tensor[] gram, Tensor? keep, "
         "int self_start) -> ()",
-        &hard_rank_rows_);
+        Operator<&hard_rank_rows_>::boxed);
     add("coherence_rows(Tensor(a!) student, str student_dissimilarity, Tensor[] student_gram, "
         "Tensor(b!) teacher, str teacher_dissimilarity, Tensor[] teacher_gram, Tensor weights, "
         "Tensor? keep, int self_start, float temperature, str relaxation, bool scale_std, "
         "str penalty, bool with_grad) -> Tensor",
-        &coherence_rows);
+        Operator<&coherence_rows>::boxed);
     add("contrast_columns_(Tensor(a!) values, Tensor? keep, int start, Tensor(b!) top, "
         "Tensor(c!) total, Tensor(d!) positive) -> ()",
-        &contrast_columns_);
+        Operator<&contrast_columns_>::boxed);
     add("contrast_rows(Tensor(a!) values, Tensor? keep, int start, Tensor(b!)? target, "
         "Tensor[] columns, Tensor weights, str form, bool with_grad) -> Tensor",
-        &contrast_rows);
+        Operator<&contrast_rows>::boxed);
   }
 };
 

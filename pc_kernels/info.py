@@ -32,7 +32,7 @@ def describe_extension() -> str:
         return f"not loaded: {reason}"
     from . import _C
 
-    return f"{_C.cpu_isa()} kernels, {_C.threads()} threads, built with GCC/Clang {_C.compiler()}"
+    return f"{_C.cpu_isa()} kernels, {torch.get_num_threads()} threads, built with GCC/Clang {_C.compiler()}"
 
 
 def describe_cuda_extension() -> str:

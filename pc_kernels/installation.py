@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import warnings
 from importlib import metadata
@@ -37,8 +36,8 @@ class FallbackWarning(UserWarning):
 def read_record() -> dict[str, Any]:
     """What setup.py wrote when it built this copy of the package; empty if it did not.
 
-    `python` and `torch` are the versions that it was built with, `torch` None if nothing was compiled;
-    `missing` has the reason for each kind of kernels, "cpu" or "cuda", that was not built.
+    `torch` is the oldest version that its kernels run with, None if nothing was compiled; `missing` has
+    the reason for each kind of kernels, "cpu" or "cuda", that was not built.
     """
     try:
         record = json.loads((PACKAGE / "_build.json").read_text("utf-8"))
@@ -47,24 +46,28 @@ def read_record() -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def built_for_another_torch(record: dict[str, Any]) -> dict[str, str]:
-    """For the kinds of kernels that were built for another torch than this: what is to be said.
+def torch_is_too_old(record: dict[str, Any]) -> dict[str, str]:
+    """For the kinds of kernels that were built for newer versions of torch than this: what is to be said.
 
-    PyTorch promises a stable C++ library within a minor version; beyond, loading may fail or do worse.
+    They use PyTorch's stable ABI, which later versions keep, but which an older one has less of.
     """
-    built_for, here = record.get("torch"), str(torch.__version__)
-    if not built_for or built_for.split(".")[:2] == here.split(".")[:2]:
+    oldest, here = record.get("torch"), str(torch.__version__)
+    if not oldest or _minor_version(here) >= _minor_version(oldest):
         return {}
     return {
-        kind: f"the {name} extension was built for torch {built_for}, this is torch {here}: "
-        f"build it again with {BUILD}"
+        kind: f"the {name} extension needs torch {oldest} or later, this is torch {here}"
         for kind, name in EXTENSIONS.items()
         if kind not in record.get("missing", {})
     }
 
 
+def _minor_version(version: str) -> tuple[int, ...]:
+    """(2, 10) of "2.10.1+cpu"."""
+    return tuple(map(int, version.split(".")[:2]))
+
+
 RECORD = read_record()
-OTHER_TORCH = built_for_another_torch(RECORD)
+OLD_TORCH = torch_is_too_old(RECORD)
 """Found at import, so that torch.compile can trace whoever asks."""
 
 
@@ -72,9 +75,7 @@ def why_not_loaded(kind: str, error: ImportError) -> str:
     """Why the extension for a kind of device, "cpu" or "cuda", raised `error` when it was imported."""
     extension = f"the {EXTENSIONS[kind]} extension"
     if not _absent(error):
-        built_for = RECORD.get("torch")
-        which = "another torch?" if built_for is None else f"torch {built_for}"
-        return f"{extension} does not load (built for {which}): {error}"
+        return f"{extension} does not load with torch {torch.__version__}: {error}"
     hidden = hidden_installation()
     if hidden is None:
         return f"{extension} {_why_absent(kind)}"
@@ -100,11 +101,6 @@ def _why_absent(kind: str) -> str:
     reason = RECORD.get("missing", {}).get(kind)
     if reason is not None:
         return f"was not built: {reason}"
-    here, built_for = platform.python_version(), str(RECORD.get("python"))
-    if built_for.split(".")[:2] != here.split(".")[:2]:
-        return (
-            f"was not built for this Python, {here}, but for {built_for}: build it again: {BUILD}"
-        )
     return f"was built, but is not there any more: build it again with {BUILD}"
 
 

@@ -1,20 +1,26 @@
 #include "kept_memory.h"
 
-#include <ATen/EmptyTensor.h>
-#include <c10/core/CPUAllocator.h>
-
 #include <cstdint>
-#include <iterator>
 #include <list>
 #include <mutex>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+// Of torch 2.11 and later: null with 2.10, whose stable ABI has no tensors of memory that is not its
+// own.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* made, int32_t layout,
+    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
+
 namespace pck {
 namespace {
 
+constexpr std::align_val_t kAlign{64};
 constexpr size_t kSmallest = 128 << 10;  // smaller blocks are kept by the C library's own allocator
 constexpr size_t kMost = 64 << 20;       // of all blocks that are kept
 constexpr size_t kHugePage = 2 << 20;
@@ -22,7 +28,7 @@ constexpr size_t kHugePage = 2 << 20;
 // Fresh memory. What is too large to be kept is fresh every time: in huge pages, where the system has
 // them on request, its first touch costs a fault every 2 MiB instead of every 4 KiB.
 void* fresh(size_t size) {
-  void* const data = c10::GetCPUAllocator()->raw_allocate(size);
+  void* const data = ::operator new(size, kAlign);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
@@ -32,16 +38,29 @@ void* fresh(size_t size) {
   return data;
 }
 
-class KeptMemory final : public c10::Allocator {
+class KeptMemory {
  public:
-  c10::DataPtr allocate(size_t size) override {
-    Block* block = take(size);
-    if (block == nullptr) block = new Block{fresh(size), size};
-    return {block->data, block, &give_back, c10::Device(c10::kCPU)};
+  struct Block {
+    void* data;
+    size_t size;
+  };
+
+  Block* allocate(size_t size) {
+    Block* const block = take(size);
+    return block != nullptr ? block : new Block{fresh(size), size};
   }
 
-  void copy_data(void* target, const void* source, size_t size) const override {
-    default_copy_data(target, source, size);
+  // Keeps a block, and releases the oldest ones while all together are larger than kMost.
+  void give_back(Block* block) {
+    const Lock lock(mutex_, std::try_to_lock);
+    if (!lock || block->size > kMost) return release(block);
+    kept_.push_back(block);
+    bytes_ += block->size;
+    while (bytes_ > kMost) {
+      bytes_ -= kept_.front()->size;
+      release(kept_.front());
+      kept_.pop_front();
+    }
   }
 
   // Never destroyed: tensors may outlive static objects.
@@ -51,10 +70,6 @@ class KeptMemory final : public c10::Allocator {
   }
 
  private:
-  struct Block {
-    void* data;
-    size_t size;
-  };
   // Only ever tried: in a process forked while another thread held the lock, it is never free again.
   using Lock = std::unique_lock<std::mutex>;
 
@@ -74,23 +89,8 @@ class KeptMemory final : public c10::Allocator {
     return block;
   }
 
-  // Keeps a block, and releases the oldest ones while all together are larger than kMost.
-  static void give_back(void* context) {
-    auto* const block = static_cast<Block*>(context);
-    KeptMemory& memory = only();
-    const Lock lock(memory.mutex_, std::try_to_lock);
-    if (!lock || block->size > kMost) return release(block);
-    memory.kept_.push_back(block);
-    memory.bytes_ += block->size;
-    while (memory.bytes_ > kMost) {
-      memory.bytes_ -= memory.kept_.front()->size;
-      release(memory.kept_.front());
-      memory.kept_.pop_front();
-    }
-  }
-
   static void release(Block* block) {
-    c10::GetCPUAllocator()->raw_deallocate(block->data);
+    ::operator delete(block->data, kAlign);
     delete block;
   }
 
@@ -101,12 +101,21 @@ class KeptMemory final : public c10::Allocator {
 
 }  // namespace
 
-at::Tensor empty_rows(int64_t rows, int64_t columns) {
-  const auto size = static_cast<size_t>(rows * columns) * sizeof(float);
-  c10::Allocator* const allocator =
-      size < kSmallest ? c10::GetCPUAllocator() : static_cast<c10::Allocator*>(&KeptMemory::only());
-  return at::detail::empty_generic(
-      {rows, columns}, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), at::kFloat, std::nullopt);
+Tensor empty_rows(const Tensor& like, Sizes sizes) {
+  size_t bytes = sizeof(float);
+  bool overflow = false;
+  for (const int64_t size : sizes) overflow |= __builtin_mul_overflow(bytes, size, &bytes);
+  if (overflow || bytes < kSmallest || torch_from_blob == nullptr) return empty<float>(like, sizes);
+  KeptMemory::Block* const block = KeptMemory::only().allocate(bytes);
+  const auto give_back = [](void*, void* given) {
+    KeptMemory::only().give_back(static_cast<KeptMemory::Block*>(given));
+  };
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      block->data, static_cast<int64_t>(sizes.size()), sizes.data(), contiguous_strides(sizes).data(),
+      0, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), -1, &made,
+      aoti_torch_layout_strided(), nullptr, 0, give_back, block));
+  return Tensor(made);
 }
 
 }  // namespace pck

@@ -3,11 +3,12 @@
 // the rank stage at m = 1024, and allocators give blocks this large back to the system at once.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "../tensors.h"
 
 namespace pck {
 
-// A float32 matrix, not initialised.
-at::Tensor empty_rows(int64_t rows, int64_t columns);
+// A contiguous float32 tensor of these sizes on the CPU, not initialised. A large one cannot be resized
+// to more, being of memory that is not PyTorch's.
+Tensor empty_rows(const Tensor& like, Sizes sizes);
 
 }  // namespace pck

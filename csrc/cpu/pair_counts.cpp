@@ -1,9 +1,5 @@
 // How two scores order the items of a list: counts of pairs, exact, by sorting and merging (Knight,
 // "A computer method for calculating Kendall's tau with ungrouped data", JASA 1966). O(m log m) a list.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -72,41 +68,41 @@ void count_pairs(const T* x, const T* y, int64_t count, int64_t* counts) {
 // For every list of x and y [N], items offsets[l] to offsets[l + 1] - 1: how many of its pairs are tied
 // in x, tied in y, tied in both, and ordered the other way round by y than by x: int64 [L, 4].
 Tensor pair_counts(const Tensor& x, const Tensor& y, const Tensor& offsets) {
-  TORCH_CHECK_VALUE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                    "x must be float32 or float64, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.is_contiguous(), "x must be contiguous");
+  PCK_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
+            "x must be float32 or float64, got ", x.scalar_type());
+  PCK_CHECK(x.is_contiguous(), "x must be contiguous");
   check_list("y", y, x, x.numel(), x.scalar_type());
-  TORCH_CHECK_VALUE(offsets.numel() > 0, "offsets must have at least one element");
-  check_list("offsets", offsets, x, offsets.numel(), at::kLong);
+  PCK_CHECK(offsets.numel() > 0, "offsets must have at least one element");
+  check_list("offsets", offsets, x, offsets.numel(), ScalarType::Long);
   const int64_t lists = offsets.numel() - 1;
   const int64_t* const start = offsets.const_data_ptr<int64_t>();
   for (int64_t l = 0; l < lists; ++l)
-    TORCH_CHECK_VALUE(
-        start[l] <= start[l + 1] && start[l + 1] - start[l] < std::numeric_limits<int32_t>::max(),
-        "offsets must ascend by less than 2^31, got ", start[l], " and ", start[l + 1]);
-  TORCH_CHECK_VALUE(start[0] == 0 && start[lists] == x.numel(), "offsets must go from 0 to ", x.numel(),
-                    ", got ", start[0], " and ", start[lists]);
-  Tensor counts = at::empty({lists, kCounts}, offsets.options());
+    PCK_CHECK(start[l] <= start[l + 1] && start[l + 1] - start[l] < std::numeric_limits<int32_t>::max(),
+              "offsets must ascend by less than 2^31, got ", start[l], " and ", start[l + 1]);
+  PCK_CHECK(start[0] == 0 && start[lists] == x.numel(), "offsets must go from 0 to ", x.numel(),
+            ", got ", start[0], " and ", start[lists]);
+  Tensor counts = empty<int64_t>(offsets, {lists, kCounts});
   int64_t* const found = counts.mutable_data_ptr<int64_t>();
   const int64_t grain = 1 + 4096 * lists / (x.numel() + 1);  // a thread should get 4096 items
   const auto run = [&](const auto* a, const auto* b) {
-    at::parallel_for(0, lists, grain, [&](int64_t first, int64_t past) {
+    parallel_for(lists, grain, [&](int64_t first, int64_t past) {
       for (int64_t l = first; l < past; ++l)
         count_pairs(a + start[l], b + start[l], start[l + 1] - start[l], found + l * kCounts);
     });
   };
-  if (x.scalar_type() == at::kFloat)
+  if (x.scalar_type() == ScalarType::Float)
     run(x.const_data_ptr<float>(), y.const_data_ptr<float>());
   else
     run(x.const_data_ptr<double>(), y.const_data_ptr<double>());
   return counts;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
-  library.def("cpu_pair_counts(Tensor x, Tensor y, Tensor offsets) -> Tensor",
-              torch::dispatch(at::kCPU, &pair_counts));
+template <class Add>
+void visit_operators(Add add) {
+  add("cpu_pair_counts(Tensor x, Tensor y, Tensor offsets) -> Tensor", Operator<&pair_counts>::boxed);
 }
 
+PCK_OPERATORS(CPU, visit_operators)
+
+}  // namespace
 }  // namespace pck

@@ -1,14 +1,7 @@
 // The CPU's own passes over features, which PyTorch's operators would make a dozen of: what comes
 // before the products of a Gram side, and what follows its last row
 // (pc_kernels/dissimilarities/gram_side.py).
-#include <ATen/Parallel.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/div.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
-#include <torch/library.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
 #include <cmath>
@@ -29,12 +22,24 @@ constexpr int64_t kBlockRows = 64;
 // What is worth waking another thread for.
 constexpr int64_t kGrainElements = 1 << 15;
 
+// A contiguous matrix, [rows, width].
+struct Matrix {
+  const float* values;
+  int64_t rows, width;
+
+  explicit Matrix(const Tensor& x)
+      : values(x.const_data_ptr<float>()), rows(x.size(0)), width(x.size(1)) {}
+  Matrix(const float* values, int64_t rows, int64_t width) : values(values), rows(rows), width(width) {}
+
+  const float* row(int64_t i) const { return values + i * width; }
+};
+
 // body(block, first row, past the last row)
 template <class Body>
 void for_blocks(int64_t rows, int64_t width, Body body) {
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, kBlockRows * width));
-  at::parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
+  parallel_for(blocks, grain, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       body(b, b * kBlockRows, std::min(rows, (b + 1) * kBlockRows));
   });
@@ -43,15 +48,14 @@ void for_blocks(int64_t rows, int64_t width, Body body) {
 // For every column the sum over rows of term(x, column): in float within a block, whose loop vectors
 // are made of, in double from block to block.
 template <class Term>
-std::vector<double> column_sums(const Tensor& x, Term term) {
-  const int64_t rows = x.size(0), width = x.size(1);
-  const float* const values = x.const_data_ptr<float>();
+std::vector<double> column_sums(const Matrix& x, Term term) {
+  const int64_t rows = x.rows, width = x.width;
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   std::vector<float> partial(static_cast<size_t>(blocks * width), 0.0f);
   for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
     float* const own = partial.data() + b * width;
     for (int64_t i = first; i < past; ++i)
-      for (int64_t c = 0; c < width; ++c) own[c] += term(values[i * width + c], c);
+      for (int64_t c = 0; c < width; ++c) own[c] += term(x.row(i)[c], c);
   });
   std::vector<double> sums(width, 0.0);
   for (int64_t b = 0; b < blocks; ++b)
@@ -60,9 +64,9 @@ std::vector<double> column_sums(const Tensor& x, Term term) {
 }
 
 // The largest |x|; infinite if something is not finite.
-float largest_of(const Tensor& x) {
-  const int64_t rows = x.size(0), width = x.size(1);
-  const float* const values = x.const_data_ptr<float>();
+float largest_of(const Matrix& x) {
+  const float* const values = x.values;
+  const int64_t rows = x.rows, width = x.width;
   std::vector<float> partial((rows + kBlockRows - 1) / kBlockRows, 0.0f);
   for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
     constexpr int64_t lanes = 16;  // side by side: a single maximum would wait for each comparison
@@ -82,9 +86,9 @@ float largest_of(const Tensor& x) {
 }
 
 // A unit 2^k in which squares neither over- nor underflow, mostly 1.
-double unit_of(const std::vector<Tensor>& points) {
+double unit_of(const TensorList& points) {
   float largest = 0.0f;
-  for (const Tensor& x : points) largest = std::fmax(largest, largest_of(x));
+  for (const Tensor& x : points) largest = std::fmax(largest, largest_of(Matrix(x)));
   if (largest == 0.0f || !std::isfinite(largest)) return 1.0;
   int exponent = 0;
   std::frexp(largest, &exponent);
@@ -93,9 +97,9 @@ double unit_of(const std::vector<Tensor>& points) {
 
 // How far each feature is shifted: its mean, to a multiple of a power of two about as large as its
 // spread. Empty where the points are centred already.
-std::vector<float> shift_of(const Tensor& references) {
-  const int64_t width = references.size(1);
-  const double count = static_cast<double>(references.size(0));
+std::vector<float> shift_of(const Matrix& references) {
+  const int64_t width = references.width;
+  const double count = static_cast<double>(references.rows);
   std::vector<double> mean = column_sums(references, [](float v, int64_t) { return v; });
   std::vector<double> power = column_sums(references, [](float v, int64_t) { return v * v; });
   bool off_centre = false;
@@ -123,9 +127,9 @@ std::vector<float> shift_of(const Tensor& references) {
 }
 
 // Takes back the shifts that would cost a digit of some point.
-void keep_exact(const std::vector<Tensor>& points, std::vector<float>& shift) {
+void keep_exact(const TensorList& points, std::vector<float>& shift) {
   for (const Tensor& x : points) {
-    const std::vector<double> inexact = column_sums(x, [&](float v, int64_t c) {
+    const std::vector<double> inexact = column_sums(Matrix(x), [&](float v, int64_t c) {
       const float moved = v - shift[c];
       return moved + shift[c] == v ? 0.0f : 1.0f;
     });
@@ -134,16 +138,17 @@ void keep_exact(const std::vector<Tensor>& points, std::vector<float>& shift) {
   }
 }
 
-Tensor shifted(const Tensor& x, const std::vector<float>& shift) {
-  Tensor moved = at::empty_like(x);
-  const int64_t width = x.size(1);
-  const float* const from = x.const_data_ptr<float>();
-  float* const to = moved.mutable_data_ptr<float>();
-  for_blocks(x.size(0), width, [&](int64_t, int64_t first, int64_t past) {
+// f(value, column) of every value.
+template <class F>
+Tensor mapped(const Tensor& x, F f) {
+  const Matrix from(x);
+  Tensor made = empty<float>(x, x.sizes());
+  float* const to = made.mutable_data_ptr<float>();
+  for_blocks(from.rows, from.width, [&](int64_t, int64_t first, int64_t past) {
     for (int64_t i = first; i < past; ++i)
-      for (int64_t c = 0; c < width; ++c) to[i * width + c] = from[i * width + c] - shift[c];
+      for (int64_t c = 0; c < from.width; ++c) to[i * from.width + c] = f(from.row(i)[c], c);
   });
-  return moved;
+  return made;
 }
 
 // sum_k term(x_k): strips of float sums, which vectors are made of, added up in double.
@@ -166,21 +171,20 @@ double sum_of_squares(const float* x, int64_t count) {
   return strip_sum(x, count, [](float v) { return v * v; });
 }
 
-Tensor squared_norms(const Tensor& x) {
-  Tensor norms = at::empty({x.size(0)}, x.options());
-  const int64_t width = x.size(1);
-  const float* const values = x.const_data_ptr<float>();
+Tensor squared_norms(const Tensor& points) {
+  const Matrix x(points);
+  Tensor norms = empty<float>(points, {x.rows});
   float* const target = norms.mutable_data_ptr<float>();
-  for_blocks(x.size(0), width, [&](int64_t, int64_t first, int64_t past) {
+  for_blocks(x.rows, x.width, [&](int64_t, int64_t first, int64_t past) {
     for (int64_t i = first; i < past; ++i)
-      target[i] = static_cast<float>(sum_of_squares(values + i * width, width));
+      target[i] = static_cast<float>(sum_of_squares(x.row(i), x.width));
   });
   return norms;
 }
 
 // |a| of the anchors whose |a|^2 is more than `far` times the median of the references', else 0.
 Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double far) {
-  Tensor offsets = at::empty_like(anchor_sq);
+  Tensor offsets = empty<float>(anchor_sq, anchor_sq.sizes());
   const float* const squares = reference_sq.const_data_ptr<float>();
   std::vector<float> sorted(squares, squares + reference_sq.numel());
   const bool defined = std::none_of(sorted.begin(), sorted.end(), [](float v) { return v != v; });
@@ -198,15 +202,13 @@ Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double f
 }
 
 // The points that equal an earlier one bit for bit, and which that is: [2, as many as there are].
-Tensor twins_of(const Tensor& x, const Tensor& squares) {
-  const int64_t width = x.size(1), bytes = width * static_cast<int64_t>(sizeof(float));
-  const float* const values = x.const_data_ptr<float>();
+Tensor twins_of(const Tensor& points, const Tensor& squares) {
+  const Matrix x(points);
+  const size_t bytes = static_cast<size_t>(x.width) * sizeof(float);
   const float* const square = squares.const_data_ptr<float>();
-  const auto compare = [=](int64_t a, int64_t b) {
-    return std::memcmp(values + a * width, values + b * width, bytes);
-  };
+  const auto compare = [&](int64_t a, int64_t b) { return std::memcmp(x.row(a), x.row(b), bytes); };
   // Twins have the same norm: few others do, and only these are compared.
-  std::vector<std::pair<uint32_t, int64_t>> order(static_cast<size_t>(x.size(0)));
+  std::vector<std::pair<uint32_t, int64_t>> order(static_cast<size_t>(x.rows));
   for (size_t i = 0; i < order.size(); ++i) {
     std::memcpy(&order[i].first, square + i, sizeof(float));
     order[i].second = static_cast<int64_t>(i);
@@ -228,33 +230,36 @@ Tensor twins_of(const Tensor& x, const Tensor& squares) {
       }
     }
   }
-  return at::stack({at::tensor(later, at::kLong), at::tensor(earliest, at::kLong)});
+  const auto count = static_cast<int64_t>(later.size());
+  Tensor twins = empty<int64_t>(points, {2, count});
+  int64_t* const target = twins.mutable_data_ptr<int64_t>();
+  std::copy(earliest.begin(), earliest.end(), std::copy(later.begin(), later.end(), target));
+  return twins;
 }
 
 // Of points [anchors], or [anchors, references]: the points near the origin (empty if they are where
 // they were), their squared norms, the offsets of far anchors, the references' twins, and the unit that
 // the points were divided by.
-std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, Tensor, double> near_origin(
-    at::TensorList given, double far) {
-  TORCH_CHECK_VALUE(given.size() == 1 || given.size() == 2, "points must be 1 or 2 matrices, got ",
-                    given.size());
-  std::vector<Tensor> points = given.vec();
-  for (const Tensor& x : points) check_matrix("points", x, at::kCPU);
-  TORCH_CHECK_VALUE(points.front().size(1) == points.back().size(1), "points must have one width, got ",
-                    points.front().sizes(), " and ", points.back().sizes());
+std::tuple<TensorList, TensorList, Tensor, Tensor, double> near_origin(TensorList points, double far) {
+  PCK_CHECK(points.size() == 1 || points.size() == 2, "points must be 1 or 2 matrices, got ",
+            points.size());
+  for (const Tensor& x : points) check_matrix("points", x, DeviceType::CPU);
+  PCK_CHECK(points.front().size(1) == points.back().size(1), "points must have one width, got ",
+            points.front().sizes(), " and ", points.back().sizes());
   const double unit = points.back().numel() == 0 ? 1.0 : unit_of(points);
   bool moved = unit != 1.0;
   if (moved)
-    for (Tensor& x : points) x = at::div(x, unit);
+    for (Tensor& x : points)
+      x = mapped(x, [=](float v, int64_t) { return static_cast<float>(v / unit); });
   if (points.back().size(0) > 0) {
-    std::vector<float> shift = shift_of(points.back());
+    std::vector<float> shift = shift_of(Matrix(points.back()));
     if (!shift.empty()) keep_exact(points, shift);
     if (std::any_of(shift.begin(), shift.end(), [](float v) { return v != 0.0f; })) {
       moved = true;
-      for (Tensor& x : points) x = shifted(x, shift);
+      for (Tensor& x : points) x = mapped(x, [&](float v, int64_t c) { return v - shift[c]; });
     }
   }
-  std::vector<Tensor> squares;
+  TensorList squares;
   for (const Tensor& x : points) squares.push_back(squared_norms(x));
   Tensor offsets = far_offsets(squares.front(), squares.back(), far);
   Tensor twins = twins_of(points.back(), squares.back());
@@ -281,42 +286,43 @@ void symmetrise(float* v, int64_t n) {
     for (int64_t j = 0; j < columns; ++j) std::copy_n(mirror[j], rows, v + (first_j + j) * n + first_i);
   };
   const auto tiles = static_cast<int64_t>(corners.size());
-  at::parallel_for(0, tiles, kGrainElements / (tile * tile), [&](int64_t first, int64_t past) {
+  parallel_for(tiles, kGrainElements / (tile * tile), [&](int64_t first, int64_t past) {
     for (int64_t k = first; k < past; ++k) add_mirror(corners[k].first, corners[k].second);
   });
 }
 
 Tensor with_mirror(Tensor values) {
-  check_matrix("values", values, at::kCPU);
-  TORCH_CHECK_VALUE(values.size(0) == values.size(1), "values must be square, got ", values.sizes());
+  check_matrix("values", values, DeviceType::CPU);
+  PCK_CHECK(values.size(0) == values.size(1), "values must be square, got ", values.sizes());
   symmetrise(values.mutable_data_ptr<float>(), values.size(0));
   return values;
 }
 
 // Rows v_i of a matrix that is contiguous, or a contiguous one's transpose.
 struct Weights {
-  Tensor values;
+  Matrix stored;
   bool turned;
   int64_t row, column;  // strides
 
-  explicit Weights(const Tensor& v) : values(v), turned(!v.is_contiguous()) {
-    check_matrix("values", turned ? v.t() : v, at::kCPU);
-    row = turned ? 1 : v.size(1);
-    column = turned ? v.size(0) : 1;
+  explicit Weights(const Tensor& v) : stored(v), turned(!v.is_contiguous()) {
+    const int64_t rows = v.size(0), columns = v.size(1);
+    PCK_CHECK(!turned || ((v.stride(0) == 1 || rows == 1) && (v.stride(1) == rows || columns == 1)),
+              "values must be contiguous, or their transpose, got strides ", v.strides());
+    if (turned) stored = Matrix(stored.values, columns, rows);
+    row = turned ? 1 : columns;
+    column = turned ? rows : 1;
   }
 
   // Of every row the sum, and the sum of squares.
   std::pair<std::vector<double>, std::vector<double>> sums() const {
-    const int64_t rows = values.size(0), width = values.size(1);
     if (turned)
-      return {column_sums(values.t(), [](float v, int64_t) { return v; }),
-              column_sums(values.t(), [](float v, int64_t) { return v * v; })};
-    std::vector<double> sum(rows), squares(rows);
-    const float* const v = values.const_data_ptr<float>();
-    for_blocks(rows, width, [&](int64_t, int64_t first, int64_t past) {
+      return {column_sums(stored, [](float v, int64_t) { return v; }),
+              column_sums(stored, [](float v, int64_t) { return v * v; })};
+    std::vector<double> sum(stored.rows), squares(stored.rows);
+    for_blocks(stored.rows, stored.width, [&](int64_t, int64_t first, int64_t past) {
       for (int64_t i = first; i < past; ++i) {
-        sum[i] = strip_sum(v + i * width, width, [](float value) { return value; });
-        squares[i] = sum_of_squares(v + i * width, width);
+        sum[i] = strip_sum(stored.row(i), stored.width, [](float value) { return value; });
+        squares[i] = sum_of_squares(stored.row(i), stored.width);
       }
     });
     return {sum, squares};
@@ -324,13 +330,11 @@ struct Weights {
 };
 
 // target <- sum_j v_j (x_i - y_j), from the differences.
-void pull_of(const float* v, int64_t stride, const float* own, const Tensor& y, float* target) {
-  const int64_t count = y.size(0), width = y.size(1);
-  const float* const points = y.const_data_ptr<float>();
-  std::vector<double> sum(width, 0.0);
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t c = 0; c < width; ++c) sum[c] += v[j * stride] * (own[c] - points[j * width + c]);
-  for (int64_t c = 0; c < width; ++c) target[c] = static_cast<float>(sum[c]);
+void pull_of(const float* v, int64_t stride, const float* own, const Matrix& y, float* target) {
+  std::vector<double> sum(y.width, 0.0);
+  for (int64_t j = 0; j < y.rows; ++j)
+    for (int64_t c = 0; c < y.width; ++c) sum[c] += v[j * stride] * (own[c] - y.row(j)[c]);
+  for (int64_t c = 0; c < y.width; ++c) target[c] = static_cast<float>(sum[c]);
 }
 
 // sum_j v_ij (x_i - y_j), by a product. As a difference of two sums it cancels where what pulls at x_i
@@ -338,17 +342,17 @@ void pull_of(const float* v, int64_t stride, const float* own, const Tensor& y, 
 // and few pairs, are summed from differences.
 Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_pairs,
             double cancelled) {
-  check_matrix("x", x, at::kCPU);
-  check_matrix("y", y, at::kCPU);
-  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == x.size(0) && values.size(1) == y.size(0) &&
-                        x.size(1) == y.size(1),
-                    "values must be [n, m], x [n, D] and y [m, D], got ", values.sizes(), ", ",
-                    x.sizes(), " and ", y.sizes());
+  check_matrix("x", x, DeviceType::CPU);
+  check_matrix("y", y, DeviceType::CPU);
+  PCK_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Float &&
+                values.size(0) == x.size(0) && values.size(1) == y.size(0) && x.size(1) == y.size(1),
+            "values must be float32 [n, m], x [n, D] and y [m, D], got ", values.sizes(), ", ",
+            x.sizes(), " and ", y.sizes());
   const Weights weights(values);
   const int64_t n = x.size(0), width = x.size(1);
-  const float* const v = values.const_data_ptr<float>();
+  const float* const v = weights.stored.values;
   const float* const own = x.const_data_ptr<float>();
-  Tensor pulled = at::empty_like(x);
+  Tensor pulled = empty<float>(x, x.sizes());
   float* const target = pulled.mutable_data_ptr<float>();
   const bool few = n * y.size(0) <= few_pairs;
   std::vector<double> squares;
@@ -360,7 +364,8 @@ Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_
         for (int64_t c = 0; c < width; ++c)
           target[i * width + c] = static_cast<float>(sum[i]) * own[i * width + c];
     });
-    at::addmm_out(pulled, pulled, values, y, 1, -1);
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(pulled.get(), pulled.get(), values.get(), y.get(), 1.0, -1.0));
   }
   for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
     for (int64_t i = first; i < past; ++i) {
@@ -368,22 +373,22 @@ Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_
         return cancelled * cancelled * squares[i] * sum_of_squares(own + i * width, width);
       };
       if (few || sum_of_squares(target + i * width, width) < terms())
-        pull_of(v + i * weights.row, weights.column, own + i * width, y, target + i * width);
+        pull_of(v + i * weights.row, weights.column, own + i * width, Matrix(y), target + i * width);
     }
   });
   return pulled;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
-  library.def(
-      "cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, Tensor, float)",
-      torch::dispatch(at::kCPU, &near_origin));
-  library.def("cpu_with_mirror(Tensor(a!) values) -> Tensor(a!)",
-              torch::dispatch(at::kCPU, &with_mirror));
-  library.def("cpu_pull(Tensor values, Tensor x, Tensor y, int few_pairs, float cancelled) -> Tensor",
-              torch::dispatch(at::kCPU, &pull));
+template <class Add>
+void visit_operators(Add add) {
+  add("cpu_near_origin(Tensor[] points, float far) -> (Tensor[], Tensor[], Tensor, Tensor, float)",
+      Operator<&near_origin>::boxed);
+  add("cpu_with_mirror(Tensor(a!) values) -> Tensor(a!)", Operator<&with_mirror>::boxed);
+  add("cpu_pull(Tensor values, Tensor x, Tensor y, int few_pairs, float cancelled) -> Tensor",
+      Operator<&pull>::boxed);
 }
 
+PCK_OPERATORS(CPU, visit_operators)
+
+}  // namespace
 }  // namespace pck

@@ -1,8 +1,6 @@
 // The CUDA backend's operators: one launch on the current stream. Nothing here waits for the device, so
 // that a CUDA graph can capture it; memory is PyTorch's own.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include "../operators.h"
 #include "stages.h"
@@ -12,27 +10,31 @@ namespace {
 
 struct Cuda {
   static constexpr const char* name = "cuda";
-  static constexpr c10::DeviceType device = at::kCUDA;
+  static constexpr DeviceType device = DeviceType::CUDA;
 
-  static Tensor empty_like(const Tensor& x) { return at::empty_like(x); }
+  static Tensor empty_like(const Tensor& x) { return empty<float>(x, x.sizes()); }
 
   // The workspace goes back to PyTorch's allocator, which hands it out again in stream order.
   template <class Stage>
   static void run(const Tensor& x, const Stage& stage) {
-    const c10::cuda::CUDAGuard guard(x.device());
+    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     cuda::Launch launch;
-    C10_CUDA_CHECK(cuda::plan_launch(x.size(0), x.size(1), cuda::Needs(stage), &launch));
-    const Tensor workspace = at::empty({launch.workspace_bytes}, x.options().dtype(at::kByte));
-    launch.workspace = workspace.data_ptr();
-    launch.stream = c10::cuda::getCurrentCUDAStream().stream();
-    C10_CUDA_CHECK(cuda::run(launch, stage));
+    STD_CUDA_CHECK(cuda::plan_launch(x.size(0), x.size(1), cuda::Needs(stage), &launch));
+    const Tensor workspace = empty<uint8_t>(x, {launch.workspace_bytes});
+    launch.workspace = workspace.mutable_data_ptr();
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    launch.stream = static_cast<cudaStream_t>(stream);
+    STD_CUDA_CHECK(cuda::run(launch, stage));
   }
 };
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
-  Operators<Cuda>::define(library);
+template <class Add>
+void visit_operators(Add add) {
+  Operators<Cuda>::visit_all(add);
 }
 
+PCK_OPERATORS(CUDA, visit_operators)
+
+}  // namespace
 }  // namespace pck

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import KERNELS
-from ..installation import OTHER_TORCH, why_not_loaded
+from ..installation import OLD_TORCH, why_not_loaded
 from ..pair_counts import PairCounts, pairs_of
 from ..products import IN_FLOAT32, Products
 from .architectures import architecture_obstacle
@@ -191,8 +191,8 @@ def _scaling(recipe: Recipe) -> tuple[float, str, bool]:
 @cache
 def extension_obstacle() -> str | None:
     """Why the compiled extension is not loaded, or None; loads it on the first call."""
-    if "cpu" in OTHER_TORCH:
-        return OTHER_TORCH["cpu"]
+    if "cpu" in OLD_TORCH:
+        return OLD_TORCH["cpu"]
     try:
         from .. import _C  # noqa: F401 - registers the operators
     except ImportError as error:
@@ -203,8 +203,8 @@ def extension_obstacle() -> str | None:
 @cache
 def cuda_extension_obstacle() -> str | None:
     """Why the CUDA extension is not loaded, or None; loads it on the first call."""
-    if "cuda" in OTHER_TORCH:
-        return OTHER_TORCH["cuda"]
+    if "cuda" in OLD_TORCH:
+        return OLD_TORCH["cuda"]
     try:
         from .. import _C_cuda  # noqa: F401 - registers the operators
     except ImportError as error:
