@@ -20,9 +20,11 @@ GPU_ARGS ?=
 ifeq ($(NO_VENV),1)
 RUN := $(PYTHON)
 READY := build/in-place
+SIDE_BY_SIDE :=
 else
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 endif
 
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
@@ -54,7 +56,7 @@ demo: $(READY)
 	$(RUN) -m pc_kernels.distill compare --config digits $(DEMO_ARGS)
 
 test: lint types $(READY)
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 ifeq ($(NO_VENV),1)
 lint types:
