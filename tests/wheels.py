@@ -1,6 +1,6 @@
 """`make wheels`: the archives, built and tried as their users have them.
 
-    python tests/wheels.py [--torch 2.10 2.13] [--wheel FILE] [--folder build/wheels]
+    python tests/wheels.py [--torch 2.10 2.13] [--wheel FILE] [--python PYTHON] [--tests FILE ...]
 
 Builds the sdist, and from it the wheel; auditwheel gives the wheel its platform tag. Then, for each
 version of torch, in a fresh environment without a compiler: pip installs the wheel,
@@ -64,7 +64,7 @@ def environment(folder: Path, torch: str) -> Path:
     return python
 
 
-def try_out(python: Path, wheel: Path, folder: Path) -> None:
+def try_out(python: Path, wheel: Path, folder: Path, tests: list[str]) -> None:
     """Installs the wheel and tries it, in a folder with nothing but the tests.
 
     Raises:
@@ -85,8 +85,8 @@ def try_out(python: Path, wheel: Path, folder: Path) -> None:
     example = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert example is not None
     print(run(python, "-W", "error", "-c", example[1], **options))
-    tests = [f"tests/{name}" for name in TESTS]
-    print(run(python, "-m", "pytest", "-p", "no:cacheprovider", *tests, **options)[-300:])
+    files = [f"tests/{name}" for name in tests]
+    print(run(python, "-m", "pytest", "-p", "no:cacheprovider", *files, **options)[-300:])
 
 
 def main() -> None:
@@ -95,16 +95,18 @@ def main() -> None:
     parser.add_argument("--torch", nargs="*", default=["2.10", "2.13"], help="versions to try")
     parser.add_argument("--wheel", type=Path, help="try this one instead of building one")
     parser.add_argument("--python", type=Path, help="try it in this environment instead")
+    parser.add_argument("--tests", nargs="*", default=TESTS, metavar="FILE")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "wheels")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     wheel = (arguments.wheel or build(folder)).resolve()
     print(f"{wheel.name}: {wheel.stat().st_size >> 10} KiB")
     if arguments.python is not None:
-        try_out(arguments.python.absolute(), wheel, folder / "try")
+        try_out(arguments.python.absolute(), wheel, folder / "try", arguments.tests)
         return
     for torch in arguments.torch:
-        try_out(environment(folder / f"torch{torch}", torch), wheel, folder / "try")
+        python = environment(folder / f"torch{torch}", torch)
+        try_out(python, wheel, folder / "try", arguments.tests)
 
 
 if __name__ == "__main__":
