@@ -135,12 +135,12 @@ def test_only_so_much_is_kept(python: Callable[..., Any]) -> None:
 class MallocInfo(ctypes.Structure):
     """What glibc's mallinfo2() returns."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]  # noqa: RUF012 - as ctypes wants it
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
 def test_operators_leak_nothing() -> None:
-    """Neither what they are given, tensors, lists and texts, nor what they return; nor when they refuse."""
+    """Neither what they are given, tensors, lists and texts, nor what they return or refuse."""
     info = ctypes.CDLL(None).mallinfo2
     info.restype = MallocInfo
     operators, x = torch.ops.pc_kernels, torch.rand(4, 4)
@@ -149,7 +149,7 @@ def test_operators_leak_nothing() -> None:
         for _ in range(calls):
             operators.cpu_soft_rank(x, x > 0.5, 0.1, "logistic", True, True)
             operators.cpu_near_origin([x, x], 64.0)
-            with pytest.raises(ValueError, match="must be one of .* got 'no such'"):
+            with pytest.raises(ValueError, match=r"must be one of .* got 'no such'"):
                 operators.cpu_dissimilarity_(x, "no such", [x])
         return int(info().h)  # uordblks: bytes that are handed out
 
