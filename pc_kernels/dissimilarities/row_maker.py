@@ -74,7 +74,9 @@ def power_of_two(points: list[Tensor]) -> float:
     # Squares then have half the range left.
     limits = torch.finfo(points[0].dtype)
     safe = -math.log2(limits.tiny) / 4
-    exponent = min(math.frexp(largest)[1], math.frexp(limits.max)[1] - 1)  # the unit is a number, too
+    exponent = min(
+        math.frexp(largest)[1], math.frexp(limits.max)[1] - 1
+    )  # the unit is a number, too
     return 1.0 if abs(exponent) < safe else math.ldexp(1.0, exponent)
 
 
