@@ -3,6 +3,7 @@
 # make bench   benchmarks with their correctness gate
 # make counts  instructions and barriers of the Triton kernels, without a GPU
 # make docs    the documentation, into build/site
+# make wheels  sdist and wheel, tried in fresh environments without a compiler, for each of WHEELS_TORCH
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest
 #
 # Each does its whole set-up first: a virtual environment in .venv, the pinned dependencies of
@@ -16,6 +17,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 RESULTS ?= build/gpu
 GPU_ARGS ?=
+WHEELS_TORCH ?= 2.10 2.13
 
 ifeq ($(NO_VENV),1)
 RUN := $(PYTHON)
@@ -32,7 +34,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.
 	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint types bench counts docs gpu info format clean
+.PHONY: all demo test lint types bench counts docs wheels gpu info format clean
 all: test
 
 $(VENV)/bin/python:
@@ -41,7 +43,7 @@ $(VENV)/bin/python:
 # torch first and alone: the extension compiles against it, and an unpinned resolve could bring another.
 $(VENV)/torch: $(VENV)/bin/python constraints.txt
 	$(INSTALL) torch
-	$(INSTALL) numpy setuptools wheel ninja pybind11
+	$(INSTALL) numpy setuptools wheel ninja
 	@touch $@
 
 $(VENV)/ready: $(VENV)/torch $(SOURCES)
@@ -80,6 +82,12 @@ bench: $(READY)
 
 docs: $(READY)
 	$(RUN) -m mkdocs build --strict
+
+wheels: $(READY)
+ifneq ($(NO_VENV),1)
+	$(INSTALL) ".[wheels]"
+endif
+	$(RUN) tests/wheels.py --torch $(WHEELS_TORCH)
 
 # Builds the extensions itself, for the GPU at hand.
 ifeq ($(NO_VENV),1)

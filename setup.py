@@ -124,12 +124,14 @@ def cpu_extension() -> Any:
     from torch.utils import cpp_extension
 
     flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    # Where a function happens to start makes a fifth of the time of short rows.
+    flags += ["-falign-functions=64", "-Wall"]
     return cpp_extension.CppExtension(
         "pc_kernels._C",
         CPU_SOURCES,
         depends=glob("csrc/**/*.h", recursive=True),
         define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH)],
-        extra_compile_args=[*flags, "-Wall"],
+        extra_compile_args=flags,
         py_limited_api=LIMITED_API,
     )
 

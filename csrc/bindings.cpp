@@ -20,9 +20,11 @@ PyObject* list_of(Py_ssize_t count, F f) {
 // f at every x of a list of numbers. What is not one is an exception, which Py_BuildValue passes on.
 template <class F>
 PyObject* at_all(PyObject* points, F f) {
-  const Py_ssize_t count = PyList_Size(points);
-  if (count < 0) return nullptr;
-  PyObject* const values = list_of(count, [&](Py_ssize_t i) {
+  if (!PyList_Check(points)) {
+    PyErr_SetString(PyExc_TypeError, "the points must be a list of numbers");
+    return nullptr;
+  }
+  PyObject* const values = list_of(PyList_Size(points), [&](Py_ssize_t i) {
     return PyFloat_FromDouble(f(PyFloat_AsDouble(PyList_GetItem(points, i))));
   });
   if (PyErr_Occurred() == nullptr) return values;

@@ -2,10 +2,10 @@
 // torch runs with any from TORCH_TARGET_VERSION (setup.py) on.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -51,21 +51,14 @@ template <class... Parts>
     if (!(holds)) ::pck::fail(__VA_ARGS__); \
   } while (false)
 
-inline std::vector<int64_t> contiguous_strides(Sizes sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
-  return strides;
-}
-
 // A contiguous tensor of these sizes on the device of `like`, not initialised.
 template <class T>
 Tensor empty(const Tensor& like, Sizes sizes) {
-  int32_t device = 0;
+  int32_t dtype = aoti_torch_dtype<T>();
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), contiguous_strides(sizes).data(),
-      aoti_torch_dtype<T>(), device, like.get_device_index(), &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(),
+                                                          static_cast<int64_t>(sizes.size()), &dtype,
+                                                          nullptr, nullptr, 0, nullptr, &made));
   return Tensor(made);
 }
 

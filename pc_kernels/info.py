@@ -32,7 +32,8 @@ def describe_extension() -> str:
         return f"not loaded: {reason}"
     from . import _C
 
-    return f"{_C.cpu_isa()} kernels, {torch.get_num_threads()} threads, built with GCC/Clang {_C.compiler()}"
+    threads, compiler = torch.get_num_threads(), _C.compiler()
+    return f"{_C.cpu_isa()} kernels, {threads} threads, built with GCC/Clang {compiler}"
 
 
 def describe_cuda_extension() -> str:

@@ -240,6 +240,16 @@ def test_kernels_run_with_any_torch_and_python(planned: Planned, tree: Path) -> 
     assert planned(PC_KERNELS_CPU="0")["options"] == {}
 
 
+def test_the_workflows() -> None:
+    """By actionlint, where it is installed; CI has a job for it."""
+    actionlint = shutil.which("actionlint")
+    if actionlint is None:
+        pytest.skip("no actionlint on PATH")
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    done = subprocess.run([actionlint, *map(str, workflows)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_old_setuptools(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """65.5 comes with Python 3.11, and refuses a licence as newer ones want it in pyproject.toml."""
     monkeypatch.setattr(setuptools, "__version__", "65.5.0")

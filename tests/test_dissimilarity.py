@@ -210,6 +210,21 @@ def test_the_gradient_of_a_batch_that_is_its_own_reference(
     assert_near("gradient", got, wanted, (4 + rows**0.5) * tolerances.U * terms)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_features_up_to_the_largest_number(
+    backend: str, dtype: torch.dtype, rng: Generator
+) -> None:
+    """The unit that they are divided by is a number as well: the loss is that of smaller ones."""
+    student = (2 * torch.rand(20, 3, generator=rng, dtype=dtype) - 1) * torch.finfo(dtype).max
+    teacher = torch.randn(20, 3, generator=rng, dtype=dtype)
+    large, small = (
+        pc_kernels.perception_coherence_loss(x, teacher, backend=backend)
+        for x in (student, student / 2.0**100)
+    )
+    assert float(large) == pytest.approx(float(small), rel=1e-5)
+
+
 @pytest.mark.parametrize("size", [1e-40, 1e-24, 1e-19, 1e18, 1e19, 3e37])
 @pytest.mark.parametrize("metric", DISSIMILARITIES)
 def test_features_of_any_size(metric: str, size: float, rng: Generator) -> None:

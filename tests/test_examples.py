@@ -36,6 +36,20 @@ def test_every_example_is_tested_and_documented() -> None:
     assert {Path(name).stem for name in re.findall(r"examples/(\w+\.py)", page)} == examples
 
 
+def test_the_notebook() -> None:
+    """Every cell runs, and the student learns; what is committed has its outputs, and is small."""
+    path = ROOT / "examples" / "quick_start.ipynb"
+    assert path.stat().st_size < 100_000 and "image/png" in path.read_text("utf-8")
+    for library in ("ipykernel", "matplotlib", "sklearn"):
+        pytest.importorskip(library)
+    client = pytest.importorskip("nbclient")
+    notebook = pytest.importorskip("nbformat").read(path, as_version=4)
+    client.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    said = "".join(out.get("text", "") for c in notebook.cells for out in c.get("outputs", []))
+    first, last = map(float, re.search(r"loss (\S+) -> (\S+)", said).groups())  # type: ignore[union-attr]
+    assert last < 0.1 * first
+
+
 @pytest.mark.parametrize("name", sorted(LIBRARIES.keys() - ELSEWHERE))
 def test_example(name: str, python: Run) -> None:
     """It ends well, and its loss falls."""

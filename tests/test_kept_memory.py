@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -129,6 +130,31 @@ def test_only_so_much_is_kept(python: Callable[..., Any]) -> None:
     done = python("-c", RESIDENT, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="131072")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 64 + 16
+
+
+class MallocInfo(ctypes.Structure):
+    """What glibc's mallinfo2() returns."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_operators_leak_nothing() -> None:
+    """Neither what they are given, tensors, lists and texts, nor what they return or refuse."""
+    info = ctypes.CDLL(None).mallinfo2
+    info.restype = MallocInfo
+    operators, x = torch.ops.pc_kernels, torch.rand(4, 4)
+
+    def in_use_after(calls: int) -> int:
+        for _ in range(calls):
+            operators.cpu_soft_rank(x, x > 0.5, 0.1, "logistic", True, True)
+            operators.cpu_near_origin([x, x], 64.0)
+            with pytest.raises(ValueError, match=r"must be one of .* got 'no such'"):
+                operators.cpu_dissimilarity_(x, "no such", [x])
+        return int(info().h)  # uordblks: bytes that are handed out
+
+    before = in_use_after(100)
+    assert in_use_after(1000) - before < 1000 * 16
 
 
 def test_fork(rng: Generator) -> None:

@@ -4,6 +4,7 @@
 #include <list>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -98,6 +99,12 @@ class KeptMemory {
   std::list<Block*> kept_;  // the oldest first
   size_t bytes_ = 0;
 };
+
+std::vector<int64_t> contiguous_strides(Sizes sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return strides;
+}
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -92,6 +93,7 @@ double unit_of(const TensorList& points) {
   if (largest == 0.0f || !std::isfinite(largest)) return 1.0;
   int exponent = 0;
   std::frexp(largest, &exponent);
+  exponent = std::min(exponent, std::numeric_limits<float>::max_exponent - 1);  // a number, too
   return std::abs(exponent) < 126 / 4 ? 1.0 : std::ldexp(1.0, exponent);
 }
 

@@ -26,6 +26,7 @@ PLACES = {
     "SECURITY.md": "security.md",
     f"{RESULTS}.md": "benchmarks.md",
     f"{RESULTS}.png": "benchmarks.png",
+    "examples/quick_start.ipynb": "quick_start.ipynb",
 }
 """Where files of the repository that are not in docs/ are in the site."""
 SOURCES = {place: source for source, place in PLACES.items()}

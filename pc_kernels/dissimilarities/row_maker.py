@@ -72,8 +72,11 @@ def power_of_two(points: list[Tensor]) -> float:
     if largest == 0.0 or not math.isfinite(largest):
         return 1.0
     # Squares then have half the range left.
-    safe = -math.log2(torch.finfo(points[0].dtype).tiny) / 4
-    exponent = math.frexp(largest)[1]
+    limits = torch.finfo(points[0].dtype)
+    safe = -math.log2(limits.tiny) / 4
+    exponent = min(
+        math.frexp(largest)[1], math.frexp(limits.max)[1] - 1
+    )  # the unit is a number, too
     return 1.0 if abs(exponent) < safe else math.ldexp(1.0, exponent)
 
 
