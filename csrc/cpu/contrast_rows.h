@@ -175,6 +175,7 @@ inline Contrasted softmax_row(const ContrastRows& stage, int64_t i, float* row, 
   const float rate = total > 0.0 ? static_cast<float>(pull / total) : 0.0f;
   const int64_t shared = columns ? stage.columns : 0;
   for_parts(shared, [&](Part part) PCK_INLINED {
+    __builtin_prefetch(row + count + part.first);  // the next row: kept logits are not in the cache
     const Wide down = exp_negative(part.load(row, kAbsent) - part.load(stage.shift, 0.0f));
     part.store(row, part.load(terms, 0.0f) * rate + down * part.load(stage.factor, 0.0f));
   });
