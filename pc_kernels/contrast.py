@@ -19,7 +19,7 @@ from .backends.contrast_rows import FORMS, ColumnSlopes, ColumnSums, LogitRows, 
 from .checks import check_matrix, check_same_device, check_weighting, one_of
 from .dissimilarities.others import quarantine
 from .precision import exact_arithmetic
-from .products import DEPTHS, Products
+from .products import DEPTHS, PARTS, Products
 from .sweep import default_chunk_bytes
 from .training.distributed import Group, logsumexp_over_ranks, sum_over_ranks
 
@@ -79,12 +79,13 @@ class Candidates:
 
     def check(self, recipe: Contrast) -> None:
         """Raises TypeError or ValueError unless the kernels can be given this, from whoever it is."""
-        form, queries, keys = recipe.form, self.queries, self.keys
+        form, q, k = recipe.form, self.queries, self.keys
         one_of("form", form, tuple(FORMS))
         one_of("products", recipe.products, tuple(DEPTHS))
-        biased = keys.dim() == queries.dim() == 2 and keys.shape[1] == queries.shape[1] + 1
-        check_pair("queries", queries, "keys", keys[:, :-1] if biased else keys)
-        if recipe.parts and (recipe.products != "ieee" or self.queries.dtype != torch.float32):
+        one_of("parts", recipe.parts, (0, *PARTS.values()))
+        biased = q.dim() == k.dim() == 2 and k.shape[1] == q.shape[1] + 1
+        check_pair("queries", q, "keys", k[:, :-1] if biased else k)
+        if recipe.parts and (recipe.products != "ieee" or q.dtype != torch.float32):
             raise ValueError("parts are of float32 tensors, under products='ieee'")
         targets = self.target_queries, self.target_keys
         if (form == "distillation") != all(x is not None for x in targets):

@@ -1,4 +1,4 @@
-"""The contrastive losses with products in parts of bfloat16; tests/test_products.py has the ranking losses."""
+"""The contrastive losses with products in parts of bfloat16, as tests/test_products.py has the others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def test_who_goes_in_parts(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_factors(rng: Generator) -> None:
     """Rows as they were but for powers of two, times factors: `scaled`, whatever the magnitude."""
-    x = torch.randn(7, 9, generator=rng).bfloat16().float() * torch.linspace(-30, 30, 7)[:, None].exp2()
+    x = (
+        torch.randn(7, 9, generator=rng).bfloat16().float()
+        * torch.linspace(-30, 30, 7)[:, None].exp2()
+    )
     for magnitude in (1.0, 2.0**-80, 2.0**80):
         y = factored(x * magnitude, 14.0)
         rows, factor = y[:, :-1], y[:, -1:]

@@ -60,7 +60,7 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, s: Tensor, normalize: bool) -> Tensor:
         inverse = None
         if normalize and _has_operator(x):
-            y, inverse = torch.ops.pc_kernels.cpu_scaled(x.contiguous(), float(s))
+            y, inverse = torch.ops.pc_kernels.cpu_scaled(x.contiguous(), float(s.detach()))
             ctx.save_for_backward(y, s, inverse)
             return y
         if normalize:
@@ -82,7 +82,7 @@ class _Scaled(torch.autograd.Function):
         y, s, inverse = ctx.saved_tensors
         if inverse is not None and _has_operator(grad):
             to_x, along = torch.ops.pc_kernels.cpu_scaled_backward(
-                grad.contiguous(), y, inverse, float(s)
+                grad.contiguous(), y, inverse, float(s.detach())
             )
             return to_x, along.sum() / s if ctx.needs_input_grad[1] else None, None
         along = (grad * y).sum(1, keepdim=True, dtype=s.dtype)
