@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,9 +50,9 @@ class Contrast:
 
     def taken(self, dtype: torch.dtype) -> Products:
         """How products of features of this dtype are taken."""
-        if self.parts:
+        if self.products == "ieee":
             return Products(self.products, self.parts)
-        return Products.of(self.products, [torch.empty(0, dtype=dtype)], dtype)
+        return Products.of(self.products, [], dtype)
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,8 @@ class _Logits:
         self._points = self._queries[:, : self._width], self._keys[:, : self._width]
         self._factors = None
         if taken.whole_parts:
-            both = (x[:, self._width].contiguous() for x in (self._queries, self._keys))
-            self._factors = tuple(both)
-        self._gradients: list[Tensor] = []
+            both = self._queries, self._keys
+            self._factors = tuple(x[:, self._width].contiguous() for x in both)
         self._buffer: Tensor | None = None
         self._made = 0
 
@@ -274,10 +274,13 @@ class _Logits:
             values.add_(of_queries[part, None]).add_(of_keys)
         return values
 
+    @cached_property
+    def _gradients(self) -> list[Tensor]:
+        """In queries and in keys, so far."""
+        return [torch.zeros_like(x) for x in (self._queries, self._keys)]
+
     def pull(self, part: slice, slopes: Tensor) -> None:
         """Takes a chunk's ∂L/∂z, which are overwritten."""
-        if not self._gradients:
-            self._gradients = [torch.zeros_like(x) for x in (self._queries, self._keys)]
         (x, y), (to_queries, to_keys) = self._points, self._gradients
         if self._bias is not None:
             to_keys[:, -1] += slopes.sum(0)
@@ -287,8 +290,6 @@ class _Logits:
 
     def gradients(self) -> list[Tensor]:
         """Of all chunks, in queries and in keys."""
-        if not self._gradients:  # no chunk: no anchors
-            return [torch.zeros_like(x) for x in (self._queries, self._keys)]
         if self._factors is not None:  # a ∂L/∂a = x · ∂L/∂x
             for x, factor, to_x in zip(self._points, self._factors, self._gradients, strict=True):
                 along = (x * to_x[:, : self._width]).sum(1)

@@ -6,7 +6,7 @@ import contrast_truth
 import pytest
 import torch
 from compare import own_leaf
-from contrast_cases import KINDS, Case
+from contrast_cases import KINDS, Case, check_not_finite
 from torch import Generator, Tensor
 
 from pc_kernels import contrastive_loss, products
@@ -45,6 +45,7 @@ def test_half_precision_features_lose_nothing(
         case.check("auto", weights, pair_mask=mask, chunk_bytes=1 << 12)
         case.check("auto", scale=2.0**-60)
         case.check("auto", weights, normalize=False, temperature=1.5)
+    check_not_finite("auto", kind, rng)
     case.features[0][2] = 0  # has no direction
     loss = contrastive_loss(*(leaves := [own_leaf(x) for x in case.features]), **case.options)
     wanted = contrast_truth.losses(*(x.detach().double() for x in leaves), **case.options)
@@ -94,6 +95,24 @@ def test_who_goes_in_parts(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> N
     assert parts_of(half, x) == parts_of(half, half, temperature=1e-3) == set()
     assert parts_of(half, half, products="bf16x6") == {3}
     assert parts_of(x, x, products="bf16x3") == {2}
+
+
+@pytest.mark.clean_memory
+def test_compile(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half precision in its parts, in one graph."""
+    monkeypatch.setattr(products, "_has_cores", lambda x: True)
+    torch._dynamo.reset()
+    q, k = torch.randn(2, 12, 5, generator=rng).bfloat16()
+
+    def step(x: Tensor) -> Tensor:
+        return contrastive_loss(x, k, form="sigmoid", bias=-1.0, products="ieee")
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        loss = run(leaf := own_leaf(q))
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager.float(), compiled.float(), rtol=2.0**-7, atol=1e-6)
 
 
 def test_factors(rng: Generator) -> None:

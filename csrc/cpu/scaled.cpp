@@ -1,10 +1,5 @@
 // Rows over their norms, times a scale, and back: one pass over the features each way, where PyTorch's
 // operators take five (pc_kernels/losses/scaling.py has the formulas).
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -34,19 +29,20 @@ double dot(const float* a, const float* b, int64_t count) {
 template <class Each>
 void for_rows(const Tensor& x, Each each) {
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, x.size(1)));
-  at::parallel_for(0, x.size(0), grain, [&](int64_t first, int64_t past) {
+  parallel_for(x.size(0), grain, [&](int64_t first, int64_t past) {
     for (int64_t i = first; i < past; ++i) each(i);
   });
 }
 
+// [n, 1] for x [n, D].
 Tensor column_like(const Tensor& x) {
-  return at::empty({x.size(0), 1}, x.options().dtype(at::kDouble));
+  return empty<double>(x, {x.size(0), 1});
 }
 
 // y = s x/|x|, and 1/|x| [n, 1] in double; 0 where x is.
 std::tuple<Tensor, Tensor> scaled(const Tensor& x, double s) {
-  check_matrix("x", x, at::kCPU);
-  Tensor y = at::empty_like(x), inverse = column_like(x);
+  check_matrix("x", x, DeviceType::CPU);
+  Tensor y = empty<float>(x, x.sizes()), inverse = column_like(x);
   const int64_t width = x.size(1);
   const float* const from = x.const_data_ptr<float>();
   float* const to = y.mutable_data_ptr<float>();
@@ -65,10 +61,10 @@ std::tuple<Tensor, Tensor> scaled(const Tensor& x, double s) {
 // Of the gradient g in y: that in x, s/|x| (g - y (g y)/s^2), and g y [n, 1] in double.
 std::tuple<Tensor, Tensor> scaled_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
                                            double s) {
-  check_matrix("grad", grad, at::kCPU);
+  check_matrix("grad", grad, DeviceType::CPU);
   check_like("y", y, grad);
-  check_list("inverse", inverse, grad, grad.size(0), at::kDouble);
-  Tensor to_x = at::empty_like(grad), along = column_like(grad);
+  check_list("inverse", inverse, grad, grad.size(0), ScalarType::Double);
+  Tensor to_x = empty<float>(grad, grad.sizes()), along = column_like(grad);
   const int64_t width = grad.size(1);
   const float* const g = grad.const_data_ptr<float>();
   const float* const out = y.const_data_ptr<float>();
@@ -87,12 +83,14 @@ std::tuple<Tensor, Tensor> scaled_backward(const Tensor& grad, const Tensor& y, 
   return {to_x, along};
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(pc_kernels, library) {
-  library.def("cpu_scaled(Tensor x, float s) -> (Tensor, Tensor)", torch::dispatch(at::kCPU, &scaled));
-  library.def("cpu_scaled_backward(Tensor grad, Tensor y, Tensor inverse, float s) -> (Tensor, Tensor)",
-              torch::dispatch(at::kCPU, &scaled_backward));
+template <class Add>
+void visit_operators(Add add) {
+  add("cpu_scaled(Tensor x, float s) -> (Tensor, Tensor)", Operator<&scaled>::boxed);
+  add("cpu_scaled_backward(Tensor grad, Tensor y, Tensor inverse, float s) -> (Tensor, Tensor)",
+      Operator<&scaled_backward>::boxed);
 }
 
+PCK_OPERATORS(CPU, visit_operators)
+
+}  // namespace
 }  // namespace pck
