@@ -1,11 +1,11 @@
 r"""The contrastive losses by other libraries: Inf-CL, and linear cross entropies with keys as weight.
 
-The second table of `run.py contrastive`. Those that need a GPU run where there is one; with
+The second table of `run.py contrastive`, on a GPU where there is one, which some rivals need; with
 
-    pip install --no-deps cut-cross-entropy liger-kernel inf-cl
+    pip install --no-build-isolation ".[rivals]"
 
 all are there. What a rival's value and gradients are off by, relative to the formula on stored logits, is
-shown beside its time. `rivals_interpreted.py` checks the kernels of those that need a GPU without one.
+shown beside its time. `rivals_interpreted.py` checks kernels of those that need a GPU without one.
 """
 
 from __future__ import annotations
