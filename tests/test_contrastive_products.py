@@ -6,7 +6,7 @@ import contrast_truth
 import pytest
 import torch
 from compare import own_leaf
-from contrast_cases import KINDS, Case, check_not_finite
+from contrast_cases import KINDS, Case, check_not_finite, rounded
 from torch import Generator, Tensor
 
 from pc_kernels import contrastive_loss, products
@@ -14,15 +14,6 @@ from pc_kernels.losses.scaling import factored, scaled
 from pc_kernels.products import PARTS, Products
 
 HALVES = [torch.bfloat16, torch.float16]
-
-
-def rounded(case: Case, dtype: torch.dtype) -> Case:
-    """The case with features of half precision, as float32, whose gradients are not rounded."""
-    case.features = [x.to(dtype).float() for x in case.features]
-    if (targets := case.options.get("targets")) is not None:
-        features = [x.to(dtype).float() for x in targets[:3] if x is not None]
-        case.options["targets"] = type(targets)(*features, temperature=targets.temperature)
-    return case
 
 
 @pytest.mark.parametrize("kind", KINDS)
