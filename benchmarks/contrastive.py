@@ -5,7 +5,7 @@ r"""The contrastive losses against their products alone, and against logits that
 
 A time is reported only if both give the same value and the same gradients, to `NEAR`. The floor is what
 no implementation avoids: the products of logits and of both gradients, by `torch.mm` in chunks of rows
-that stay in the cache, with which they are fastest.
+that stay in the cache, with which they are fastest. A second table has other libraries: rivals.py.
 """
 
 from __future__ import annotations

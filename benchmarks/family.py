@@ -18,17 +18,22 @@ Key = TypeVar("Key")
 
 
 def medians(
-    calls: Mapping[Key, Callable[[], object]], first: Mapping[Key, float], seconds: float
+    calls: Mapping[Key, Callable[[], object]],
+    first: Mapping[Key, float],
+    seconds: float,
+    device: torch.device = CPU,
 ) -> dict[Key, float]:
     """Median seconds of calls that took `first`, in turns, less those that failed."""
     rounds = {key: plan_rounds(taken, seconds / 10, seconds) for key, taken in first.items()}
-    times = take_turns(calls, rounds, CPU)
+    times = take_turns(calls, rounds, device)
     return {key: median(taken) for key, taken in times.items() if not isinstance(taken, Failure)}
 
 
-def mebibytes(prepare: Callable[..., Callable[[], object]], *job: object) -> str:
+def mebibytes(
+    prepare: Callable[..., Callable[[], object]], *job: object, device: torch.device = CPU
+) -> str:
     """Extra memory of a step, for a table."""
-    used = usage(prepare, job, CPU, 600)
+    used = usage(prepare, job, device, 600)
     return used.status if isinstance(used, Failure) else f"{used.bytes / 2**20:.0f}"
 
 

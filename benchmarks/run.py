@@ -5,7 +5,7 @@ r"""Benchmarks of pc_kernels against its peers, each checked before it is timed.
     python benchmarks/run.py --device cuda
     python benchmarks/run.py --quick          # seconds: does everything work?
     python benchmarks/run.py peers            # the other ranking losses against their formulas
-    python benchmarks/run.py contrastive      # the contrastive losses against theirs, and their products
+    python benchmarks/run.py contrastive      # the contrastive losses, their products, other libraries'
 
 A contender that a size is too large for is shown as such, with what was predicted from its last
 smaller size. Results go to benchmarks/results/: a Markdown report (printed too), CSV, JSON with the raw
@@ -42,6 +42,7 @@ import launches
 import machine
 import peers
 import report
+import rivals
 import targets
 import torch
 from contenders import Contender, contenders, prepare
@@ -259,9 +260,11 @@ def command_line(options: argparse.Namespace, arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmarks."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    families = {"peers": peers.main, "contrastive": contrastive.main}
+    families = {"peers": [peers.main], "contrastive": [contrastive.main, rivals.main]}
     if arguments[:1] and arguments[0] in families:
-        return families[arguments[0]](arguments[1:])
+        for print_table in families[arguments[0]]:
+            print_table(arguments[1:])
+        return
     options = parse(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import contrastive
 import pytest
+import rivals
 import run
 import torch
 from contenders import run_loss, run_rank
@@ -162,3 +167,30 @@ def test_results_outlive_what_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     read = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
     assert [(row["size"], row["p50"]) for row in read] == [(8, 1.0), (16, 1.0)]
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".json"}
+
+
+@pytest.mark.parametrize(
+    "case", [contrastive.INFO_NCE, contrastive.CLIP], ids=lambda case: case.name
+)
+def test_rivals(case: contrastive.Case) -> None:
+    """Those that run here compute the same loss; the others say why not."""
+    for rival in rivals.RIVALS:
+        contest = rivals.Contest(rival, case, 40)
+        if rival.gpu and not torch.cuda.is_available():
+            assert rivals.compare(contest, 0.0)[3] in ("not installed", "needs a GPU")
+        elif rival.obstacle() is None:
+            results = [contest.steps(40)[name]() for name in ("ours", "theirs", "stored")]
+            for ours, theirs, stored in zip(*results, strict=True):
+                assert max((ours - stored).norm(), (theirs - stored).norm()) <= 1e-4 * stored.norm()
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("inf_cl", "liger_kernel", "triton")),
+    reason="the rivals that need a GPU are not installed",
+)
+def test_rivals_interpreted() -> None:
+    """The kernels of rivals that need a GPU, without one."""
+    script = Path(rivals.__file__).with_name("rivals_interpreted.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

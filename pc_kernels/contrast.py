@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .backends.contrast_rows import FORMS, ColumnSlopes, ColumnSums, LogitRows, 
 from .checks import check_matrix, check_same_device, check_weighting, one_of
 from .dissimilarities.others import quarantine
 from .precision import exact_arithmetic
+from .products import DEPTHS, PARTS, Products
 from .sweep import default_chunk_bytes
 from .training.distributed import Group, logsumexp_over_ranks, sum_over_ranks
 
@@ -38,6 +40,19 @@ class Contrast:
     """Working memory of the passes; None: see `sweep.default_chunk_bytes`."""
     backend: str = "auto"
     """What computes: see `python -m pc_kernels.info`."""
+    products: str = "ieee"
+    """How products of matrices are taken: a choice of `products.DEPTHS`."""
+    parts: int = 0
+    """Of how many parts of bfloat16 the features are, that came in half precision; 0: they are float32.
+
+    The last of such features is a factor, what the others, and their products, are multiplied by.
+    """
+
+    def taken(self, dtype: torch.dtype) -> Products:
+        """How products of features of this dtype are taken."""
+        if self.products == "ieee":
+            return Products(self.products, self.parts)
+        return Products.of(self.products, [], dtype)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Candidates:
     queries: Tensor
     """[A, D], times what makes logits of inner products."""
     keys: Tensor
-    """[K, D]."""
+    """[K, D], or [K, D + 1] with the bias: what is added to the logits of a key."""
     target_queries: Tensor | None
     """The teacher's [A, Dt]; None: the positives are the targets."""
     target_keys: Tensor | None
@@ -63,10 +78,16 @@ class Candidates:
     group: Group | None = None
     """The processes that hold the other anchors of the columns."""
 
-    def check(self, form: str) -> None:
+    def check(self, recipe: Contrast) -> None:
         """Raises TypeError or ValueError unless the kernels can be given this, from whoever it is."""
+        form, q, k = recipe.form, self.queries, self.keys
         one_of("form", form, tuple(FORMS))
-        check_pair("queries", self.queries, "keys", self.keys)
+        one_of("products", recipe.products, tuple(DEPTHS))
+        one_of("parts", recipe.parts, (0, *PARTS.values()))
+        biased = q.dim() == k.dim() == 2 and k.shape[1] == q.shape[1] + 1
+        check_pair("queries", q, "keys", k[:, :-1] if biased else k)
+        if recipe.parts and (recipe.products != "ieee" or q.dtype != torch.float32):
+            raise ValueError("parts are of float32 tensors, under products='ieee'")
         targets = self.target_queries, self.target_keys
         if (form == "distillation") != all(x is not None for x in targets):
             raise ValueError(
@@ -111,56 +132,56 @@ def contrast(batch: Candidates, recipe: Contrast, with_grad: bool) -> tuple[Tens
     if engine.obstacle(device, batch.queries.dtype) is not None:  # float64
         engine = BACKENDS["torch"]
     with exact_arithmetic(device):
-        chunks = _Chunks(batch, recipe, engine)
+        chunks = _Chunks(batch, recipe, engine, with_grad)
         weights = batch.weights.contiguous()
         losses = torch.empty_like(weights)
         if batch.columns:
             weights = weights / 2
             slopes, column_losses = chunks.columns(weights)
-        queries, keys = chunks.queries, chunks.keys
-        to_queries = torch.empty_like(queries) if with_grad else queries
-        to_keys = torch.zeros_like(keys) if with_grad else keys
         for part in chunks:
             rows = chunks.rows(part)
             if batch.columns:
                 rows = rows._replace(columns=slopes._replace(own=slopes.own[part]))
             losses[part] = engine.contrast_rows(rows, weights[part], with_grad)
             if with_grad:
-                torch.mm(rows.values, keys, out=to_queries[part])
-                to_keys.addmm_(rows.values.T, queries[part])
+                chunks.student.pull(part, rows.values)
         if batch.columns:
             losses = (losses + column_losses) / 2
-        return losses, [to_queries, to_keys] if with_grad else []
+        return losses, chunks.student.gradients() if with_grad else []
 
 
 class _Chunks:
     """The chunks of anchors, slices, and their logits."""
 
-    def __init__(self, batch: Candidates, recipe: Contrast, engine: Backend) -> None:
+    def __init__(
+        self, batch: Candidates, recipe: Contrast, engine: Backend, with_grad: bool
+    ) -> None:
         """Takes what to compute."""
         self._batch, self._form, self._engine = batch, recipe.form, engine
         budget = recipe.chunk_bytes
         if budget is None:
             budget = default_chunk_bytes(batch.queries.device)
         dtype, masked = batch.queries.dtype, batch.pair_mask is not None
+        taken = recipe.taken(dtype)
         row = max(1, len(batch.keys)) * dtype.itemsize
-        spare = max(1, len(batch.keys)) * engine.contrast_bytes(dtype)
+        working = engine.contrast_bytes(dtype) + (taken.pair_bytes if with_grad else 0)
+        spare = max(1, len(batch.keys)) * working
         # Of a loss in both directions all logits are kept from the first pass to the second, if they fit.
         largest = CPU_CHUNK_ROWS if batch.queries.device.type == "cpu" else len(batch.queries)
         all_rows, some = len(batch.queries) * row, min(len(batch.queries), largest)
         whole = batch.columns > 0 and all_rows + some * spare <= budget
-        self._student = _Products(batch.queries, batch.keys, engine, masked, whole)
+        self.student = _Logits(batch.queries, batch.keys, engine, taken, masked, whole)
         self._teacher, sides = None, 1
         if batch.target_queries is not None and batch.target_keys is not None:
             sides = 2
-            self._teacher = _Products(batch.target_queries, batch.target_keys, engine, masked)
-        self.queries, self.keys = self._student.queries, self._student.keys
+            targets = batch.target_queries, batch.target_keys
+            self._teacher = _Logits(*targets, engine, taken, masked)
         fitting = some if whole else budget // (sides * row + spare)
         self._size = max(1, min(fitting, some))
 
     def __iter__(self) -> Iterator[slice]:
         """Slices of anchors."""
-        anchors = len(self.queries)
+        anchors = len(self._batch.queries)
         for first in range(0, anchors, self._size):
             yield slice(first, min(first + self._size, anchors))
 
@@ -168,16 +189,16 @@ class _Chunks:
         """The logits of a chunk, in buffers that the next one reuses."""
         batch, keep = self._batch, None
         if batch.pair_mask is not None:
-            mask = batch.pair_mask.expand(len(self.queries), len(self.keys))
+            mask = batch.pair_mask.expand(len(batch.queries), len(batch.keys))
             keep = mask[part].contiguous()
         target = None if self._teacher is None else self._teacher.rows(part)
-        values = self._student.rows(part)
+        values = self.student.rows(part)
         return LogitRows(values, self._form, batch.start + part.start, keep, target)
 
     def columns(self, weights: Tensor) -> tuple[ColumnSlopes, Tensor]:
         """The columns' slopes and, of those of these anchors, losses [A]."""
         batch = self._batch
-        sums = ColumnSums.empty(batch.columns, self.queries)
+        sums = ColumnSums.empty(batch.columns, batch.queries)
         for part in self:
             self._engine.contrast_columns(self.rows(part), sums)
         negatives, wide = sums.top + sums.total.log(), sums.total.dtype
@@ -197,29 +218,45 @@ class _Chunks:
         return slopes, softplus(margin[own]).to(weights.dtype)
 
 
-class _Products:
-    """The inner products of queries and keys, chunk by chunk."""
+class _Logits:
+    """The logits of queries and keys, chunk by chunk, and what their slopes are worth in the features.
+
+    Of factors a and b, and a bias c: z_ij = a_i b_j x_i · y_j + c_j.
+    """
 
     def __init__(
-        self, queries: Tensor, keys: Tensor, engine: Backend, masked: bool, whole: bool = False
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        engine: Backend,
+        taken: Products,
+        masked: bool,
+        whole: bool = False,
     ) -> None:
         """Takes features, which under a mask must not spread what is not finite in them."""
-        self._whole = whole
-        self.queries, self.keys = queries.contiguous(), keys.contiguous()
+        self._engine, self._taken, self._whole = engine, taken, whole
+        self._queries, self._keys = queries.contiguous(), keys.contiguous()
         self._poison = None
         if masked:
-            self.queries, of_queries = quarantine(self.queries)
-            self.keys, of_keys = quarantine(self.keys)
+            self._queries, of_queries = quarantine(self._queries)
+            self._keys, of_keys = quarantine(self._keys)
             self._poison = of_queries, of_keys
-        self._engine = engine
+        columns = queries.shape[1]
+        self._bias = self._keys[:, columns].contiguous() if keys.shape[1] > columns else None
+        self._width = columns - 1 if taken.whole_parts else columns
+        self._points = self._queries[:, : self._width], self._keys[:, : self._width]
+        self._factors = None
+        if taken.whole_parts:
+            both = self._queries, self._keys
+            self._factors = tuple(x[:, self._width].contiguous() for x in both)
         self._buffer: Tensor | None = None
         self._made = 0
 
     def rows(self, part: slice) -> Tensor:
         """[C, K], in a buffer that the next chunk reuses, unless it has room for the chunks of all."""
         if self._buffer is None:
-            rows = len(self.queries) if self._whole else part.stop - part.start
-            self._buffer = self._engine.empty_rows(rows, len(self.keys), self.queries)
+            rows = len(self._queries) if self._whole else part.stop - part.start
+            self._buffer = self._engine.empty_rows(rows, len(self._keys), self._queries)
         if self._whole:
             values = self._buffer[part]
             if part.stop <= self._made:  # a second pass
@@ -227,8 +264,40 @@ class _Products:
             self._made = part.stop
         else:
             values = self._buffer[: part.stop - part.start]
-        torch.mm(self.queries[part], self.keys.T, out=values)
+        points, keys = self._points
+        self._taken.of_pairs(points[part], keys, values)
+        self._multiply(part, values)
+        if self._bias is not None:
+            values.add_(self._bias)
         if self._poison is not None:
             of_queries, of_keys = self._poison
             values.add_(of_queries[part, None]).add_(of_keys)
         return values
+
+    @cached_property
+    def _gradients(self) -> list[Tensor]:
+        """In queries and in keys, so far."""
+        return [torch.zeros_like(x) for x in (self._queries, self._keys)]
+
+    def pull(self, part: slice, slopes: Tensor) -> None:
+        """Takes a chunk's ∂L/∂z, which are overwritten."""
+        (x, y), (to_queries, to_keys) = self._points, self._gradients
+        if self._bias is not None:
+            to_keys[:, -1] += slopes.sum(0)
+        self._multiply(part, slopes)
+        self._taken.add(to_queries[part, : self._width], slopes, y)
+        self._taken.add(to_keys[:, : self._width], slopes.T, x[part])
+
+    def gradients(self) -> list[Tensor]:
+        """Of all chunks, in queries and in keys."""
+        if self._factors is not None:  # a ∂L/∂a = x · ∂L/∂x
+            for x, factor, to_x in zip(self._points, self._factors, self._gradients, strict=True):
+                along = (x * to_x[:, : self._width]).sum(1)
+                to_x[:, self._width] = torch.where(factor == 0, 0, along / factor)
+        return self._gradients
+
+    def _multiply(self, part: slice, pairs: Tensor) -> None:
+        """Multiplies a chunk's pairs by their factors."""
+        if self._factors is not None:
+            of_queries, of_keys = self._factors
+            pairs.mul_(of_queries[part, None]).mul_(of_keys)

@@ -56,7 +56,7 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
 
     A recipe with callables goes straight in any case: no schema can say what they do.
     """
-    if not recipe.has_names or not _is_watched(*batch.students, batch.teacher):
+    if not recipe.has_names or not is_watched(*batch.students, batch.teacher):
         return sweep(batch, recipe, with_grad)
     losses, gradients = torch.ops.pc_kernels.ranking_loss(
         list(batch.students),
@@ -81,7 +81,7 @@ def run(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Ten
     return losses, gradients
 
 
-def _is_watched(*tensors: Tensor) -> bool:
+def is_watched(*tensors: Tensor) -> bool:
     """Whether anything but plain eager PyTorch has to see the operator; passing it by saves time."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
@@ -176,7 +176,7 @@ def run_contrast(
     batch: Candidates, recipe: Contrast, with_grad: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """`contrast`, through the dispatcher where something looks on; a joint batch goes straight."""
-    if batch.group is not None or not _is_watched(batch.queries, batch.keys):
+    if batch.group is not None or not is_watched(batch.queries, batch.keys):
         return contrast(batch, recipe, with_grad)
     losses, gradients = torch.ops.pc_kernels.contrastive_loss(
         batch.queries,
@@ -190,6 +190,8 @@ def run_contrast(
         recipe.form,
         recipe.chunk_bytes,
         recipe.backend,
+        recipe.products,
+        recipe.parts,
         with_grad,
     )
     return losses, gradients
@@ -208,14 +210,19 @@ def contrastive_loss(
     form: str,
     chunk_bytes: int | None,
     backend: str,
+    products: str,
+    parts: int,
     with_grad: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """`contrast`; the arguments are the fields of `Candidates` and `Contrast`."""
     batch = Candidates(
         queries, keys, target_queries, target_keys, weights, pair_mask, start, columns
     )
-    batch.check(form)
-    return contrast(batch, Contrast(form, chunk_bytes=chunk_bytes, backend=backend), with_grad)
+    recipe = Contrast(
+        form, chunk_bytes=chunk_bytes, backend=backend, products=products, parts=parts
+    )
+    batch.check(recipe)
+    return contrast(batch, recipe, with_grad)
 
 
 @fake("contrastive_loss")

@@ -4,7 +4,8 @@ Tolerances: a loss is within 1e-5 of itself, a gradient within 1e-5 in norm, aga
 same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of rounding, u = 2^-24, and a
 probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
 s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
-Σ q·∂L/∂q, which may cancel: it is also allowed 16u of Σ |q·∂L/∂q|.
+Σ q·∂L/∂q, which may cancel: it is also allowed 16u of Σ |q·∂L/∂q|. Gradients that come in half precision are
+allowed its own rounding more.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 class Case:
     """A batch of A anchors of width D, and M more keys."""
+
+    device = torch.device("cpu")
+    """Where losses are computed; the truth is on the CPU."""
+    dtype = torch.float32
+    """Of the features as the loss sees them, which hold them exactly; in it come their gradients."""
 
     def __init__(
         self, rng: Generator, kind: str, sizes: tuple[int, int, int], **options: Any
@@ -68,9 +74,14 @@ class Case:
             options["bias"] = bias = torch.tensor(float(bias), requires_grad=True)
         leaves = [own_leaf(x * scale) for x in self.features]
         seen = [*leaves, temperature, *([] if bias is None else [bias])]
-        loss = contrastive_loss(*leaves, weights=weights, backend=backend, **options)
+        loss = contrastive_loss(
+            *(x.to(self.device, self.dtype) for x in leaves),
+            weights=None if weights is None else weights.to(self.device),
+            backend=backend,
+            **{name: self._there(x) for name, x in options.items()},
+        ).cpu()
         gradients = torch.autograd.grad(loss, seen)
-        for name in ("chunk_bytes", "reduction"):
+        for name in ("chunk_bytes", "reduction", "products"):
             options.pop(name, None)
         temperature64 = temperature.detach().double().requires_grad_()
         options["temperature"] = temperature64
@@ -85,11 +96,31 @@ class Case:
         assert (loss - wanted).abs() <= NEAR * wanted.abs() + 1e-37, (loss, wanted)
         sharp = 1 / temperature64.item()
         near = max(NEAR, 4 * sharp * U) if sharp <= 128 else NEAR
+        unit = torch.finfo(self.dtype)
+        near += 0.0 if self.dtype == torch.float32 else unit.eps
         terms = (leaves64[0] * wanted_gradients[0]).sum(1).abs().sum() / temperature64
         for name, got, want in zip("qkrTb", gradients, wanted_gradients, strict=False):
             floor = 16 * U * terms if got.dim() == 0 else 0.0
+            floor += got.numel() ** 0.5 * unit.eps * unit.smallest_normal  # roundings to subnormals
             error = (got - want).norm()
             assert error <= near * want.norm() + floor + 1e-37, (name, error, want.norm())
+
+    def _there(self, x: object) -> object:
+        """An option, with its tensors on the device."""
+        if isinstance(x, SoftTargets):
+            return SoftTargets(*map(self._there, x))
+        if isinstance(x, Tensor) and x.numel() > 1:
+            return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+        return x
+
+
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """The case with features that half precision holds."""
+    case.features = [x.to(dtype).float() for x in case.features]
+    if (targets := case.options.get("targets")) is not None:
+        features = (x if x is None else x.to(dtype).float() for x in targets[:3])
+        case.options["targets"] = SoftTargets(*features, targets.temperature)
+    return case
 
 
 def check_formulas(

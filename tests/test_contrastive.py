@@ -266,7 +266,7 @@ def test_opcheck(rng: Generator) -> None:
                     (
                         *(own_leaf(q), own_leaf(keys), *teacher),
                         *(torch.rand(6, generator=rng).to(dtype), mask, 2, columns),
-                        *(form, None, "auto", with_grad),
+                        *(form, None, "auto", "ieee", 0, with_grad),
                     ),
                 )
 

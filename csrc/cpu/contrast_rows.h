@@ -18,6 +18,9 @@ struct Part {
   void store(float* p, Wide v) const { __builtin_memcpy(p + first, &v, lanes * sizeof(float)); }
 };
 
+// For a lambda that is called in two places, and whose variables had better stay in registers.
+#define PCK_INLINED __attribute__((always_inline))
+
 // each(part) of every part of `count` values.
 template <class Each>
 inline void for_parts(int64_t count, Each each) {
@@ -26,16 +29,17 @@ inline void for_parts(int64_t count, Each each) {
   if (j < count) each(Part{j, count - j});
 }
 
-// A sum of vectors, in double.
-class DoubleSum {
+// A sum of vectors, in double; of terms of one sign, a few `together` in float, which rounds by 7u at
+// most.
+template <int together>
+class LongSum {
  public:
   void add(Wide v) {
-    Half half[2];
-    __builtin_memcpy(half, &v, sizeof(v));
-    even_ += __builtin_convertvector(half[0], HalfDouble);
-    odd_ += __builtin_convertvector(half[1], HalfDouble);
+    recent_ += v;
+    if (++terms_ == together) flush();
   }
-  double total() const {
+  double total() {
+    flush();
     const HalfDouble both = even_ + odd_;
     double sum = 0.0;
     for (int l = 0; l < kHalf; ++l) sum += both[l];
@@ -43,8 +47,21 @@ class DoubleSum {
   }
 
  private:
+  void flush() {
+    Half half[2];
+    __builtin_memcpy(half, &recent_, sizeof(recent_));
+    even_ += __builtin_convertvector(half[0], HalfDouble);
+    odd_ += __builtin_convertvector(half[1], HalfDouble);
+    recent_ = Wide{};
+    terms_ = 0;
+  }
+
+  Wide recent_ = {};
+  int terms_ = 0;
   HalfDouble even_ = {}, odd_ = {};
 };
+
+using SumOfPositives = LongSum<8>;
 
 inline Wide larger(Wide a, Wide b) {
   return a > b ? a : b;
@@ -55,10 +72,12 @@ inline Wide magnitude(Wide x) {
 
 // exp(x) to rounding for x <= 0: 2^n exp(r) with |r| <= log(2)/2, by the polynomial of the Cephes
 // library (S. Moshier, netlib.org/cephes). Below the normal numbers it is 0.
-inline Wide exp_negative(Wide x) {
-  constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: what is added rounds to whole numbers
-  const Wide inside = x < -88.0f ? Wide{} - 88.0f : x;  // a NaN stays
-  const Wide n = (inside * 1.44269504088896341f + to_integer) - to_integer;
+PCK_HD Wide exp_negative(Wide x) {
+  // What is added rounds to whole numbers, and leaves n and the exponent's bias in the lowest bits.
+  constexpr float to_integer = 12582912.0f + 127.0f;
+  const Wide inside = x < -88.0f ? Wide{} - 88.0f : x;  // n = -127: 2^n becomes 0. A NaN stays
+  const Wide shifted = inside * 1.44269504088896341f + to_integer;
+  const Wide n = shifted - to_integer;
   const Wide r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;
   Wide p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -66,22 +85,24 @@ inline Wide exp_negative(Wide x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.0f;
-  WideMask bits = (__builtin_convertvector(n, WideMask) + 127) << 23;
+  WideMask bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits <<= 23;
   Wide power;
   __builtin_memcpy(&power, &bits, sizeof(power));
-  return x < -87.0f ? Wide{} : p * power;
+  return p * power;
 }
 
-// log(1 + e) for 0 <= e <= 1: 2 artanh(s) of s = e/(2 + e).
-inline Wide log1p_of(Wide s) {
-  const Wide t = s * s;
-  Wide series = t * (1.0f / 15) + (1.0f / 13);
-  series = series * t + (1.0f / 11);
-  series = series * t + (1.0f / 9);
-  series = series * t + (1.0f / 7);
-  series = series * t + (1.0f / 5);
-  series = series * t + (1.0f / 3);
-  return 2.0f * (s + s * (series * t));
+// log(1 + e) for 0 <= e <= 1: e + e^2 Q(e), a fit whose relative error, rounding and all, is 1.6e-7.
+PCK_HD Wide log1p_unit(Wide e) {
+  Wide q = e * 5.3648184985e-3f - 3.0065769330e-2f;
+  q = q * e + 7.9204499722e-2f;
+  q = q * e - 1.3753798604e-1f;
+  q = q * e + 1.9153653085e-1f;
+  q = q * e - 2.4857163429e-1f;
+  q = q * e + 3.3321323991e-1f;
+  q = q * e - 4.9999648333e-1f;
+  return (q * e) * e + e;
 }
 
 inline void drop_absent(float* row, const bool* keep, int64_t count, float absent) {
@@ -91,6 +112,12 @@ inline void drop_absent(float* row, const bool* keep, int64_t count, float absen
 
 inline void fill_present(float* row, const bool* keep, int64_t count, float value) {
   for (int64_t j = 0; j < count; ++j) row[j] = keep == nullptr || keep[j] ? value : 0.0f;
+}
+
+inline bool is_zero(Wide v) {
+  float total = 0.0f;
+  for (int l = 0; l < kWide; ++l) total += v[l];
+  return total == 0.0f;
 }
 
 // The largest of a row, kAbsent if nothing is there; `finite` is false if there is a NaN or an
@@ -103,18 +130,13 @@ struct Top {
 
 inline Top top_of(const float* row, int64_t count) {
   Wide high = Wide{} + kAbsent, poison = {};  // poison: 0 for finite values, NaN otherwise
-  for_parts(count, [&](Part part) {
+  for_parts(count, [&](Part part) PCK_INLINED {
     const Wide v = part.load(row, kAbsent);
     high = larger(v, high);
     poison += v - v;
   });
-  Top top{kAbsent, true};
-  float total = 0.0f;
-  for (int l = 0; l < kWide; ++l) {
-    top.value = high[l] > top.value ? high[l] : top.value;
-    total += poison[l];
-  }
-  top.finite = total == 0.0f;
+  Top top{kAbsent, is_zero(poison)};
+  for (int l = 0; l < kWide; ++l) top.value = high[l] > top.value ? high[l] : top.value;
   return top;
 }
 
@@ -132,56 +154,53 @@ inline double take_positive(const Logits& logits, int64_t i, float* row) {
   return positive;
 }
 
-// `columns`: whether these have a share in the slopes; z is then needed to the end.
+// `columns`: whether these have a share in the slopes; z is then needed to the end, and the
+// exponentials go to `apart` [count].
 template <bool columns>
-inline Contrasted softmax_row(const ContrastRows& stage, int64_t i, float* row, double positive) {
+inline Contrasted softmax_row(const ContrastRows& stage, int64_t i, float* row, float* apart,
+                              double positive) {
   const int64_t count = stage.logits.count;
+  float* const terms = columns ? apart : row;
   const Top top = top_of(row, count);
-  DoubleSum sum;
-  for_parts(count, [&](Part part) {
+  SumOfPositives sum;
+  for_parts(count, [&](Part part) PCK_INLINED {
     const Wide e = exp_negative(part.load(row, kAbsent) - top.value);
     sum.add(e);
-    if (!columns && stage.with_grad) part.store(row, e);
+    if (stage.with_grad) part.store(terms, e);
   });
   const double total = top.empty() ? 0.0 : sum.total();
   const double margin = top.value - positive + __builtin_log(total);
   if (!stage.with_grad) return {softplus(margin), top.finite};
   const double pull = stage.weights[i] * softplus_slope(margin);
   const float rate = total > 0.0 ? static_cast<float>(pull / total) : 0.0f;
-  for_parts(columns ? stage.columns : count, [&](Part part) {
-    Wide v = part.load(row, kAbsent);
-    if constexpr (columns) {
-      const Wide down = exp_negative(v - part.load(stage.shift, 0.0f));
-      v = exp_negative(v - top.value) * rate + down * part.load(stage.factor, 0.0f);
-    } else {
-      v *= rate;
-    }
-    part.store(row, v);
+  const int64_t shared = columns ? stage.columns : 0;
+  for_parts(shared, [&](Part part) PCK_INLINED {
+    __builtin_prefetch(row + count + part.first);  // the next row: kept logits are not in the cache
+    const Wide down = exp_negative(part.load(row, kAbsent) - part.load(stage.shift, 0.0f));
+    part.store(row, part.load(terms, 0.0f) * rate + down * part.load(stage.factor, 0.0f));
   });
-  if constexpr (columns) {
-    float* const rest = row + stage.columns;
-    for_parts(count - stage.columns, [&](Part part) {
-      part.store(rest, exp_negative(part.load(rest, kAbsent) - top.value) * rate);
-    });
-  }
+  for_parts(count - shared, [&](Part part) PCK_INLINED {
+    part.store(row + shared, part.load(terms + shared, 0.0f) * rate);
+  });
   row[stage.logits.start + i] = static_cast<float>(-pull) + (columns ? stage.own[i] : 0.0f);
   return {softplus(margin), top.finite};
 }
 
 inline Contrasted sigmoid_row(const ContrastRows& stage, int64_t i, float* row, double positive) {
-  const Top top = top_of(row, stage.logits.count);
   const float weight = stage.weights[i];
-  DoubleSum sum;
-  for_parts(stage.logits.count, [&](Part part) {
+  const Wide one = Wide{} + 1.0f;
+  SumOfPositives sum;
+  Wide poison = {};
+  for_parts(stage.logits.count, [&](Part part) PCK_INLINED {
     const Wide v = part.load(row, kAbsent);
-    const Wide e = exp_negative(-magnitude(v)), one = Wide{} + 1.0f;
-    const Wide both = 1.0f / ((e + 1.0f) * (e + 2.0f));  // one division for two
-    sum.add(larger(v, Wide{}) + log1p_of(e * (e + 1.0f) * both));
-    if (stage.with_grad) part.store(row, (v > 0.0f ? one : e) * (e + 2.0f) * both * weight);
+    const Wide e = exp_negative(-magnitude(v));
+    poison += v - v;
+    sum.add(larger(v, Wide{}) + log1p_unit(e));
+    if (stage.with_grad) part.store(row, (v > 0.0f ? one : e) * weight / (e + 1.0f));
   });
   if (stage.with_grad)
     row[stage.logits.start + i] = static_cast<float>(-weight * softplus_slope(-positive));
-  return {sum.total() + softplus(-positive), top.finite};
+  return {sum.total() + softplus(-positive), is_zero(poison)};
 }
 
 // KL(softmax(target) || softmax(row)).
@@ -189,8 +208,9 @@ inline Contrasted distillation_row(const ContrastRows& stage, int64_t i, float* 
   const int64_t count = stage.logits.count;
   const Top top = top_of(row, count), target_top = top_of(target, count);
   const bool finite = top.finite && target_top.finite;
-  DoubleSum sum, target_sum, ahead;
-  for_parts(count, [&](Part part) {
+  SumOfPositives sum, target_sum;
+  LongSum<1> ahead;
+  for_parts(count, [&](Part part) PCK_INLINED {
     const Wide z = part.load(row, kAbsent) - top.value;
     const Wide y = part.load(target, kAbsent) - target_top.value;
     const Wide e = exp_negative(z), t = exp_negative(y);
@@ -208,7 +228,7 @@ inline Contrasted distillation_row(const ContrastRows& stage, int64_t i, float* 
   if (stage.with_grad) {
     const float rate = static_cast<float>(stage.weights[i] / sum.total());
     const float target_rate = static_cast<float>(stage.weights[i] / target_sum.total());
-    for_parts(count, [&](Part part) {
+    for_parts(count, [&](Part part) PCK_INLINED {
       part.store(row, part.load(row, 0.0f) * rate - part.load(target, 0.0f) * target_rate);
     });
   }
@@ -218,7 +238,7 @@ inline Contrasted distillation_row(const ContrastRows& stage, int64_t i, float* 
 }
 
 template <class Form>
-inline Contrasted contrast_row(const ContrastRows& stage, int64_t i, float* row) {
+inline Contrasted contrast_row(const ContrastRows& stage, int64_t i, float* row, float* apart) {
   if constexpr (Form::has_target) {
     float* const target = stage.target + i * stage.logits.count;
     drop_absent(target, stage.logits.keep_of(i), stage.logits.count, kAbsent);
@@ -229,9 +249,9 @@ inline Contrasted contrast_row(const ContrastRows& stage, int64_t i, float* row)
     if constexpr (Form::code == Sigmoid::code)
       result = sigmoid_row(stage, i, row, positive);
     else if (stage.columns > 0)
-      result = softmax_row<true>(stage, i, row, positive);
+      result = softmax_row<true>(stage, i, row, apart, positive);
     else
-      result = softmax_row<false>(stage, i, row, positive);
+      result = softmax_row<false>(stage, i, row, apart, positive);
     // Infinity stands for a positive that is absent, where it is.
     const bool there = stage.logits.is_there(i, stage.logits.start + i);
     result.finite = result.finite && (!there || positive - positive == 0.0);
@@ -239,13 +259,13 @@ inline Contrasted contrast_row(const ContrastRows& stage, int64_t i, float* row)
   }
 }
 
-inline void run_row(const ContrastRows& stage, int64_t i, Scratch&) {
+inline void run_row(const ContrastRows& stage, int64_t i, Scratch& scratch) {
   const int64_t count = stage.logits.count;
   const bool* const keep = stage.logits.keep_of(i);
   float* const row = stage.logits.row(i);
   drop_absent(row, keep, count, kAbsent);
   visit(ContrastForms{}, stage.form, [&](auto form) {
-    const Contrasted result = contrast_row<decltype(form)>(stage, i, row);
+    const Contrasted result = contrast_row<decltype(form)>(stage, i, row, scratch.slope);
     stage.losses[i] = result.finite ? static_cast<float>(result.loss) : __builtin_nanf("");
     if (!stage.with_grad) return;
     if (!result.finite)
@@ -259,7 +279,7 @@ inline void run_row(const ContrastRows& stage, int64_t i, Scratch&) {
 // grows.
 template <int rows>
 inline void add_rows(const float* row, int64_t stride, int64_t count, float* top, double* total) {
-  for_parts(count, [&](Part part) {
+  for_parts(count, [&](Part part) PCK_INLINED {
     const Wide before = part.load(top, kAbsent);
     Wide z[rows], high = before, added = {};
     for (int r = 0; r < rows; ++r) {
@@ -300,7 +320,7 @@ inline void run_row(const ContrastColumns& stage, int64_t block, Scratch&) {
     stage.positive[self] = stage.logits.is_there(i, self) ? row[self] : __builtin_inf();
     row[self] = -__builtin_inff();
   }
-  constexpr int together = 4;
+  constexpr int together = 8;
   int64_t i = 0;
   for (; i + together <= stage.anchors; i += together)
     add_rows<together>(stage.logits.row(i) + first, stride, count, top, total);

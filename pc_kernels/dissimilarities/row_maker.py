@@ -170,7 +170,7 @@ class RowMaker:
         """
         if v.numel() <= FEW_PAIRS:
             return pull_by_differences(v, x, y)
-        grad = products.take_off(x * v.sum(1, keepdim=True), v, y)
+        grad = products.add(x * v.sum(1, keepdim=True), v, y, -1.0)
         if x.device.type == "cpu":
             terms = v.norm(dim=1) * x.norm(dim=1)
             rows = torch.nonzero(grad.norm(dim=1) < CANCELLED * terms)[:, 0]

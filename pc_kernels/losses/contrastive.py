@@ -28,6 +28,7 @@ from ..checks import (
 )
 from ..contrast import Candidates, Contrast, check_pair
 from ..ops import run_contrast
+from ..products import Products
 from ..recipe import named_options, shows_options, signature_with
 from ..training.distributed import (
     Group,
@@ -40,7 +41,7 @@ from ..training.distributed import (
 )
 from .contrastive_recipe import OPTIONS, ContrastiveOptions, ContrastiveRecipe
 from .function import Given, LossFunction
-from .scaling import scaled
+from .scaling import factored, scaled
 from .weighting import given_weights, shares
 
 LARGEST_LOGIT = 128.0
@@ -220,6 +221,10 @@ def contrastive_loss(
             `pc_kernels.training.distributed`; key_refs and the options are to be the same on all ranks.
         backend: "auto", or what computes, "cuda", "cpu", "triton", "torch" or "reference"; see
             `python -m pc_kernels.info`.
+        products: how inner products of features are taken: "ieee", in full float32; or in sums of
+            bfloat16 products, which a GPU's tensor cores multiply, "bf16x6" as exact and "bf16x3" with 16
+            bits of each number. Features in half precision have all their digits in few of them, and go
+            that way under "ieee" as well, on CUDA. See docs/method.md.
 
     Returns:
         A scalar, or [A] for reduction "none". A NaN or an infinity in the features of an anchor, or of a
@@ -340,15 +345,17 @@ def _assemble(inputs: _Inputs, recipe: ContrastiveRecipe) -> tuple[Given, Contra
     """Features whose inner products are the logits, and what to do with them."""
     dtype = _compute_dtype(inputs, recipe)
 
-    def features(scale: float | Tensor, *parts: Tensor | None) -> Tensor:
-        x = torch.cat([part.to(dtype) for part in parts if part is not None])
-        return scaled(x, scale, recipe.normalize)
+    parts = Products.of(recipe.products, inputs.features(), dtype).whole_parts
+    prepared = factored if parts else scaled
+
+    def features(scale: float | Tensor, *given: Tensor | None) -> Tensor:
+        x = [x.to(dtype) for x in given if x is not None]
+        return prepared(torch.cat(x) if len(x) > 1 else x[0], scale, recipe.normalize)
 
     scale = recipe.scale()
     queries, keys = features(scale, inputs.queries), features(1.0, inputs.keys, inputs.key_refs)
-    if recipe.bias is not None:  # one more feature: z = q·k + 1 b
+    if recipe.bias is not None:  # one more feature of the keys: see `Candidates`
         bias = torch.as_tensor(recipe.bias, dtype=dtype, device=keys.device).reshape(1, 1)
-        queries = torch.cat([queries, torch.ones_like(queries[:, :1])], 1)
         keys = torch.cat([keys, bias.expand(len(keys), 1)], 1)
     targets, form = inputs.targets, recipe.form
     of_queries, of_keys = None, None
@@ -360,7 +367,9 @@ def _assemble(inputs: _Inputs, recipe: ContrastiveRecipe) -> tuple[Given, Contra
                 scale = 1 / targets.temperature
             of_queries, of_keys = features(scale, targets.queries), features(1.0, *own)
     given = Given([queries], of_queries, keys, of_keys, inputs.pair_mask)
-    contrast = Contrast(form, recipe.reduction, recipe.chunk_bytes, recipe.backend)
+    contrast = Contrast(
+        form, recipe.reduction, recipe.chunk_bytes, recipe.backend, recipe.products, parts
+    )
     columns = len(inputs.keys) if recipe.symmetric else 0
     return given, ContrastTask(contrast, inputs.start, columns)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_floating, check_positive, one_of, wide_dtype
+from ..products import DEPTHS
 from ..recipe import check_means
 
 
@@ -26,6 +27,7 @@ class ContrastiveOptions(TypedDict, total=False):
     reduction: str
     chunk_bytes: int | None
     backend: str
+    products: str
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class ContrastiveRecipe:
     """Working memory of the passes over anchors; None: see `sweep.default_chunk_bytes`."""
     backend: str = "auto"
     """What computes: see `python -m pc_kernels.info`."""
+    products: str = "ieee"
+    """How inner products of features are taken: a choice of `products.DEPTHS`."""
 
     def __post_init__(self) -> None:
         """Checks every field."""
         for name in ("normalize", "symmetric"):
             one_of(name, getattr(self, name), (True, False))
         one_of("form", self.form, ("softmax", "sigmoid"))
+        one_of("products", self.products, tuple(DEPTHS))
         check_means(self.reduction, self.chunk_bytes, self.backend)
         if self.temperature is not None and self.logit_scale is not None:
             raise ValueError(

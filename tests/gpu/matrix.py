@@ -37,6 +37,7 @@ from compare import (
     check_soft_rank,
     own_leaf,
 )
+from contrast_cases import KINDS, Case, rounded
 from files import write
 from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
 from torch import Tensor
@@ -266,6 +267,20 @@ def autocast(bench: Bench) -> Iterator[None]:
         yield
 
 
+def contrastive(bench: Bench) -> Iterator[None]:
+    """The contrastive losses, of features in half precision as well, whose products go in parts."""
+    for kind in KINDS:
+        for sizes in [(40, 13, 24)] if bench.quick else [(2, 0, 3), (33, 9, 40), (700, 100, 64)]:
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                with case(bench.backend, kind, sizes, dtype):
+                    batch = rounded(Case(bench.rng, kind, sizes), dtype)
+                    batch.device, batch.dtype = bench.device, dtype
+                    batch.check(bench.backend)
+                    mask, weights = batch.mask(bench.rng), torch.rand(sizes[0], generator=bench.rng)
+                    batch.check(bench.backend, weights, pair_mask=mask, chunk_bytes=1 << 16)
+                yield
+
+
 def compiled(bench: Bench) -> Iterator[None]:
     """torch.compile sees one operator."""
     student, teacher = bench.batch(129)
@@ -385,6 +400,7 @@ EVERYWHERE: list[Check] = [
     masks,
     determinism,
     autocast,
+    contrastive,
     tuning,
 ]
 ON_A_GPU: list[Check] = [graphs, streams, host_threads, second_device]
