@@ -65,6 +65,17 @@ def test_rows_that_make_trouble(backend: str, name: str, relaxation: str, rng: G
             )
 
 
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_few_queries_of_rows_that_make_trouble(backend: str, name: str, rng: Generator) -> None:
+    """Whose pairs cost less than a grid; their gradients have few sources."""
+    x, y = sources_and_queries(name, rng, 2, 131, 6)
+    w = torch.randn(2, 2, 131, generator=rng)
+    for temperature in (1e-4, 0.3, 100.0):
+        for tail in ("lower", "upper"):
+            check_smooth_cdf(backend, (x, y, w), rng, temperature=temperature, tail=tail)
+
+
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", test_nearly_hard.ROWS)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

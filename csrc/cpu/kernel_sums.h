@@ -4,13 +4,6 @@
 // Sources and queries are one row of points, in which queries weigh nothing and only they are asked.
 // What is absent lies where something else is, weighs nothing, and its result is set to 0.
 
-// Of one row and channel, at the queries; null: not wanted.
-struct KernelSumsOut {
-  float* density;
-  float* cdf;
-  float* integral;
-};
-
 // The integral of the rank function at the first cell's left edge, which only the masses of the first
 // band reach.
 template <class R>
@@ -171,16 +164,23 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
   const bool* const asked = stage.queries.keep == nullptr ? nullptr : stage.queries.keep + first;
   place_together(stage, i, scratch);
   visit(Relaxations{}, stage.options.relaxation, [&](auto relaxation) {
-    using R = Far<decltype(relaxation)>;
-    const Plan plan = plan_row<R>(scratch.student, m + n, stage.options, scratch);
-    const bool finite = plan.way != Way::undefined && weights_are_finite(stage, i, scratch);
+    using Own = decltype(relaxation);
+    using R = Far<Own>;
+    const bool few =
+        stage.integral == nullptr && few_pairs<Own>(scratch.student, m, n, stage.options.temperature);
+    const Plan plan = few ? Plan{} : plan_row<R>(scratch.student, m + n, stage.options, scratch);
+    const bool finite = (few || plan.way != Way::undefined) && weights_are_finite(stage, i, scratch);
     for (int64_t c = 0; c < stage.channels; ++c) {
       const int64_t start = c * stage.all_queries + first;
       const auto part = [&](float* sums) { return sums == nullptr ? nullptr : sums + start; };
       const KernelSumsOut out{part(stage.density), part(stage.cdf), part(stage.integral)};
       const bool defined = finite && m > 0;
-      if (defined)
-        channel_sums<R>(plan, m, weigh(stage, i, c, scratch.in_order, scratch), out, scratch);
+      const float* const weight =
+          defined ? weigh(stage, i, c, !few && scratch.in_order, scratch) : nullptr;
+      if constexpr (PairKernel<Own>::known)
+        if (defined && few)
+          few_sums<Own>(scratch.student, weight, m, n, stage.options.temperature, out);
+      if (defined && !few) channel_sums<R>(plan, m, weight, out, scratch);
       float* const wanted[] = {out.density, out.cdf, out.integral};
       for (float* const sums : wanted) {
         if (sums == nullptr) continue;

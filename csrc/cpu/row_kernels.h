@@ -10,11 +10,13 @@ namespace pck {
 namespace PCK_ISA {
 
 #include "vector.h"
+#include "parts.h"
 #include "selection.h"
 #include "dissimilarity.h"
 #include "hard_rank.h"
 #include "grid.h"
 #include "soft_rank.h"
+#include "few_sums.h"
 #include "kernel_sums.h"
 #include "coherence_rows.h"
 #include "contrast_rows.h"

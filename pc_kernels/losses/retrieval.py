@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..backends import select
 from ..cdf import smooth_cdf
 from ..checks import (
     check_cutoffs,
@@ -39,8 +40,8 @@ from ..training.distributed import (
 from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
-WORKING_BYTES = 320
-"""Working memory for each source and query of a chunk, as the `torch` backend takes it: mostly grids."""
+WORKING_BYTES = 40
+"""Working memory for each source and query of a chunk, beside the backend's own in both its sums."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,8 @@ class Search:
         grads = [torch.zeros_like(x) for x in (embeddings, refs) if x is not None and with_grad]
         others = self.positives.others()
         ranked = others.argsort(descending=True)[: int((others > 0).sum())]
-        budget = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
         seen = len(references) + 2 * int(others.max()) if len(others) else 1
-        rows = max(1, budget // (WORKING_BYTES * seen))
+        rows = max(1, self._budget(embeddings) // seen)
         with exact_arithmetic(embeddings.device):
             for queries in ranked.split(rows):
                 anchors = embeddings[queries]
@@ -142,6 +142,12 @@ class Search:
                     grads[0].index_add_(0, queries, slope @ references)
                     grads[-1].addmm_(slope.T, anchors)
         return losses, grads
+
+    def _budget(self, embeddings: Tensor) -> int:
+        """How many sources and queries a chunk may have, over all its rows."""
+        engine = select(self.recipe.backend, embeddings.device, embeddings.dtype, "kernel_sums")
+        available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
+        return available // (WORKING_BYTES + 2 * engine.working_bytes)
 
 
 class RetrievalFunction(torch.autograd.Function):
