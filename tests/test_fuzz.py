@@ -242,7 +242,7 @@ def test_dissimilarities_and_coherence(kind: str, rows: int, seed: int, layout: 
 
 
 @fuzzed
-@given(st.sampled_from(list(KINDS)), st.integers(1, 30), st.integers(0, 9), seeds, backends)
+@given(st.sampled_from(list(KINDS)), st.integers(4, 30), st.integers(0, 9), seeds, backends)
 def test_contrastive(kind: str, anchors: int, more: int, seed: int, backend: str) -> None:
     rng = Generator().manual_seed(seed)
     case = Case(rng, kind, (anchors, more, 8))
