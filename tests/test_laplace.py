@@ -35,8 +35,8 @@ def test_rows_that_make_trouble(backend: str, name: str, rng: Generator) -> None
     x, y = sources_and_queries(name, rng, 2, 67, 41)
     w = torch.randn(2, 2, 67, generator=rng)
     for i, temperature in enumerate((1e-4, 1e-2, 0.1, 100.0)):
-        for scale in SCALES:
-            check_soft_rank(backend, rows, rng, temperature=temperature, scale=scale, **LAPLACE)
+        scale = SCALES[i // 2 % 2]
+        check_soft_rank(backend, rows, rng, temperature=temperature, scale=scale, **LAPLACE)
         case = CASES[i]
         if not (case["integral"] and name in BEYOND_PLAIN_FLOAT32):
             check_smooth_cdf(backend, (x, y, w), rng, temperature=temperature, **LAPLACE, **case)
@@ -66,7 +66,7 @@ def test_lengths(backend: str, m: int, rng: Generator) -> None:
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_long_rows(backend: str, rng: Generator) -> None:
     """Hot and cold: the decays of all places are multiplied."""
-    x = make_rows("normal", rng, 1, 3000)
+    x = make_rows("normal", rng, 1, 1200)
     for temperature in (1e-3, 100.0):
         check_soft_rank(backend, x, rng, temperature=temperature, **LAPLACE)
 

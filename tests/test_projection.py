@@ -57,17 +57,16 @@ def check(backend: str, x: Tensor, rng: Generator, *options: Any) -> None:
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_rows_that_make_trouble(backend: str, name: str, relaxation: str, rng: Generator) -> None:
     x = make_rows(name, rng, 2, 97)
-    for temperature in (1e-4, 0.1, 100.0):
-        for scale in SCALES:
-            check(backend, x, rng, temperature, relaxation, scale)
+    for temperature, scale in ((1e-4, "std"), (0.1, None), (100.0, "std"), (100.0, None)):
+        check(backend, x, rng, temperature, relaxation, scale)
 
 
 @for_each_projection
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_clumps_and_long_rows(backend: str, relaxation: str, rng: Generator) -> None:
     for name in test_nearly_hard.ROWS:
-        check(backend, test_nearly_hard.make(name, rng, 2, 200), rng, 1.0, relaxation, None)
-    check(backend, make_rows("normal", rng, 1, 1500), rng, 0.5, relaxation, "std")
+        check(backend, test_nearly_hard.make(name, rng, 2, 120), rng, 1.0, relaxation, None)
+    check(backend, make_rows("normal", rng, 1, 700), rng, 0.5, relaxation, "std")
 
 
 @for_each_projection
@@ -104,7 +103,7 @@ def test_what_is_absent_does_not_count(backend: str, relaxation: str, rng: Gener
 def test_double(backend: str, relaxation: str, rng: Generator) -> None:
     for name in ("normal", "outlier of 1e3"):
         check(backend, make_rows(name, rng, 3, 65).double(), rng, 0.2, relaxation, "std")
-    leaf = own_leaf(torch.randn(3, 9, generator=rng).double())
+    leaf = own_leaf(torch.randn(2, 7, generator=rng).double())
     for scale in SCALES:
         assert torch.autograd.gradcheck(
             lambda x, scale=scale: pc_kernels.soft_rank(x, 0.7, relaxation, scale, backend=backend),
@@ -226,8 +225,7 @@ def test_compiles(rng: Generator) -> None:
     x = torch.randn(3, 12, generator=rng)
 
     def all_of_them(v: Tensor) -> Tensor:
-        ranks = pc_kernels.soft_rank(v, 0.1, "projection")
-        return ranks + pc_kernels.soft_sort(v) + pc_kernels.soft_topk(v, 3).mask
+        return pc_kernels.soft_rank(v, 0.1, "projection") + pc_kernels.soft_topk(v, 3).mask
 
     compiled = torch.compile(all_of_them, fullgraph=True, backend="aot_eager")
     results = []
