@@ -242,7 +242,7 @@ def test_dissimilarities_and_coherence(kind: str, rows: int, seed: int, layout: 
 
 
 @fuzzed
-@given(st.sampled_from(list(KINDS)), st.integers(4, 30), st.integers(0, 9), seeds, backends)
+@given(st.sampled_from(list(KINDS)), st.integers(1, 30), st.integers(0, 9), seeds, backends)
 def test_contrastive(kind: str, anchors: int, more: int, seed: int, backend: str) -> None:
     rng = Generator().manual_seed(seed)
     case = Case(rng, kind, (anchors, more, 8))
@@ -345,7 +345,14 @@ def test_metrics(m: int, seed: int) -> None:
     ties = (first.square().sum() * second.square().sum()).sqrt()
     wanted = ((first * second).sum() / ties).nan_to_num(0.0)
     assert_near("τ_b", pc_kernels.metrics.kendall_tau(scores, labels).nan_to_num(0.0), wanted, 1e-9)
+    limit = 1 - pc_kernels.ApproxNDCGLoss(temperature=1e-4)(scores, labels)
+    assert_near("NDCG", pc_kernels.metrics.ndcg(scores, labels), limit, 1e-9)
     positive = labels > 0
+    limit = 1 - pc_kernels.AveragePrecisionLoss(temperature=1e-4)(scores[0], positive[0])
+    precision = pc_kernels.metrics.average_precision(scores, positive)
+    assert_near("AP", precision, limit, 1e-9)
+    first_place = (m - (m - 1) * reference.hard_rank(scores))[positive].min()
+    assert_near("MRR", pc_kernels.metrics.mrr(scores, labels), 1 / first_place, 1e-9)
     above = (scores[positive][:, None] - scores[~positive]).sign()
     area = pc_kernels.metrics.auc(scores[0], positive[0])
     assert_near("AUC", area, (above.mean() + 1) / 2, 1e-9)

@@ -220,6 +220,17 @@ def test_undefined_rows_are_nan_alone() -> None:
         assert result.isnan().all(1).tolist() == [True, False, True]
 
 
+@for_each_projection
+def test_blocks_that_are_none(relaxation: str) -> None:
+    """Of a direct caller of the operator: nothing beyond the row is read or written."""
+    if (reason := TABLE["cpu"].obstacle(torch.device("cpu"), torch.float32)) is not None:
+        pytest.skip(reason)
+    backward = torch.ops.pc_kernels.cpu_soft_rank_backward
+    x = torch.arange(6.0)[None]
+    blocks = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1e30, -7.0, 6.0]])
+    assert backward(x, x, blocks, None, 0.1, relaxation, False).isfinite().all()
+
+
 @pytest.mark.clean_memory
 def test_compiles(rng: Generator) -> None:
     x = torch.randn(3, 12, generator=rng)

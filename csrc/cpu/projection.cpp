@@ -135,6 +135,11 @@ void projected_ranks(bool kl, const float* x, int64_t count, double tau, float* 
 
 namespace {
 
+// The block of point j; what is no label, which only a direct caller has, is the first block's.
+int64_t block_of(const float* label, int64_t count, int64_t j) {
+  return label[j] > 0.0f && label[j] < static_cast<float>(count) ? static_cast<int64_t>(label[j]) : 0;
+}
+
 // g_j - mean g of the block.
 void mean_gradient(int64_t count, const float* slope, const float* label, float* grad,
                    Scratch& scratch) {
@@ -142,13 +147,13 @@ void mean_gradient(int64_t count, const float* slope, const float* label, float*
   std::fill_n(sum, count, 0.0);
   std::fill_n(number, count, 0.0);
   for (int64_t j = 0; j < count; ++j) {
-    const auto block = static_cast<int64_t>(label[j]);
+    const int64_t block = block_of(label, count, j);
     sum[block] += slope[j];
     number[block] += 1.0;
   }
   const double others = static_cast<double>(count) - 1.0;
   for (int64_t j = 0; j < count; ++j) {
-    const auto block = static_cast<int64_t>(label[j]);
+    const int64_t block = block_of(label, count, j);
     grad[j] = static_cast<float>(others * (slope[j] - sum[block] / number[block]));
   }
 }
@@ -162,23 +167,22 @@ void share_gradient(const float* x, int64_t count, double tau, const float* slop
   std::fill_n(top, count, -HUGE_VAL);
   std::fill_n(number, count, 0.0);
   std::fill_n(total, count, 0.0);
-  const auto block_of = [=](int64_t j) { return static_cast<int64_t>(label[j]); };
   for (int64_t j = 0; j < count; ++j) {
-    top[block_of(j)] = std::fmax(top[block_of(j)], x[j]);
-    number[block_of(j)] += 1.0;
+    top[block_of(label, count, j)] = std::fmax(top[block_of(label, count, j)], x[j]);
+    number[block_of(label, count, j)] += 1.0;
   }
   for (int64_t j = 0; j < count; ++j) {
-    share[j] = std::exp((x[j] - top[block_of(j)]) / tau);
-    total[block_of(j)] += share[j];
+    share[j] = std::exp((x[j] - top[block_of(label, count, j)]) / tau);
+    total[block_of(label, count, j)] += share[j];
   }
   double* const pull = top;  // read for the last time above
   std::fill_n(pull, count, 0.0);
   for (int64_t j = 0; j < count; ++j) {
-    share[j] /= total[block_of(j)];
-    pull[block_of(j)] += share[j] * slope[j];
+    share[j] /= total[block_of(label, count, j)];
+    pull[block_of(label, count, j)] += share[j] * slope[j];
   }
   for (int64_t j = 0; j < count; ++j) {
-    const int64_t block = block_of(j);
+    const int64_t block = block_of(label, count, j);
     const double highest = static_cast<double>(count - block);  // of the block's ranks
     const double ranks = number[block] * (highest - (number[block] - 1.0) / 2.0);
     grad[j] = static_cast<float>(share[j] * ranks * (slope[j] - pull[block]));
