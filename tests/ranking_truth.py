@@ -92,6 +92,8 @@ def spearman(s: Tensor, y: Tensor, temperature: float, relaxation: str) -> Tenso
         return None
     everyone = list(range(len(s)))
     soft = [soft_place(s, j, everyone, temperature, cdf_of(relaxation)) for j in everyone]
+    if (s == s[0]).all():  # no correlation
+        return 1 + 0 * s.sum()
     hard = [(y > y[j]).sum().double() + ((y == y[j]).sum() + 1) / 2 for j in everyone]
     return 1 - torch.corrcoef(torch.stack([torch.stack(soft), torch.stack(hard)]))[0, 1]
 

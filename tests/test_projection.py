@@ -111,6 +111,16 @@ def test_double(backend: str, relaxation: str, rng: Generator) -> None:
         )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbours_at_a_kink_are_pooled(backend: str) -> None:
+    """Values τ/(m − 1) apart have the hard ranks either way; the gradient is that of smaller gaps."""
+    x = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    rank = pc_kernels.soft_rank(x, 1.0, "projection", backend=backend)
+    rank.backward(torch.tensor([[3.0, 1.0]]))
+    assert x.grad is not None
+    assert rank.tolist() == [[0.0, 1.0]] and x.grad.tolist() == [[1.0, -1.0]]
+
+
 def hostile_sequences(rng: Generator, m: int) -> Tensor:
     """Of s − w: what pools one by one from the end, all at once, nothing, and in clumps of clumps."""
     k = torch.arange(m).double()
@@ -269,6 +279,13 @@ def test_compiles(rng: Generator) -> None:
 def test_errors(call: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         call(torch.rand(3, 4))
+
+
+def test_the_operator() -> None:
+    s, w = torch.tensor([[3.0, 2.0, 0.0]]).double(), torch.tensor([[2.0, 0.0, 0.0]]).double()
+    torch.library.opcheck(torch.ops.pc_kernels.isotonic_blocks, (s, w, False, "auto"))
+    with pytest.raises(ValueError, match=r"matrices of one shape; got \(1, 3\) and \(1, 2\)"):
+        torch.ops.pc_kernels.isotonic_blocks(s, w[:, :2], False, "auto")
 
 
 def authors_formula(name: str, x: Tensor, regularization: str, epsilon: float) -> Tensor:
