@@ -85,7 +85,8 @@ fuzz: $(READY)
 sanitize: $(READY)
 	CFLAGS="-g1 $(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(RUN) setup.py -q build \
 		--build-lib build/sanitized --build-temp build/sanitized-objects
-	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$(foreach l,libasan libstdc++,$$($(CXX) -print-file-name=$l.so))" \
 		FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(if $(NO_VENV),$(PYTHON),$(abspath $(RUN))) -m pytest \
 		$(CURDIR)/tests/test_fuzz.py $(PYTEST_ARGS)
 
