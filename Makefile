@@ -1,6 +1,8 @@
 # make demo    distil students on real images by several methods, print the tables, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
+# make fuzz    every public function on ten thousand inputs against the definitions
+# make sanitize  the same with kernels that look for misused memory and undefined behaviour
 # make counts  instructions and barriers of the Triton kernels, without a GPU
 # make docs    the documentation, into build/site
 # make wheels  sdist and wheel, tried in fresh environments without a compiler, for each of WHEELS_TORCH
@@ -14,6 +16,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_EXAMPLES ?= 1000
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 PYTEST_ARGS ?=
 RESULTS ?= build/gpu
 GPU_ARGS ?=
@@ -34,7 +38,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.
 	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: all demo test lint types bench counts docs wheels gpu info format clean
+.PHONY: all demo test lint types fuzz sanitize bench counts docs wheels gpu info format clean
 all: test
 
 $(VENV)/bin/python:
@@ -71,6 +75,20 @@ lint: $(READY)
 types: $(READY)
 	$(RUN) -m mypy
 endif
+
+# So many examples of each.
+fuzz: $(READY)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) -m pytest tests/test_fuzz.py $(PYTEST_ARGS)
+
+# In a folder of its own, since Python looks for packages where it is started. The interpreter itself is
+# not sanitized: the library comes first, and leaks are not looked for.
+sanitize: $(READY)
+	CFLAGS="-g1 $(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(RUN) setup.py -q build \
+		--build-lib build/sanitized --build-temp build/sanitized-objects
+	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$(foreach l,libasan libstdc++,$$($(CXX) -print-file-name=$l.so))" \
+		FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(if $(NO_VENV),$(PYTHON),$(abspath $(RUN))) -m pytest \
+		$(CURDIR)/tests/test_fuzz.py $(PYTEST_ARGS)
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

@@ -2,16 +2,22 @@ r"""The ranking losses against their direct formulas as one would write them, fo
 
     python benchmarks/run.py peers            # some minutes on 2 cores
     python benchmarks/run.py peers --quick    # seconds: small sizes
+    LAPSUM=folder python benchmarks/run.py peers    # with LapSum, a clone of github.com/gmum/LapSum
 
 A time is reported only if both give the same value and the same gradient, to `NEAR`. The formulas are in
 float32, as ours; Smooth-AP's asks for ranks at the positives alone, which its authors' code does not.
+Soft ranks are those of torchsort, where it is installed, and of LapSum's own C++, where it is found (its
+package leaves them out); ours are compared with theirs in float64.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +31,8 @@ NEAR = 1e-3
 """Relative, of the value and in norm of the gradient: at τ = 0.01 the rounding of a similarity, 1e-7, is
 1e-5 of a rank's argument, in either; and the formulas sum thousands of terms in float32."""
 TAU = 0.01
+RANK_TAU = 0.1
+"""For ranks of normal values."""
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -114,15 +122,67 @@ class Peer:
         return data, lambda x: ours(x, labels), formula
 
 
+@cache
+def lapsum() -> Any:
+    """LapSum's soft ranks, compiled from its sources."""
+    from torch.utils.cpp_extension import load
+
+    source = Path(os.environ["LAPSUM"], "lapsum", "lapsum", "rank", "cpu", "soft_rank.cpp")
+    return load("lapsum_rank", [str(source)], extra_cflags=["-O3"])
+
+
+class LapSum(torch.autograd.Function):
+    """Its forward, O(m log m), and its backward, O(m²); the ranks as ours, in [0, 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, temperature: float) -> Tensor:
+        """Soft ranks of rows."""
+        ctx.save_for_backward(x)
+        ctx.temperature = temperature
+        return lapsum().forward(x, temperature) / (x.shape[1] - 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """In x."""
+        (x,) = ctx.saved_tensors
+        return lapsum().vjp(x, grad / (x.shape[1] - 1), ctx.temperature)[0], None
+
+
+def torchsort_rank(x: Tensor, temperature: float) -> Tensor:
+    """The ranks as ours, in [0, 1]."""
+    from torchsort import soft_rank
+
+    others = x.shape[1] - 1
+    return (soft_rank(x, "l2", temperature / others) - 1) / others
+
+
+@dataclass(frozen=True)
+class RankPeer:
+    """Soft ranks of `rows` rows of normal values, and those of another library."""
+
+    name: str
+    relaxation: str
+    size: int
+    rows: int
+    formula: Callable[[Tensor, float], Tensor] | None
+
+    def problem(self) -> tuple[Tensor, Loss, Loss | None]:
+        """See `Peer`."""
+        rng = torch.Generator().manual_seed(self.size)
+        data = torch.randn(self.rows, self.size, generator=rng)
+        formula = None if self.formula is None else lambda x: self.formula(x, RANK_TAU)
+        return data, lambda x: pc_kernels.soft_rank(x, RANK_TAU, self.relaxation), formula
+
+
 def step(loss: Loss, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward and backward: the value and the gradient."""
+    """Forward and backward: the value and the gradient; of ranks, with the data as slopes."""
     leaf = data.clone().requires_grad_()
     value = loss(leaf)
-    value.backward()
+    value.backward(None if value.dim() == 0 else data.flip(1))
     return value.detach(), leaf.grad
 
 
-def prepare(peer: Peer, which: int) -> Callable[[], object]:
+def prepare(peer: Peer | RankPeer, which: int) -> Callable[[], object]:
     """For a process that measures memory: our step, or the formula's."""
     data, *losses = peer.problem()
     return partial(step, losses[which], data)
@@ -145,18 +205,36 @@ PEERS = (
     Peer("AUC", "AUCLoss", 10_000, formula=auc),
     Peer("AUC", "AUCLoss", 10_000_000),
     Peer("Smooth-AP, 4 positives", "SmoothAPLoss", 16_384, positives=4),
+    RankPeer(
+        "Projection, 4096 rows; torchsort",
+        "projection",
+        4096,
+        4096,
+        torchsort_rank if find_spec("torchsort") else None,
+    ),
+    RankPeer(
+        "Laplace, 64 rows; LapSum",
+        "laplace",
+        4096,
+        64,
+        LapSum.apply if "LAPSUM" in os.environ else None,
+    ),
+    RankPeer("Laplace, 4096 rows", "laplace", 4096, 4096, None),
 )
 
 
-def compare(peer: Peer, seconds: float) -> list[str]:
+def compare(peer: Peer | RankPeer, seconds: float) -> list[str]:
     """A row of the table."""
     data, *losses = peer.problem()
     steps = [partial(step, loss, data) for loss in losses if loss is not None]
     results = [timed(call, CPU) for call in steps]
     if len(results) > 1:
-        (_, (value, grad)), (_, (wanted, wanted_grad)) = results
+        value, grad = results[0][1]
+        # Which values a projection pools is decided by differences that float32 may not have.
+        exact = isinstance(peer, RankPeer)
+        wanted, wanted_grad = step(losses[1], data.double()) if exact else results[1][1]
         off = max(
-            abs(value / wanted - 1).item(),
+            ((value - wanted).norm() / wanted.norm()).item(),
             ((grad - wanted_grad).norm() / wanted_grad.norm()).item(),
         )
         if not off <= NEAR:

@@ -24,11 +24,13 @@ int code_of(const char* argument, const std::string& given, Table table) {
   return *code;
 }
 
-inline RankOptions rank_options(const std::string& relaxation, double temperature, bool scale_std,
-                                const std::string& penalty = "squared") {
+// `relaxations` are those that the backend has.
+template <class Table>
+RankOptions rank_options(Table relaxations, const std::string& relaxation, double temperature,
+                         bool scale_std, const std::string& penalty = "squared") {
   PCK_CHECK(temperature > 0.0 && std::isfinite(temperature), "temperature must be finite and > 0, got ",
             temperature);
-  return {code_of("relaxation", relaxation, Relaxations{}), code_of("penalty", penalty, Penalties{}),
+  return {code_of("relaxation", relaxation, relaxations), code_of("penalty", penalty, Penalties{}),
           temperature, scale_std};
 }
 

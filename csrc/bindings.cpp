@@ -46,12 +46,21 @@ PyObject* table_of(Table table, RowOf row_of) {
   return nullptr;
 }
 
+// The size of a relaxation's grid, (inverse step, support, reach), or None.
+template <class R>
+PyObject* grid_of() {
+  if constexpr (R::method == pck::Method::grid)
+    return Py_BuildValue("iii", R::inverse_step, R::support, R::reach);
+  else
+    return Py_BuildValue("");
+}
+
 PyObject* relaxations(PyObject*, PyObject* points) {
-  return table_of(pck::Relaxations{}, [=](auto row) {
+  return table_of(pck::SmoothSteps{}, [=](auto row) {
     using R = decltype(row);
-    return Py_BuildValue("{s:s,s:i,s:i,s:i,s:i,s:N,s:N,s:N}", "name", R::name, "code", R::code,
-                         "inverse_step", R::inverse_step, "support", R::support, "reach", R::reach,
-                         "integral", at_all(points, [](double x) { return R::integral(x); }), "cdf",
+    return Py_BuildValue("{s:s,s:i,s:N,s:N,s:N,s:N}", "name", R::name, "code", R::code, "grid",
+                         grid_of<R>(), "integral",
+                         at_all(points, [](double x) { return R::integral(x); }), "cdf",
                          at_all(points, [](double x) { return R::cdf(x); }), "pdf",
                          at_all(points, [](double x) { return R::pdf(x); }));
   });

@@ -9,14 +9,23 @@
 
 namespace pck {
 
+// How a relaxation's ranks are found.
+enum class Method {
+  grid,        // of a smooth Phi: sums on a grid, which has a size
+  scans,       // of exponentials: by scans of the row in order
+  projection,  // there is no Phi: onto the permutahedron
+};
+
 // Relaxations: the smooth step Phi (a CDF) that replaces the comparison delta_k < delta_j, its density
-// phi and its integral. `inverse_step` is 1/h, the grid nodes per unit of temperature; `support` is the
-// distance beyond which Phi is 0 or 1 to fp32 rounding, and `reach` that beyond which even a million
-// Phi are 0 beside a count of 1. docs/method.md derives them.
+// phi and its integral. Sums of those that are smooth are taken on a grid: `inverse_step` is 1/h, the
+// grid nodes per unit of temperature; `support` is the distance beyond which Phi is 0 or 1 to fp32
+// rounding, and `reach` that beyond which even a million Phi are 0 beside a count of 1. docs/method.md
+// derives them.
 
 struct Logistic {
   static constexpr const char* name = "logistic";
   static constexpr int code = 0;
+  static constexpr Method method = Method::grid;
   static constexpr int inverse_step = 4;
   static constexpr int support = 17;  // 1 - Phi(17) = 4.1e-8
   static constexpr int reach = 34;    // 1 - Phi(34) = 1.7e-15
@@ -38,6 +47,7 @@ struct Logistic {
 struct Normal {
   static constexpr const char* name = "normal";
   static constexpr int code = 1;
+  static constexpr Method method = Method::grid;
   static constexpr int inverse_step = 6;
   static constexpr int support = 6;  // 1 - Phi(6) = 9.9e-10
   static constexpr int reach = 8;    // 1 - Phi(8) = 6.2e-16
@@ -55,13 +65,52 @@ struct Normal {
   }
 };
 
-// The same relaxation, whose support is the reach.
+struct Laplace {
+  static constexpr const char* name = "laplace";
+  static constexpr int code = 2;
+  static constexpr Method method = Method::scans;
+  template <class T>
+  PCK_HD static T cdf(T x) {
+    const T tail = pdf(x);
+    return x < T(0) ? tail : T(1) - tail;
+  }
+  template <class T>
+  PCK_HD static T pdf(T x) {
+    return T(0.5) * std::exp(-std::fabs(x));
+  }
+  template <class T>
+  PCK_HD static T integral(T x) {
+    return std::fmax(x, T(0)) + pdf(x);
+  }
+};
+
+// The same relaxation, whose support is the reach if it has any.
+template <class R, Method = R::method>
+struct Far : R {};
 template <class R>
-struct Far : R {
+struct Far<R, Method::grid> : R {
   static constexpr int support = R::reach;
 };
 
-using Relaxations = List<Logistic, Normal>;
+// The projection of Blondel et al. (ICML 2020), Euclidean or by the Kullback-Leibler divergence
+// (cpu/projection.h).
+struct Projection {
+  static constexpr const char* name = "projection";
+  static constexpr int code = 3;
+  static constexpr Method method = Method::projection;
+  static constexpr bool kl = false;
+};
+
+struct KlProjection {
+  static constexpr const char* name = "projection_kl";
+  static constexpr int code = 4;
+  static constexpr Method method = Method::projection;
+  static constexpr bool kl = true;
+};
+
+using Relaxations = List<Logistic, Normal, Laplace, Projection, KlProjection>;
+using SmoothSteps = List<Logistic, Normal, Laplace>;  // those with a Phi
+using GridRelaxations = List<Logistic, Normal>;       // those that the CUDA kernels have
 
 // Taps on either side of a node that the band convolution needs.
 template <class R>

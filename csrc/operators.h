@@ -4,6 +4,7 @@
 //     struct Backend {
 //       static constexpr const char* name;               // in front of its operators' names
 //       static constexpr DeviceType device;              // of its tensors
+//       using Relaxations = List<...>;                   // that its kernels have
 //       static Tensor empty_like(const Tensor& x);       // for results as large as x
 //       static void run(const Tensor& x, const Stage&);  // any of stages.h, over the rows of x
 //     };
@@ -17,6 +18,8 @@ namespace pck {
 
 template <class Backend>
 struct Operators {
+  using Relaxations = typename Backend::Relaxations;
+
   static Tensor hard_rank(const Tensor& x, const OptionalTensor& keep) {
     const Points points = checked_points(x, keep, Backend::device);
     Tensor rank = Backend::empty_like(x);
@@ -29,7 +32,7 @@ struct Operators {
                                               double temperature, const std::string& relaxation,
                                               bool scale_std, bool with_grad) {
     const Points points = checked_points(x, keep, Backend::device);
-    const RankOptions options = rank_options(relaxation, temperature, scale_std);
+    const RankOptions options = rank_options(Relaxations{}, relaxation, temperature, scale_std);
     Tensor rank = Backend::empty_like(x);
     Tensor density = with_grad ? Backend::empty_like(x) : empty<float>(x, {0});
     Backend::run(x, SoftRank{points, options, rank.mutable_data_ptr<float>(),
@@ -43,7 +46,7 @@ struct Operators {
     const Points points = checked_points(x, keep, Backend::device);
     check_like("grad_rank", grad_rank, x);
     check_like("density", density, x);
-    const RankOptions options = rank_options(relaxation, temperature, scale_std);
+    const RankOptions options = rank_options(Relaxations{}, relaxation, temperature, scale_std);
     Tensor grad_x = Backend::empty_like(x);
     Backend::run(
         x, SoftRankBackward{points, grad_rank.const_data_ptr<float>(), density.const_data_ptr<float>(),
@@ -77,7 +80,8 @@ struct Operators {
               " must have the same shape and device");
     check_list("weights", weights, student, student.size(0));
     const Present present = checked_present(keep, student, self_start);
-    const RankOptions options = rank_options(relaxation, temperature, scale_std, penalty);
+    const RankOptions options =
+        rank_options(Relaxations{}, relaxation, temperature, scale_std, penalty);
     Tensor losses = empty<float>(student, {student.size(0)});
     Backend::run(student,
                  CoherenceRows{student_rows, teacher_rows, present, weights.const_data_ptr<float>(),

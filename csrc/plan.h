@@ -16,7 +16,9 @@ enum class Way {
   undefined,  // a value is not finite: everything is NaN
   constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
   grid,
-  pairs  // nearly hard: too wide for a grid at this temperature, summed pair by pair
+  pairs,      // nearly hard: too wide for a grid at this temperature, summed pair by pair
+  scans,      // of the row in order, see cpu/scans.h
+  projection  // see cpu/projection.h
 };
 
 inline constexpr double kLargestInverse = 3.4e38;

@@ -9,13 +9,13 @@
 namespace pck {
 
 struct RankOptions {
-  int relaxation;  // a code of Relaxations
+  int relaxation;  // a code of Relaxations, in CUDA of GridRelaxations
   int penalty;     // a code of Penalties
   double temperature;
   bool scale_std;
 
-  PCK_HD bool known() const {
-    return has_code(Relaxations{}, relaxation) && has_code(Penalties{}, penalty);
+  PCK_HD bool known() const {  // to the CUDA kernels
+    return has_code(GridRelaxations{}, relaxation) && has_code(Penalties{}, penalty);
   }
 };
 

@@ -29,6 +29,7 @@ from .losses import (
 )
 from .pairwise import pairwise_dissimilarity
 from .ranks import hard_rank, soft_rank
+from .sorting import SoftTopK, soft_sort, soft_topk
 from .training.gradient_cache import cached_backward
 from .training.layer_outputs import LayerOutputs
 from .training.low_pass import LowPass
@@ -57,6 +58,7 @@ __all__ = [
     "RecallAtKLoss",
     "SmoothAPLoss",
     "SoftTargets",
+    "SoftTopK",
     "SpearmanLoss",
     "cached_backward",
     "coherence",
@@ -70,4 +72,6 @@ __all__ = [
     "reference",
     "smooth_cdf",
     "soft_rank",
+    "soft_sort",
+    "soft_topk",
 ]

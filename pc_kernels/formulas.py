@@ -57,16 +57,18 @@ class Relaxation:
     """What the kernels call it; None: they do not have it."""
     cdf: Formula
     pdf: Formula
-    single: GridSpec
-    """The grid in float32, the kernels' too."""
-    double: GridSpec
+    single: GridSpec | None
+    """The grid in float32, the kernels' too; None: no grid, but scans of the row in order."""
+    double: GridSpec | None
     """The grid in float64."""
     integral: Formula | None = None
     """∫Φ from −∞, which is x above the support; None: `smooth_cdf` has no integral of it."""
 
     def grid(self, dtype: torch.dtype) -> GridSpec:
-        """The grid for computing in float32 or float64."""
-        return {torch.float32: self.single, torch.float64: self.double}[dtype]
+        """The grid for computing in float32 or float64, of a relaxation that has one."""
+        spec = {torch.float32: self.single, torch.float64: self.double}[dtype]
+        assert spec is not None, f"{self.name!r} has no grid"
+        return spec
 
     def kernel(self, name: str) -> Formula:
         """One of `KERNELS`.
@@ -82,6 +84,17 @@ class Relaxation:
                 f"got {self.name!r}"
             )
         return found
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A relaxation without a Φ: values are projected onto the permutahedron of the places."""
+
+    name: str
+    code: int | None
+    """What the kernels call it; None: they do not have it."""
+    kl: bool
+    """By the Kullback-Leibler divergence of exponentials; else by the Euclidean distance."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,21 @@ def _huber(e: Tensor) -> Tensor:
 
 def _normal_density(x: Tensor) -> Tensor:
     return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+
+
+def _laplace_density(x: Tensor) -> Tensor:
+    return torch.exp(-x.abs()) / 2
+
+
+def _laplace_cdf(x: Tensor) -> Tensor:
+    # Clamped, so that what is not chosen has a gradient to be multiplied by 0; at 0 the slope is ½.
+    low, high = x.clamp(max=0).exp() / 2, 1 - (-x.clamp(min=0)).exp() / 2
+    return torch.where(x < 0, low, high)
+
+
+def _laplace_integral(x: Tensor) -> Tensor:
+    low, high = x.clamp(max=0).exp() / 2, x.clamp(min=0) + (-x.clamp(min=0)).exp() / 2
+    return torch.where(x < 0, low, high)
 
 
 RELAXATIONS = {
@@ -125,9 +153,25 @@ RELAXATIONS = {
             double=GridSpec(12, 16, 9),
             integral=lambda x: x * torch.special.ndtr(x) + _normal_density(x),
         ),
+        Relaxation(
+            "laplace",
+            2,
+            cdf=_laplace_cdf,
+            pdf=_laplace_density,
+            single=None,  # its density has a kink at 0
+            double=None,
+            integral=_laplace_integral,
+        ),
     )
 }
-"""By name. Taylor et al. (WSDM 2008) rank by the normal CDF, Qin et al. (2010) by the logistic one."""
+"""By name. Taylor et al. (WSDM 2008) rank by the normal CDF, Qin et al. (2010) by the logistic one,
+LapSum (Struski et al., ICML 2025) by Laplace's."""
+
+PROJECTIONS = {
+    row.name: row
+    for row in (Projection("projection", 3, kl=False), Projection("projection_kl", 4, kl=True))
+}
+"""By name. Blondel, Teboul, Berthet and Djolonga (ICML 2020)."""
 
 PENALTIES = {
     row.name: row

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import select
+from .backends.located import in_double
+from .backends.projected import LONGEST_PROJECTED
 from .cdf_rows import TAILS, CdfRows, pulled, slope_of
 from .checks import check_features, check_matrix, compute_dtype, first_order_only
 from .contrast import Candidates, Contrast, contrast
+from .formulas import Projection
 from .precision import exact_arithmetic
 from .recipe import Recipe
 from .sweep import Batch, sweep
@@ -263,6 +266,10 @@ def soft_rank(
     The density comes in the compute dtype, and is empty if no gradient is wanted.
     """
     recipe = rank_recipe(temperature, relaxation, scale, backend)
+    if isinstance(recipe.formula, Projection) and x.shape[1] > LONGEST_PROJECTED:
+        raise ValueError(
+            f"relaxation {relaxation!r} ranks {LONGEST_PROJECTED} values at most; got {x.shape[1]}"
+        )
     dtype = compute_dtype(x)
     with exact_arithmetic(x.device):
         engine = select(backend, x.device, dtype)
@@ -326,6 +333,25 @@ def _rank_backward(ctx: Any, grad_rank: Tensor | None, _: Any) -> tuple[Any, ...
 
 
 autograd("soft_rank", _rank_backward, _save_points)
+
+
+@operator
+def isotonic_blocks(s: Tensor, w: Tensor, kl: bool, backend: str) -> Tensor:
+    """The blocks of the isotonic regression of rows s and w [N, m], descending, in float64.
+
+    Int64 [N, m]: for each place the first of its block (`reference.isotonic`). No gradient.
+    """
+    if s.dim() != 2 or s.shape != w.shape:
+        raise ValueError(
+            f"s and w must be matrices of one shape; got {tuple(s.shape)} and {tuple(w.shape)}"
+        )
+    engine = select(backend, s.device, torch.float32)  # blocks are found in float64 by any
+    return engine.isotonic_blocks(in_double(s).contiguous(), in_double(w).contiguous(), kl)
+
+
+@fake("isotonic_blocks")
+def _(s: Tensor, w: Tensor, kl: bool, backend: str) -> Tensor:
+    return torch.empty_like(s, dtype=torch.int64, memory_format=torch.contiguous_format)
 
 
 @operator

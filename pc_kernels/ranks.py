@@ -11,7 +11,8 @@ from .checks import check_floating, one_of
 from .recipe import Recipe
 
 
-def _check_values(x: Tensor, dim: int, backend: str) -> None:
+def check_values(x: Tensor, dim: int, backend: str) -> None:
+    """Checks values to be ranked along `dim`, and the backend."""
     check_floating("x", x)
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension; got a scalar")
@@ -45,7 +46,10 @@ def soft_rank(
     Args:
         x: values, of any shape; ranked along `dim`, of length m.
         temperature: τ, in units of x, or of its standard deviation under scale "std". > 0.
-        relaxation: Φ: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic" by default.
+        relaxation: Φ: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic" by default. Or, without a
+            Φ, one of `pc_kernels.formulas.PROJECTIONS`: the projection onto the permutahedron of
+            Blondel et al. (ICML 2020), scaled to [0, 1], with ε = τ/(m − 1) for "projection" and
+            ε = τ for "projection_kl", in O(m log m).
         scale: "std": τ = temperature · σ, σ the population standard deviation of the m values, with
             the gradient through it; equal values all have rank ½ and no gradient.
             None: τ = temperature.
@@ -58,7 +62,7 @@ def soft_rank(
     Raises:
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
-    _check_values(x, dim, backend)
+    check_values(x, dim, backend)
     recipe = Recipe(relaxation=relaxation, temperature=temperature, scale=scale, backend=backend)
     rows = x.movedim(dim, -1)
     rank, _ = torch.ops.pc_kernels.soft_rank(
@@ -86,7 +90,7 @@ def hard_rank(x: Tensor, dim: int = -1, backend: str = "auto") -> Tensor:
     Raises:
         TypeError, ValueError: an argument is not what is said here, or the backend is not usable.
     """
-    _check_values(x, dim, backend)
+    check_values(x, dim, backend)
     rows = x.detach().movedim(dim, -1)
     rank = torch.ops.pc_kernels.hard_rank(_matrix(rows), backend)
     return rank.reshape(rows.shape).movedim(-1, dim)

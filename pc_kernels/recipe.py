@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 
 from .checks import check_positive, one_of
 from .dissimilarities import Dissimilarity, check_dissimilarity
-from .formulas import RELAXATIONS, Relaxation
+from .formulas import PROJECTIONS, RELAXATIONS, Projection, Relaxation
 from .products import DEPTHS
 from .rules import RowRule, rule_called, rule_names
 
@@ -58,7 +58,7 @@ class Recipe:
     teacher_dissimilarity: Dissimilarity | None = None
     """δ of the teacher; None: the student's."""
     relaxation: str = "logistic"
-    """The CDF Φ in the soft rank: a row of `formulas.RELAXATIONS`."""
+    """The CDF Φ in the soft rank: a row of `formulas.RELAXATIONS`; or one of `formulas.PROJECTIONS`."""
     temperature: float = 0.1
     """τ, in units of σ_i or of the dissimilarity itself: see scale. > 0."""
     scale: str | None = "std"
@@ -79,7 +79,7 @@ class Recipe:
         check_dissimilarity("dissimilarity", self.dissimilarity)
         if self.teacher_dissimilarity is not None:
             check_dissimilarity("teacher_dissimilarity", self.teacher_dissimilarity)
-        one_of("relaxation", self.relaxation, tuple(RELAXATIONS))
+        one_of("relaxation", self.relaxation, (*RELAXATIONS, *PROJECTIONS))
         one_of("scale", self.scale, SCALES)
         one_of("penalty", self.penalty, rule_names())
         one_of("products", self.products, tuple(DEPTHS))
@@ -93,8 +93,22 @@ class Recipe:
         return self.dissimilarity if given is None else given
 
     @property
+    def formula(self) -> Relaxation | Projection:
+        """The relaxation's row in its table."""
+        return RELAXATIONS.get(self.relaxation) or PROJECTIONS[self.relaxation]
+
+    @property
     def smooth_step(self) -> Relaxation:
-        """The relaxation's formulas."""
+        """The formulas of a relaxation with a Φ.
+
+        Raises:
+            ValueError: it is a projection.
+        """
+        if self.relaxation in PROJECTIONS:
+            choices = ", ".join(map(repr, RELAXATIONS))
+            raise ValueError(
+                f"relaxation must be one with a CDF here, {choices}; got {self.relaxation!r}"
+            )
         return RELAXATIONS[self.relaxation]
 
     @property

@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .cdf_rows import CdfKeywords, CdfOptions, CdfRows, make_options
-from .formulas import HUBER_DELTA, PENALTIES, RELAXATIONS
+from .formulas import HUBER_DELTA, PENALTIES, PROJECTIONS, RELAXATIONS
 from .recipe import FEATURE_OPTIONS, MATRIX_OPTIONS, MatrixOptions, Options, make_recipe
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "coherence_from_dissimilarities",
     "coherence_loss_from_dissimilarities",
     "hard_rank",
+    "isotonic",
     "pairwise_dissimilarity",
     "perception_coherence_loss",
     "rank_penalty",
@@ -116,7 +117,7 @@ def soft_rank(
     dim: int = -1,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """r(j) = Σ_{k≠j} Φ((x_j − x_k)/τ) / (m−1), in [0, 1]; ½ if m = 1.
+    """r(j) = Σ_{k≠j} Φ((x_j − x_k)/τ) / (m−1), in [0, 1]; ½ if m = 1. A projection: `projected_rank`.
 
     τ = temperature, times the population standard deviation of the m values if scale is "std" (a
     row of equal values then has every rank ½ and no gradient). `keep` as for `hard_rank`.
@@ -130,15 +131,64 @@ def soft_rank(
         variance = centred.square().sum(-1, keepdim=True) / m.clamp(min=1)
         variance = torch.where(constant[..., None], 1, variance)
         difference = torch.where(constant[..., None, None], 0, difference)
+        x = torch.where(constant[..., None], 0, x) if relaxation in PROJECTIONS else x
         tau = temperature * variance.sqrt()[..., None]
     else:
-        tau = torch.full_like(difference, temperature)
-    steps = relaxation_cdf(difference / tau, relaxation)
-    own = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
-    rank = torch.where(own | ~keep[..., None, :], 0, steps).sum(-1) / (m - 1).clamp(min=1)
+        tau = torch.full_like(difference[..., :1, :1], temperature)
+    if relaxation in PROJECTIONS:
+        rank = _projected_rank(x, tau[..., 0], keep, PROJECTIONS[relaxation].kl)
+    else:
+        steps = relaxation_cdf(difference / tau, relaxation)
+        own = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
+        rank = torch.where(own | ~keep[..., None, :], 0, steps).sum(-1) / (m - 1).clamp(min=1)
     rank = torch.where(m > 1, rank, 0.5)
     rank = torch.where(x.isfinite().all(-1, keepdim=True), rank, torch.nan)
     return torch.where(keep, rank, 0).movedim(-1, dim)
+
+
+def isotonic(s: Tensor, w: Tensor, kl: bool = False) -> Tensor:
+    """The isotonic regression v_j = min_{a≤j} max_{b≥j} A(a, b) of descending rows s and w [..., m].
+
+    A(a, b) is the mean of s − w from a to b, or by the Kullback-Leibler divergence log Σ eˢ − log Σ eʷ.
+    s − v is the projection of s onto the permutahedron of w (Blondel et al., ICML 2020).
+    """
+    if s.shape[-1] == 0:
+        return s
+    place = torch.arange(s.shape[-1], device=s.device)
+    inside = place >= place[:, None]  # b ≥ a
+
+    def total(x: Tensor) -> Tensor:
+        """Σ_{k=a}^b of x, or of exp x relative to that of x_a: [..., a, b]."""
+        if not kl:
+            return torch.where(inside, x[..., None, :], 0).cumsum(-1)
+        relative = torch.where(inside, x[..., None, :] - x[..., :, None], -torch.inf)
+        return x[..., :, None] + torch.where(inside, relative.exp().cumsum(-1), 1).log()
+
+    averages = total(s) - total(w)
+    if not kl:
+        averages = averages / (place - place[:, None] + 1).clamp(min=1)
+    averages = torch.where(inside, averages, -torch.inf)
+    best = averages.flip(-1).cummax(-1).values.flip(-1)  # over b ≥ j, of every a
+    return torch.where(inside, best, torch.inf).amin(-2)
+
+
+def _projected_rank(x: Tensor, tau: Tensor, keep: Tensor, kl: bool) -> Tensor:
+    """The projection of (m − 1) x/τ onto the permutahedron of the places 0 … m − 1, over m − 1.
+
+    By the Kullback-Leibler divergence: exp of that of x/τ onto that of log 1 … log m, less 1, over m − 1.
+    Gaps beyond the places' range, over which nothing is pooled, are closed to just over it, which changes
+    no rank; what is absent comes last, after such a gap.
+    """
+    others = (keep.sum(-1, keepdim=True) - 1).clamp(min=1).to(x.dtype)
+    order = torch.where(keep, x, -torch.inf).argsort(-1, descending=True)
+    ordered, there = x.gather(-1, order), keep.gather(-1, order)
+    gaps = (ordered[..., :-1] - ordered[..., 1:]) / tau * (1 if kl else others)
+    gaps = torch.where(there[..., 1:], gaps.minimum(others + 1), others + 1)
+    s = torch.nn.functional.pad(-gaps.cumsum(-1), (1, 0))
+    place = (others - torch.arange(x.shape[-1], device=x.device)).clamp(min=0)
+    rank = s - isotonic(s, (place + 1).log() if kl else place, kl)
+    rank = (rank.exp() - 1 if kl else rank) / others
+    return torch.zeros_like(rank).scatter(-1, order, rank)
 
 
 def smooth_cdf(

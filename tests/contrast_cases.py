@@ -4,8 +4,8 @@ Tolerances: a loss is within 1e-5 of itself, a gradient within 1e-5 in norm, aga
 same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of rounding, u = 2^-24, and a
 probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
 s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
-Σ q·∂L/∂q, which may cancel: it is also allowed 16u of Σ |q·∂L/∂q|. Gradients that come in half precision are
-allowed its own rounding more.
+Σ q·∂L/∂q, which may cancel, within an anchor too: it is also allowed 16u of its terms, one a feature.
+Gradients that come in half precision are allowed its own rounding more.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Case:
         near = max(NEAR, 4 * sharp * U) if sharp <= 128 else NEAR
         unit = torch.finfo(self.dtype)
         near += 0.0 if self.dtype == torch.float32 else unit.eps
-        terms = (leaves64[0] * wanted_gradients[0]).sum(1).abs().sum() / temperature64
+        terms = (leaves64[0] * wanted_gradients[0]).abs().sum() / temperature64
         for name, got, want in zip("qkrTb", gradients, wanted_gradients, strict=False):
             floor = 16 * U * terms if got.dim() == 0 else 0.0
             floor += got.numel() ** 0.5 * unit.eps * unit.smallest_normal  # roundings to subnormals

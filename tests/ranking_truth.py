@@ -17,13 +17,21 @@ Cdf = Callable[[Tensor], Tensor]
 
 def cdf_of(relaxation: str) -> Cdf:
     """Φ."""
-    return {"logistic": torch.sigmoid, "normal": torch.special.ndtr}[relaxation]
+    return {"logistic": torch.sigmoid, "normal": torch.special.ndtr, "laplace": laplace}[relaxation]
+
+
+def laplace(u: Tensor) -> Tensor:
+    """Whose slope at a tie is ½."""
+    return torch.where(u < 0, u.clamp(max=0).exp() / 2, 1 - (-u.clamp(min=0)).exp() / 2)
 
 
 def integral_of(relaxation: str) -> Cdf:
     """∫Φ."""
     if relaxation == "logistic":
         return torch.nn.functional.softplus
+    if relaxation == "laplace":
+        tail = [lambda u: u.clamp(max=0).exp() / 2, lambda u: u + (-u.clamp(min=0)).exp() / 2]
+        return lambda u: torch.where(u < 0, tail[0](u), tail[1](u))
     root = math.sqrt(2 * math.pi)
     return lambda u: u * torch.special.ndtr(u) + torch.exp(-u.square() / 2) / root
 
@@ -84,6 +92,8 @@ def spearman(s: Tensor, y: Tensor, temperature: float, relaxation: str) -> Tenso
         return None
     everyone = list(range(len(s)))
     soft = [soft_place(s, j, everyone, temperature, cdf_of(relaxation)) for j in everyone]
+    if (s == s[0]).all():  # no correlation
+        return 1 + 0 * s.sum()
     hard = [(y > y[j]).sum().double() + ((y == y[j]).sum() + 1) / 2 for j in everyone]
     return 1 - torch.corrcoef(torch.stack([torch.stack(soft), torch.stack(hard)]))[0, 1]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compare import RELAXATIONS as ON_GRIDS
 from interpreter import Child, names_in, needs_compiler, needs_triton
 
 from pc_kernels import formulas
@@ -65,7 +66,7 @@ def test_a_code_without_a_branch_does_not_compile(constant: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", RELAXATIONS)
+@pytest.mark.parametrize("name", ON_GRIDS)
 def test_taps(name: str) -> None:
     """The density's taps are symmetric and sum to 1: Φ at the node beyond the last, less its mirror's.
 

@@ -114,6 +114,19 @@ def test_shapes(way: str, shape: tuple[int, int], rng: Generator) -> None:
         check_matrices(BACKEND, d_s, d_t, rng, exclude_self=True)
 
 
+def test_relaxations_without_kernels(rng: Generator) -> None:
+    """Ranks in plain PyTorch, by the chain of stages; the dissimilarities are the kernels'."""
+    x, options = make_rows("normal", rng, 2, 9), {"relaxation": "laplace", "temperature": 0.3}
+    check_soft_rank(BACKEND, x, rng, **options)
+    check_features(BACKEND, *batch(rng, 6), rng, **options)
+    features = batch(rng, 6)
+    loss, wanted = (
+        pc_kernels.perception_coherence_loss(*features, relaxation="projection", backend=backend)
+        for backend in (BACKEND, "torch")
+    )
+    assert (loss - wanted).abs() <= tolerances.LOSS * wanted
+
+
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 31, 33, 64, 300])
 def test_lengths(way: str, m: int, relaxation: str, rng: Generator) -> None:

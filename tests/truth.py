@@ -23,6 +23,8 @@ def pdf(z: Tensor, relaxation: str) -> Tensor:
     """φ = Φ′."""
     if relaxation == "logistic":
         return torch.sigmoid(z) * torch.sigmoid(-z)
+    if relaxation == "laplace":
+        return torch.exp(-z.abs()) / 2
     return torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
 
 

@@ -46,7 +46,7 @@ inline float coherence_row(const CoherenceRows& stage, int64_t i, Scratch& scrat
   if (plan.way == Way::constant)
     fill(rank, count, 0.5f);
   else
-    rank_sums<R>(plan, rank, stage.with_grad ? scratch.density : nullptr, scratch);
+    rank_sums<R>(plan, student.values, rank, stage.with_grad ? scratch.density : nullptr, scratch);
   const float* const target = scratch.teacher;
   const double total = lane_sum(count, [=](int64_t j) { return P::value(rank[j] - target[j]); });
   const float loss = static_cast<float>(total / static_cast<double>(count));

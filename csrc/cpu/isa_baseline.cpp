@@ -2,6 +2,7 @@
 #include "../plan.h"
 #include "isa.h"
 #include "nearly_hard.h"
+#include "projection.h"
 #include "sort.h"
 
 #define PCK_ISA baseline

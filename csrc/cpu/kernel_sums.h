@@ -98,6 +98,21 @@ __attribute__((noinline)) void nearly_hard_sums(const Plan& whole, int64_t sourc
   });
 }
 
+// By scans; `weight` is of all points.
+inline void scanned_sums(const Plan& plan, int64_t sources, const float* weight,
+                         const KernelSumsOut& out, Scratch& scratch) {
+  const auto by_scans = [&](Kernel kernel, float* values) {
+    if (values == nullptr) return;
+    scan_sums(kernel, plan.count, plan.tau, weight, scratch);
+    for (int64_t k = 0; k < plan.count; ++k)
+      if (scratch.order[k] >= sources)
+        values[scratch.order[k] - sources] = static_cast<float>(scratch.sum[k]);
+  };
+  by_scans(Kernel::density, out.density);
+  by_scans(Kernel::cdf, out.cdf);
+  by_scans(Kernel::integral, out.integral);
+}
+
 // A row's points, to Scratch::student: the sources, then the queries; mirrored for the upper tail,
 // whose mirror image is the lower.
 inline void place_together(const KernelSums& stage, int64_t i, Scratch& scratch) {
@@ -148,13 +163,17 @@ inline bool weights_are_finite(const KernelSums& stage, int64_t i, Scratch& scra
 template <class R>
 inline void channel_sums(const Plan& plan, int64_t sources, const float* weight,
                          const KernelSumsOut& out, Scratch& scratch) {
-  if (plan.way == Way::grid)
-    ordinary_sums<R>(plan, sources, weight, out, scratch);
-  else
-    nearly_hard_sums<R>(plan, sources, weight, out, scratch);
-  if (out.integral != nullptr && scratch.in_order)
-    add_closed_gaps(scratch.student, plan.count, plan.tau, kStep<R>, weight, sources, out.integral,
-                    scratch);
+  if constexpr (R::method == Method::scans) {
+    scanned_sums(plan, sources, weight, out, scratch);
+  } else {
+    if (plan.way == Way::grid)
+      ordinary_sums<R>(plan, sources, weight, out, scratch);
+    else
+      nearly_hard_sums<R>(plan, sources, weight, out, scratch);
+    if (out.integral != nullptr && scratch.in_order)
+      add_closed_gaps(scratch.student, plan.count, plan.tau, kStep<R>, weight, sources, out.integral,
+                      scratch);
+  }
 }
 
 inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
@@ -163,7 +182,7 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
   const int64_t first = stage.queries.first(i);
   const bool* const asked = stage.queries.keep == nullptr ? nullptr : stage.queries.keep + first;
   place_together(stage, i, scratch);
-  visit(Relaxations{}, stage.options.relaxation, [&](auto relaxation) {
+  visit(SmoothSteps{}, stage.options.relaxation, [&](auto relaxation) {
     using Own = decltype(relaxation);
     using R = Far<Own>;
     const bool few =

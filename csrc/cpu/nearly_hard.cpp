@@ -177,7 +177,7 @@ void sum_pairs(Kernel kernel, double support, int64_t count, Weight weight, Aske
 void pairs_sums(Kernel kernel, const Step& step, int64_t count, const float* weight,
                 int64_t first_query, Scratch& scratch) {
   const int32_t* const order = scratch.order;
-  visit(Relaxations{}, step.relaxation, [&](auto row) {
+  visit(GridRelaxations{}, step.relaxation, [&](auto row) {
     using R = decltype(row);
     if (weight == nullptr && first_query == 0)
       return sum_pairs<R>(
@@ -213,7 +213,7 @@ void pairs_rank_gradient(const Step& step, int64_t count, const float* slope, Sc
   const auto rise = [=](int64_t i, int64_t k) {
     return static_cast<double>(slope[order[k]]) - slope[order[i]];
   };
-  visit(Relaxations{}, step.relaxation, [&](auto row) {
+  visit(GridRelaxations{}, step.relaxation, [&](auto row) {
     for_window(
         count, step.support, scratch, [](int64_t, int64_t) {},
         [=](int64_t i, int64_t k, double gap) {

@@ -9,7 +9,7 @@ namespace pck {
 
 // A relaxation, out of the templates.
 struct Step {
-  int relaxation;  // a code of Relaxations
+  int relaxation;  // a code of GridRelaxations
   double support;
   int inverse_step;
 };

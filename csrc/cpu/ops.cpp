@@ -13,6 +13,7 @@ namespace {
 struct Cpu {
   static constexpr const char* name = "cpu";
   static constexpr DeviceType device = DeviceType::CPU;
+  using Relaxations = pck::Relaxations;
 
   static Tensor empty_like(const Tensor& x) { return empty_rows(x, x.sizes()); }
 
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> kernel_sums(
       rows, points / std::max<int64_t>(rows, 1), most,
       KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
                  channels, sources.numel(), queries.numel(),
-                 rank_options(relaxation, temperature, false), to(density, wanted[0]),
+                 rank_options(SmoothSteps{}, relaxation, temperature, false), to(density, wanted[0]),
                  to(cdf, wanted[1]), to(integral, wanted[2])});
   return {density, cdf, integral};
 }

@@ -15,6 +15,7 @@ namespace PCK_ISA {
 #include "dissimilarity.h"
 #include "hard_rank.h"
 #include "grid.h"
+#include "scans.h"
 #include "soft_rank.h"
 #include "few_sums.h"
 #include "kernel_sums.h"

@@ -66,7 +66,8 @@ void Scratch::reserve_cells(int64_t cells) {
   cells_ = nullptr;
   cell_capacity_ = 0;
   constexpr int64_t tile = 256;  // whole tiles of cells and nodes are read and written
-  constexpr int64_t band = largest(Relaxations{}, [](auto row) { return kBand<Far<decltype(row)>>; });
+  constexpr int64_t band =
+      largest(GridRelaxations{}, [](auto row) { return kBand<Far<decltype(row)>>; });
   const int64_t nodes = capacity + kNodes + tile;
   cells_ = allocate([&](auto cut) {
     cut(moments, (capacity + 4) * kTerms);

@@ -1,5 +1,6 @@
-// Stage `soft_rank`: sum_k Phi((x_j - x_k)/tau) and its gradient, O(count): on the grid of grid.h, or
-// pair by pair where that would be too large. Included inside the namespace of one instruction set.
+// Stage `soft_rank`: sum_k Phi((x_j - x_k)/tau) and its gradient, O(count): on the grid of grid.h, pair
+// by pair where that would be too large, or as scans.h and projection.h have it. Included inside the
+// namespace of one instruction set.
 
 // `low` is the smallest value.
 inline Moments moments_of(const float* x, int64_t count, double low) {
@@ -18,15 +19,10 @@ inline void ready_for_grid(const Plan& plan, Scratch& scratch) {
   scratch.reserve_cells(plan.cells);
 }
 
-// Decides the way and, for the grid, places the points.
+// Places the points of a row in this range on the grid, or decides that it is nearly hard.
 template <class R>
-inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
-  if (count == 0) return {Way::constant, 0, 0, {}, 0.0};
-  scratch.in_order = false;
-  const Range range = range_of(x, count);
-  Plan plan = begin_plan(count, range.finite, range.low == range.high, options,
-                         [&] { return moments_of(x, count, range.low); });
-  if (plan.way != Way::grid) return plan;
+PCK_HD void place_row(const float* x, const Range& range, Plan& plan, Scratch& scratch) {
+  const int64_t count = plan.count;
   const double inverse_step = R::inverse_step / plan.tau;
   const double low = range.low;
   const double span = (static_cast<double>(range.high) - low) * inverse_step;
@@ -54,6 +50,25 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
     }
   }
   ready_for_grid(plan, scratch);
+}
+
+// Decides the way, and readies the row for it.
+template <class R>
+inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
+  if (count == 0) return {Way::constant, 0, 0, {}, 0.0};
+  scratch.in_order = false;
+  const Range range = range_of(x, count);
+  Plan plan = begin_plan(count, range.finite, range.low == range.high, options,
+                         [&] { return moments_of(x, count, range.low); });
+  if (plan.way != Way::grid) return plan;
+  if constexpr (R::method == Method::projection) {
+    plan.way = Way::projection;
+  } else if constexpr (R::method == Method::scans) {
+    plan.way = Way::scans;
+    begin_scans(x, count, plan.tau, scratch);
+  } else {
+    place_row<R>(x, range, plan, scratch);
+  }
   return plan;
 }
 
@@ -167,19 +182,25 @@ __attribute__((noinline)) void nearly_hard_rank_gradient(int64_t count, const fl
 }
 
 // rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
-// sum, if wanted (0 where pairs are summed: these have no use for it).
+// sum, if wanted: pairs and scans have no use for it, projections leave the points' blocks there.
 template <class R>
-inline void rank_sums(const Plan& plan, float* rank, float* density, Scratch& scratch) {
-  const int64_t count = plan.count;
-  const float unit = plan.rank_unit();
-  if (plan.way == Way::pairs) return nearly_hard_rank_sums<R>(plan, rank, density, scratch);
-  density_on_grid<R>(plan, nullptr, scratch);
-  integrate<R>(plan, scratch);
-  for_points(count, [&](int64_t j, auto vector) {
-    const Cubics cubics = gather(scratch, j);
-    vector.put(rank + j, (rank_at<R>(scratch, j, cubics) - 0.5f) * unit);
-    if (density != nullptr) vector.put(density + j, cubics.at(load(scratch.place + j)));
-  });
+inline void rank_sums(const Plan& plan, const float* x, float* rank, float* density, Scratch& scratch) {
+  if constexpr (R::method == Method::projection) {
+    projected_ranks(R::kl, x, plan.count, plan.tau, rank, density, scratch);
+  } else if constexpr (R::method == Method::scans) {
+    scanned_rank_sums(plan, rank, scratch);
+  } else if (plan.way == Way::pairs) {
+    nearly_hard_rank_sums<R>(plan, rank, density, scratch);
+  } else {
+    const float unit = plan.rank_unit();
+    density_on_grid<R>(plan, nullptr, scratch);
+    integrate<R>(plan, scratch);
+    for_points(plan.count, [&](int64_t j, auto vector) {
+      const Cubics cubics = gather(scratch, j);
+      vector.put(rank + j, (rank_at<R>(scratch, j, cubics) - 0.5f) * unit);
+      if (density != nullptr) vector.put(density + j, cubics.at(load(scratch.place + j)));
+    });
+  }
 }
 
 // grad[j] <- factor sum_k (slope_j - slope_k) phi((x_j - x_k)/tau) / tau, with rank_sums' density, and
@@ -193,7 +214,11 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
   const float inverse_tau = in_double ? 1.0f : plan.inverse_tau();
   const float unit = in_double ? 1.0f : factor;
   const auto scaled = [=](auto value) { return value * unit * inverse_tau; };
-  if (plan.way == Way::pairs) {
+  if constexpr (R::method == Method::projection) {
+    projected_gradient(R::kl, x, count, plan.tau, slope, density, grad, scratch);
+  } else if constexpr (R::method == Method::scans) {
+    scanned_rank_gradient(count, slope, grad, scratch);
+  } else if (plan.way == Way::pairs) {
     nearly_hard_rank_gradient<R>(count, slope, density, grad, scratch);
   } else {
     density_on_grid<R>(plan, slope, scratch);
@@ -231,7 +256,7 @@ inline void soft_rank(const float* x, int64_t count, const RankOptions& options,
   if (density != nullptr && plan.way != Way::grid) fill(density, count, 0.0f);
   if (plan.way == Way::undefined) return fill(rank, count, __builtin_nanf(""));
   if (plan.way == Way::constant) return fill(rank, count, 0.5f);
-  rank_sums<R>(plan, rank, density, scratch);
+  rank_sums<R>(plan, x, rank, density, scratch);
 }
 
 inline void run_row(const SoftRank& stage, int64_t i, Scratch& scratch) {

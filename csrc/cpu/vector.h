@@ -10,6 +10,7 @@ using WideMask = int32_t __attribute__((vector_size(PCK_VECTOR_BYTES)));  // -1 
 using Half = float __attribute__((vector_size(PCK_VECTOR_BYTES / 2)));
 using HalfIndex = int32_t __attribute__((vector_size(PCK_VECTOR_BYTES / 2)));
 using HalfDouble = double __attribute__((vector_size(PCK_VECTOR_BYTES)));
+using HalfLong = int64_t __attribute__((vector_size(PCK_VECTOR_BYTES)));
 
 constexpr int kWide = PCK_VECTOR_BYTES / 4;
 constexpr int kHalf = PCK_VECTOR_BYTES / 8;

@@ -19,7 +19,7 @@ namespace pck::cuda {
 
 inline constexpr int kFewestCells = 64;  // room in `high` for the mass and its bands
 static_assert(3 * kFewestCells >=
-              largest(Relaxations{}, [](auto row) { return kTaps<decltype(row)>; }) + kNodes + 7);
+              largest(GridRelaxations{}, [](auto row) { return kTaps<decltype(row)>; }) + kNodes + 7);
 
 __device__ constexpr Stencil kDeviceStencil = make_stencil();
 

@@ -29,8 +29,8 @@ struct Room {
 // `capacity`: the most cells that there is memory for.
 Room grid_room(int64_t count, const RankOptions& options, double capacity) {
   const double points = static_cast<double>(count);
-  const int inverse_step =
-      visit(Relaxations{}, options.relaxation, [](auto row) { return decltype(row)::inverse_step; });
+  const int inverse_step = visit(GridRelaxations{}, options.relaxation,
+                                 [](auto row) { return decltype(row)::inverse_step; });
   // A larger grid costs more than parts.
   const double limit = std::min({kMostCellsPerPoint * points, points * points / 8.0, capacity});
   const auto whole = [=](double cells) {

@@ -12,7 +12,7 @@ namespace pck::cuda {
 template <bool kShared>
 inline constexpr int kThreads = kShared ? kMostThreads : kMostThreads / 2;
 
-inline constexpr int kMostTapsBytes = largest(Relaxations{}, [](auto row) {
+inline constexpr int kMostTapsBytes = largest(GridRelaxations{}, [](auto row) {
   return static_cast<int>(sizeof(Taps<decltype(row)>) + 15) / 16 * 16;
 });
 
@@ -106,7 +106,7 @@ template <class Stage>
 cudaError_t run(const Launch& launch, const Stage& stage) {
   if (launch.rows == 0) return cudaSuccess;
   if constexpr (requires { stage.options; })
-    return visit(Relaxations{}, stage.options.relaxation,
+    return visit(GridRelaxations{}, stage.options.relaxation,
                  [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });
   else
     return start(launch, stage, NoTaps{});

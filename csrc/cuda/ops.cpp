@@ -11,6 +11,7 @@ namespace {
 struct Cuda {
   static constexpr const char* name = "cuda";
   static constexpr DeviceType device = DeviceType::CUDA;
+  using Relaxations = GridRelaxations;
 
   static Tensor empty_like(const Tensor& x) { return empty<float>(x, x.sizes()); }
 

@@ -44,10 +44,19 @@ STYLE = {  # readable on white and on black: one picture serves both schemes
 }
 
 
+SHOWN = (*RELAXATIONS, "projection")
+"""The relaxations."""
+
+
 def panels(count: int) -> tuple[Figure, list[Axes]]:
     """As many axes side by side, with a common vertical axis."""
     figure, axes = pyplot.subplots(
-        1, count, figsize=(4.2 * count, 3.2), sharey=True, squeeze=False, layout="constrained"
+        1,
+        count,
+        figsize=(min(4.2, 13 / count) * count, 3.2),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     return figure, list(axes[0])
 
@@ -56,8 +65,8 @@ def ranks() -> Figure:
     """Soft rank against value, for each relaxation and temperature, and the hard rank."""
     values = torch.randn(24, generator=torch.Generator().manual_seed(4)).sort().values
     values = (values - values.mean()) / values.std(correction=0)
-    figure, axes = panels(len(RELAXATIONS))
-    for ax, relaxation in zip(axes, RELAXATIONS, strict=True):
+    figure, axes = panels(len(SHOWN))
+    for ax, relaxation in zip(axes, SHOWN, strict=True):
         ax.step(values, pc_kernels.hard_rank(values), where="mid", color=GREY, lw=1, label="hard")
         for temperature in TEMPERATURES:
             rank = pc_kernels.soft_rank(values, temperature, relaxation, scale="std")
@@ -92,8 +101,8 @@ def pull(relaxation: str, temperature: float, displacements: torch.Tensor) -> to
 def gradients() -> Figure:
     """The gradient of the loss in the dissimilarity of a displaced reference, against how far it is."""
     displacements = torch.linspace(-4, 4, 321, dtype=torch.float64)
-    figure, axes = panels(len(RELAXATIONS))
-    for ax, relaxation in zip(axes, RELAXATIONS, strict=True):
+    figure, axes = panels(len(SHOWN))
+    for ax, relaxation in zip(axes, SHOWN, strict=True):
         for temperature in TEMPERATURES:
             slope = pull(relaxation, temperature, displacements)
             ax.plot(displacements, slope, lw=1.2, label=f"temperature {temperature:g}")

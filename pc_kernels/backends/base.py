@@ -10,8 +10,9 @@ from torch import Tensor
 from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
 from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..formulas import Projection, Relaxation
 from ..pair_counts import PairCounts, pair_counts_by_sorting
-from . import chain, contrast_rows
+from . import chain, contrast_rows, grid_method, projected
 from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ class Backend(RowMaker):
         """
         raise NotImplementedError
 
+    def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
+        """The blocks of the isotonic regression of rows s and w [N, m], descending, in float64.
+
+        Int64 [N, m], for each place the first of its block; see `reference.isotonic`.
+        """
+        return projected.isotonic_blocks(s, w, kl)
+
     def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """A teacher's rows as its ranks, "ranked": 0 where absent, NaN in rows with a NaN or an infinity.
 
@@ -128,19 +136,47 @@ class Backend(RowMaker):
 
 
 class FusedBackend(Backend):
-    """A backend that fuses the chain for the row rules that its kernels know."""
+    """A backend that fuses the chain for the row rules and the relaxations that its kernels know."""
 
     working_bytes = 0
 
+    def knows(self, relaxation: Relaxation | Projection) -> bool:
+        """Whether its kernels have this relaxation; by others it ranks in plain PyTorch."""
+        on_grid = isinstance(relaxation, Relaxation) and relaxation.single is not None
+        return on_grid and relaxation.code is not None
+
+    def fuses(self, recipe: Recipe) -> bool:
+        """Whether its kernels have the whole chain."""
+        return recipe.rule.code is not None and self.knows(recipe.formula)
+
     def working_bytes_of(self, recipe: Recipe) -> int:
         """See `Backend`."""
-        return chain.WORKING_BYTES if recipe.rule.code is None else self.working_bytes
+        if self.fuses(recipe):
+            return self.working_bytes
+        return chain.WORKING_BYTES if self.knows(recipe.formula) else grid_method.WORKING_BYTES
+
+    def soft_rank(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend`; for relaxations that its kernels do not have."""
+        return grid_method.soft_rank(x, recipe, with_grad, keep)
+
+    def soft_rank_backward(
+        self,
+        grad_rank: Tensor,
+        x: Tensor,
+        density: Tensor,
+        recipe: Recipe,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """See `Backend`; for relaxations that its kernels do not have."""
+        return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
 
     def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
-        """`coherence_rows` in as few kernels as can be, for rules with a code."""
+        """`coherence_rows` in as few kernels as can be, where `fuses`."""
         raise NotImplementedError
 
     def coherence_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """See `Backend`."""
-        rows = super().coherence_rows if recipe.rule.code is None else self.fused_rows
+        rows = self.fused_rows if self.fuses(recipe) else super().coherence_rows
         return rows(chunk, recipe, with_grad)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
-from ..formulas import KERNELS
+from ..formulas import KERNELS, Projection, Relaxation
 from ..installation import OLD_TORCH, why_not_loaded
 from ..pair_counts import PairCounts, pairs_of
 from ..products import IN_FLOAT32, Products
@@ -44,6 +44,8 @@ class CompiledBackend(FusedBackend):
         self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
+        if not self.knows(recipe.formula):
+            return super().soft_rank(x, recipe, with_grad, keep)
         return self.operator("soft_rank")(x.contiguous(), keep, *_scaling(recipe), with_grad)
 
     def soft_rank_backward(
@@ -55,6 +57,8 @@ class CompiledBackend(FusedBackend):
         keep: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
+        if not self.knows(recipe.formula):
+            return super().soft_rank_backward(grad_rank, x, density, recipe, keep)
         return self.operator("soft_rank_backward")(
             grad_rank.contiguous(), x.contiguous(), density, keep, *_scaling(recipe)
         )
@@ -114,6 +118,10 @@ class CpuBackend(CompiledBackend):
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
 
+    def knows(self, relaxation: Relaxation | Projection) -> bool:
+        """See `FusedBackend`; its kernels scan and project as well."""
+        return relaxation.code is not None
+
     def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """See `Backend`; threads over rows, whatever their lengths."""
         wanted = [kernel in kernels for kernel in KERNELS]
@@ -121,6 +129,11 @@ class CpuBackend(CompiledBackend):
             *rows, recipe.temperature, recipe.relaxation, wanted
         )
         return [sums[KERNELS.index(kernel)] for kernel in kernels]
+
+    def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
+        """See `Backend`; by pooling adjacent violators, threads over rows."""
+        blocks: Tensor = torch.ops.pc_kernels.cpu_isotonic_blocks(s, w, kl)
+        return blocks
 
     def empty_rows(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """See `RowMaker`; memory that is kept from call to call (csrc/cpu/kept_memory.h)."""

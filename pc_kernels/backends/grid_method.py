@@ -3,7 +3,8 @@
 A row's soft ranks are one smooth function F(x) = Σ_k Φ((x − x_k)/τ) read at the row's own points.
 *Spread* the points onto a uniform grid, *convolve* with Φ (and with φ = Φ′, for the gradient),
 *gather* at the points: docs/method.md, Eq. 3-6. float32 and float64 differ only in the size of the grid.
-With weights, and read at other points, the same is a smooth CDF (Eq. 8).
+With weights, and read at other points, the same is a smooth CDF (Eq. 8). Relaxations that are not smooth
+have no grid: their rows are scanned in order (scanned.py), or projected (projected.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..formulas import Projection
 from .located import Grid, Located, NearlyHard, Setting, in_double
+from .projected import Projected
+from .scanned import LARGEST_STEP, Scanned
 
 if TYPE_CHECKING:
     from ..cdf_rows import CdfRows
@@ -26,11 +30,11 @@ if TYPE_CHECKING:
 CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
 
+WORKING_BYTES = 160
+"""Working memory for each value of a row, at the peak."""
+
 FEW_PAIRS = 1024
 """Of a row's sources and queries, below which their direct sums cost less than a grid."""
-
-LARGEST_STEP = 1e100
-"""A gap in units of τ that is as good as infinite, but has products with 0."""
 
 SMALLEST_TAU = 1e-300
 """Below this a temperature decides nothing: it is far less than any difference in float32."""
@@ -64,7 +68,7 @@ def soft_rank(
     """
     if x.numel() == 0:
         return x.clone(), x.clone()
-    row = _Rows(x, recipe, keep, _every_point(recipe, x.dtype))
+    row = _Rows(x, recipe, keep, Setting(recipe.formula, x.dtype))
     sums, density = row.rank_sums(with_grad)
     return row.only_kept(row.settle((sums - 0.5) / row.others, 0.5)), density
 
@@ -82,7 +86,7 @@ def soft_rank_backward(
     """
     if x.numel() == 0:
         return x.clone()
-    row = _Rows(x, recipe, keep, _every_point(recipe, x.dtype))
+    row = _Rows(x, recipe, keep, Setting(recipe.formula, x.dtype))
     slope = row.only_kept(grad_rank / row.others)
     grad = row.only_kept(row.slope_sums(slope, density) / row.tau)
     if recipe.scale == "std":
@@ -109,12 +113,10 @@ def kernel_sums(rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list
     elif count * rows.queries.shape[1] <= FEW_PAIRS:
         found = _direct_sums(rows, weights, recipe, kernels)
     else:
-        spec = recipe.smooth_step.grid(points.dtype).far
         parts = slice(None, count), slice(count, None)
         keep = None if rows.source_mask is None and rows.query_mask is None else there
-        located = _Rows(
-            points, recipe, keep, Setting(recipe.smooth_step, spec, points.dtype, *parts)
-        )
+        setting = Setting(recipe.smooth_step, points.dtype, True, *parts)
+        located = _Rows(points, recipe, keep, setting)
         channels = [located.sums(weight, kernels) for weight in weights]
         found = [torch.stack(sums) for sums in zip(*channels, strict=True)]
     finite = (points.isfinite() | ~there).all(1) & weights.isfinite().all(2).all(0)
@@ -133,11 +135,6 @@ def _direct_sums(
 
 def _there(x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-
-
-def _every_point(recipe: Recipe, dtype: torch.dtype) -> Setting:
-    relaxation = recipe.smooth_step
-    return Setting(relaxation, relaxation.grid(dtype), dtype)
 
 
 class _Closed(NamedTuple):
@@ -174,9 +171,15 @@ class _Rows:
         self.standard = centred / self.sigma
         self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
         self.tau = (self.tau * recipe.temperature).clamp(min=SMALLEST_TAU)
-        points = torch.where(self.constant, 0, (wide - low) / self.tau)
         self.closed: _Closed | None = None
-        self.groups = self._in_groups(points, wide)
+        self.groups: list[tuple[Tensor | None, Located]]
+        if isinstance(setting.relaxation, Projection):
+            self.groups = [(None, Projected(wide, self.tau, keep, setting))]
+        elif setting.step.single is None:
+            self.groups = [(None, Scanned(wide, self.tau, keep, setting))]
+        else:
+            points = torch.where(self.constant, 0, (wide - low) / self.tau)
+            self.groups = self._in_groups(points, wide)
 
     def only_kept(self, x: Tensor) -> Tensor:
         """X [N, m] with 0 for what is absent."""

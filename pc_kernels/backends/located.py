@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..formulas import GridSpec, Relaxation
+from ..formulas import GridSpec, Projection, Relaxation
 
 MOST_NEIGHBOURS = 40
 """Of a nearly hard row, points that see more others than this are served by a grid."""
@@ -24,14 +24,27 @@ ALL = slice(None)
 class Setting(NamedTuple):
     """What the points of all rows have in common."""
 
-    relaxation: Relaxation
-    spec: GridSpec
+    relaxation: Relaxation | Projection
     dtype: torch.dtype
     """Of sums."""
+    far: bool = False
+    """Whether small sums have to be right, so that the grid's support is its reach."""
     sources: slice = ALL
     """The points that may have a weight."""
     queries: slice = ALL
     """The points where sums are wanted."""
+
+    @property
+    def spec(self) -> GridSpec:
+        """The grid, of a relaxation that has one."""
+        spec = self.step.grid(self.dtype)
+        return spec.far if self.far else spec
+
+    @property
+    def step(self) -> Relaxation:
+        """The relaxation, if it has a Φ."""
+        assert isinstance(self.relaxation, Relaxation)
+        return self.relaxation
 
     def of_all(self, weight: Tensor, points: Tensor) -> Tensor:
         """The weights [N, m] of the sources as weights of all points [N, P], 0 elsewhere."""
@@ -113,7 +126,7 @@ class Grid(Located):
         blocks = -(-count // block)
         padded = pad(mass, (block, block + blocks * block - count))
         windows = padded.unfold(1, 3 * block, block)  # [N, blocks, 3 block]
-        taps = _taps(self.setting.relaxation, self.setting.spec, kernel, mass.dtype, mass.device)
+        taps = _taps(self.setting.step, self.setting.spec, kernel, mass.dtype, mass.device)
         result = windows @ taps
         if kernel != "pdf":  # what lies below a block's window counts in full
             totals = padded.unfold(1, block, block).sum(2)
@@ -237,7 +250,7 @@ class NearlyHard(Located):
     def _sums_by_pairs(self, mass: Tensor, kernel: str) -> Tensor:
         """Sums over the neighbours of isolated points, in order; all that is below counts in full."""
         total = self._hard_sums(mass, kernel)
-        total += mass * self.setting.relaxation.kernel(kernel)(mass.new_zeros(()))
+        total += mass * self.setting.step.kernel(kernel)(mass.new_zeros(()))
         for lower, upper, tail in self._neighbours(kernel):
             if kernel == "cdf":
                 total[:, upper] -= mass[:, lower] * tail
@@ -282,7 +295,7 @@ class NearlyHard(Located):
             The lower and the upper points, and the kernel of the lower over the upper: beyond the support
             0, since gaps may be closed there.
         """
-        formula, support = self.setting.relaxation.kernel(kernel), self.setting.spec.support
+        formula, support = self.setting.step.kernel(kernel), self.setting.spec.support
         for offset in range(1, self.most_seen + 1):
             lower, upper = slice(None, -offset), slice(offset, None)
             gap = self.places[:, upper] - self.places[:, lower]

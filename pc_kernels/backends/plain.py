@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import reference
 from ..cdf_rows import CdfRows, sums_by_matrices
+from ..formulas import Projection
 from . import grid_method
 from .base import Backend
 
@@ -49,6 +51,9 @@ class ReferenceBackend(Backend):
         """See `Backend`; by explicit formula, since operators run below autograd."""
         if x.shape[1] == 0:
             return x.clone()
+        if isinstance(recipe.formula, Projection):  # by the blocks of its ranks
+            _, blocks = grid_method.soft_rank(x, recipe, True, keep)
+            return grid_method.soft_rank_backward(grad_rank, x, blocks, recipe, keep)
         keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep
         count = keep.sum(1, keepdim=True)
         x = torch.where(keep, x, 0)
@@ -70,6 +75,13 @@ class ReferenceBackend(Backend):
         grad = torch.where(x.isfinite().all(1, keepdim=True), grad, torch.nan)
         return torch.where(keep, grad, 0)
 
+    def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
+        """See `Backend`; where the regression has one value."""
+        value = reference.isotonic(s, w, kl)
+        place = torch.arange(s.shape[1], device=s.device)
+        starts = pad(~torch.isclose(value[:, 1:], value[:, :-1], 1e-12, 1e-12), (1, 0), value=True)
+        return torch.where(starts, place, 0).cummax(1).values
+
     def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """See `Backend`."""
         formulas = [recipe.smooth_step.kernel(kernel) for kernel in kernels]
@@ -84,7 +96,7 @@ class TorchBackend(Backend):
     """The grid method in PyTorch operators: fast on any device, no compiler needed."""
 
     name = "torch"
-    working_bytes = 160
+    working_bytes = grid_method.WORKING_BYTES
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Runs anywhere."""

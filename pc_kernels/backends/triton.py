@@ -65,6 +65,8 @@ class TritonBackend(FusedBackend):
         self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
+        if not self.knows(recipe.formula):
+            return super().soft_rank(x, recipe, with_grad, keep)
         return _launch().soft_rank(x.contiguous(), recipe, with_grad, keep)
 
     def soft_rank_backward(
@@ -76,6 +78,8 @@ class TritonBackend(FusedBackend):
         keep: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
+        if not self.knows(recipe.formula):
+            return super().soft_rank_backward(grad_rank, x, density, recipe, keep)
         return _launch().soft_rank_backward(
             grad_rank.contiguous(), x.contiguous(), density, recipe, keep
         )

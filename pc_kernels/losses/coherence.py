@@ -56,7 +56,7 @@ def perception_coherence_loss(
             is given, not parameters inside it.
         teacher_dissimilarity: the teacher's, if another.
         relaxation: the CDF Φ in the soft rank: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic"
-            by default.
+            by default; or one of `pc_kernels.formulas.PROJECTIONS`, see `soft_rank`.
         temperature: τ, in units of σ_i or of the dissimilarity itself: see scale. > 0.
         scale: "std": τ_i = temperature · σ_i, the standard deviation of the anchor's dissimilarities;
             the loss then does not change when the student's features are scaled. None: τ = temperature.

@@ -154,7 +154,7 @@ def grid_capacity(count: int, recipe: Recipe) -> int:
     """
     cells = float(CELLS_PER_POINT * count)
     if recipe.scale == "std":
-        inverse_step = recipe.smooth_step.single.inverse_step
+        inverse_step = recipe.smooth_step.grid(torch.float32).inverse_step
         cells = min(cells, math.sqrt(2 * count) / recipe.temperature * inverse_step + 4)
     return padded(int(cells))
 
@@ -175,7 +175,7 @@ def _present(pairs: Pairs, values: Tensor) -> tuple[Tensor, int]:
 def dissimilarity(rows: Rows) -> None:
     """The stage, in place."""
     count = rows.values.shape[1]
-    if rows.gram is None or rows.values.numel() == 0:
+    if rows.gram is None or rows.ready or rows.values.numel() == 0:
         return
     block = power_of_two_above(count, THREADS, 256)
     with on(rows.values.device):

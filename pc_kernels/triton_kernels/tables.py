@@ -20,7 +20,7 @@ TERMS = 4
 LEFT_NODE = NODES // 2 - 1
 """The node at a cell's left edge is this many after the cell's first node."""
 
-GRIDS = {row.code: row.single for row in RELAXATIONS.values()}
+GRIDS = {row.code: row.single for row in RELAXATIONS.values() if row.single is not None}
 INVERSE_STEPS = {code: grid.inverse_step for code, grid in GRIDS.items()}
 BANDS = {code: grid.band for code, grid in GRIDS.items()}
 assert all(grid.stencil == NODES for grid in GRIDS.values()), "the kernels' stencil has 8 nodes"
@@ -84,7 +84,7 @@ def tables(relaxation: str, device: torch.device) -> Tensor:
 
 def _tables(relaxation: str, device: torch.device) -> Tensor:
     row = RELAXATIONS[relaxation]
-    band, step = row.single.band, 1 / row.single.inverse_step
+    band, step = GRIDS[row.code].band, 1 / GRIDS[row.code].inverse_step
     values = np.zeros(TAPS + padded(2 * band + 1))
     # A node collects from the moments of the cells n - NODES + 1 ... n, as they lie in memory.
     values[SPREAD:GATHER] = WEIGHTS.T[::-1].ravel()

@@ -1,0 +1,1 @@
+"""The interfaces of other libraries, on the kernels of this one."""
