@@ -290,7 +290,7 @@ class TestReport:
     @staticmethod
     def results(pc: list[float], rkd: list[float]) -> Results:
         def run(score: float) -> Run:
-            metrics = Metrics(*[score] * 6)
+            metrics = Metrics(*[score] * 7)
             return Run(metrics, metrics, 8, 1000, 0.01, 1.0, None, [{"epoch": 1.0}])
 
         config = make_config(

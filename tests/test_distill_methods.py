@@ -16,7 +16,7 @@ from pc_kernels.distill.methods import METHODS, Task
 from pc_kernels.distill.networks import NETWORKS, make_network
 
 B, DS, DT, CLASSES = 7, 3, 5, 4
-TASK = Task(DS, DT, CLASSES, lambda: nn.Linear(DT, CLASSES))
+TASK = Task(DS, DT, CLASSES, lambda: nn.Linear(DT, CLASSES), lambda layers: {})
 
 
 def features(seed: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,15 @@
-"""The training loop: one for a teacher with labels and for a student with a teacher's features."""
+"""The training loop: one for a teacher with labels and for a student with a teacher's features.
+
+Several processes train on one joint batch. Each runs the network on its part of it; features are then
+gathered, and the objective sees all of them, on every process the same. What is computed is what one
+process would, batch normalisation aside, which takes each part's own statistics.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +19,11 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from pc_kernels import LayerOutputs
+
 from .data import augment
+from .engine import Alone, joined, share
+from .log import Log
 from .networks import Encoder
 from .storage import read_state, write_state
 
@@ -60,15 +69,86 @@ class LabelHead(nn.Module):
         return functional.cross_entropy(self.classifier(features), labels)
 
 
+class Step(nn.Module):
+    """What a batch costs: the network on this process's share of it, the objective on all of it.
+
+    An objective that has `layers`, pairs of a student's and a teacher's by name, is also given what
+    both networks' layers said of the same inputs.
+    """
+
+    def __init__(
+        self, network: Encoder, objective: nn.Module, engine: Any, teacher: nn.Module | None
+    ) -> None:
+        """`teacher`: a network that runs in the step, where the objective asks for its layers."""
+        super().__init__()
+        self.objective, self.engine = objective, engine
+        layers: Mapping[str, tuple[str, str]] = getattr(objective, "layers", {})
+        mine, theirs = ({name: pair[side] for name, pair in layers.items()} for side in (0, 1))
+        self.network = LayerOutputs(network, mine)
+        self.teacher = None
+        if theirs:
+            assert teacher is not None
+            self.teacher = LayerOutputs(teacher.requires_grad_(False), theirs)
+
+    def forward(self, inputs: Tensor, *targets: Tensor) -> Tensor:
+        """Inputs [B, ...] and targets [B, ...] of the joint batch -> its loss, a scalar."""
+        inputs = share(inputs, self.engine)
+        features, layers = self.network(inputs)
+        seen = [layers]
+        if self.teacher is not None:
+            with torch.no_grad():
+                seen.append(self.teacher(inputs).layers)
+        with torch.autocast(features.device.type, enabled=False):
+            whole = [{name: self._whole(x) for name, x in side.items()} for side in seen]
+            given = () if self.teacher is None else (tuple(whole),)
+            loss: Tensor = self.objective(self._whole(features), *targets, *given)
+        return loss
+
+    def train(self, mode: bool = True) -> Step:
+        """As of any module, but the teacher stays as it is evaluated."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """Of all processes, in float32."""
+        return joined(rows.float(), self.engine)
+
+
 class Training:
     """A network being trained for an objective; what it needs to go on is its `state`."""
 
     def __init__(
-        self, title: str, network: Encoder, objective: nn.Module, schedule: Schedule
+        self,
+        title: str,
+        network: Encoder,
+        objective: nn.Module,
+        schedule: Schedule,
+        engine: Any = None,
+        teacher: nn.Module | None = None,
     ) -> None:
-        """Nothing has been trained yet: the curve is empty."""
-        self.title, self.network, self.objective = title, network, objective
-        self.schedule = schedule
+        """Nothing has been trained yet: the curve is empty.
+
+        Args:
+            title: for progress bars and errors.
+            network: to be trained, on the engine's device as all else.
+            objective: maps features and targets to a loss; its parameters are trained as well.
+            schedule: how long and how fast.
+            engine: of `make_engine`; None: this process alone, on the CPU.
+            teacher: see `Step`.
+
+        Raises:
+            ValueError: the batch cannot be shared out evenly.
+        """
+        self.title, self.network, self.schedule = title, network, schedule
+        self.engine = engine = engine or Alone("cpu")
+        if schedule.batch_size % engine.num_processes:
+            raise ValueError(
+                f"batch_size: got {schedule.batch_size}; allowed: multiples of the "
+                f"{engine.num_processes} processes"
+            )
+        self.step = Step(network, objective, engine, teacher)
         self.modules = nn.ModuleList([network, objective])
         parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate)
@@ -85,28 +165,31 @@ class Training:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        self._take_up(checkpoint)
-        plan, saved = self.schedule, time.perf_counter()
+        log = self._take_up(checkpoint)
+        plan, engine, saved = self.schedule, self.engine, time.perf_counter()
+        train_step, optimizer = engine.prepare(self.step, self.optimizer)
         steps = len(examples.inputs) // plan.batch_size
-        epochs = tqdm(range(len(self.curve), plan.epochs), self.title, unit="epoch", mininterval=1)
-        for epoch in epochs:
+        for epoch in self._epochs():
             generator = torch.manual_seed(plan.seed * 1_000_003 + epoch)
             order = torch.randperm(len(examples.inputs), generator=generator)
             order = order.to(examples.inputs.device)
             total, start = torch.zeros((), device=order.device), time.perf_counter()
-            self.modules.train()
+            self.step.train()
             for step, chosen in enumerate(order.split(plan.batch_size)[:steps]):
                 self._set_learning_rate((epoch * steps + step) / (plan.epochs * steps))
-                features = self.network(augment(examples.inputs[chosen], plan.augment, generator))
-                loss = self.objective(features, *(target[chosen] for target in examples.targets))
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
+                inputs = augment(examples.inputs[chosen], plan.augment, generator)
+                loss = train_step(inputs, *(target[chosen] for target in examples.targets))
+                optimizer.zero_grad()
+                engine.backward(loss)
+                optimizer.step()
                 total += loss.detach()
-            self._log(epoch + 1, total.item() / steps, time.perf_counter() - start, validate)
-            if checkpoint and time.perf_counter() - saved > checkpoint.every:
-                write_state(checkpoint.path, self.state | {"identity": checkpoint.identity})
-                saved = time.perf_counter()
+            self._add_point(epoch + 1, total.item() / steps, time.perf_counter() - start, validate)
+            if log and checkpoint:
+                log.add(self.curve[-1])
+                if time.perf_counter() - saved > checkpoint.every:
+                    write_state(checkpoint.path, self.state | {"identity": checkpoint.identity})
+                    saved = time.perf_counter()
+        self._finish(log)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -117,9 +200,17 @@ class Training:
             "curve": self.curve,
         }
 
-    def _take_up(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None or not checkpoint.path.exists():
-            return
+    def _take_up(self, checkpoint: Checkpoint | None) -> Log | None:
+        """Goes on from a checkpoint, if there is one; the log, of the process that keeps it."""
+        if checkpoint is None:
+            return None
+        if checkpoint.path.exists():
+            self._restore(checkpoint)
+        self.engine.wait_for_everyone()  # all have read it before it may be replaced
+        first = self.engine.is_main_process
+        return Log(checkpoint.path.with_suffix(".csv"), self.curve) if first else None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         device = str(next(self.network.parameters()).device)
         state = read_state(checkpoint.path, device)
         try:
@@ -130,11 +221,26 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.curve = state["curve"]
 
+    def _epochs(self) -> Iterable[int]:
+        """Those that are left, with a bar."""
+        left = range(len(self.curve), self.schedule.epochs)
+        quiet = not self.engine.is_main_process
+        return tqdm(left, self.title, unit="epoch", mininterval=1, disable=quiet)
+
+    def _finish(self, log: Log | None) -> None:
+        """Leaves nothing behind but what was trained."""
+        self.engine.free_memory()
+        for outputs in (self.step.network, self.step.teacher):
+            if outputs is not None:
+                outputs.remove()
+        if log is not None:
+            log.close()
+
     def _set_learning_rate(self, progress: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
-    def _log(self, epoch: int, loss: float, seconds: float, validate: Validate) -> None:
+    def _add_point(self, epoch: int, loss: float, seconds: float, validate: Validate) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"{self.title}: the loss is {loss} in epoch {epoch} at the learning rate "
