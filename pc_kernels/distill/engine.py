@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed.nn as distributed
 from torch import Tensor
+
+from pc_kernels.training.distributed import gather_batch, live_group
 
 PRECISIONS = ("no", "bf16")  # float16 needs a scaled loss, whose scale no checkpoint here would hold
 
@@ -78,6 +79,8 @@ def share(rows: Tensor, engine: Any) -> Tensor:
 
 def joined(rows: Tensor, engine: Any) -> Tensor:
     """The joint batch [B, ...] of all processes' parts; gradients go back to where rows came from."""
-    if engine.num_processes == 1:
+    group = live_group("world" if engine.num_processes > 1 else None)
+    if group is None:
         return rows
-    return torch.cat(distributed.functional.all_gather(rows.contiguous()))
+    whole = gather_batch(rows.flatten(1), None, None, dict, group).student
+    return whole.unflatten(1, rows.shape[1:])

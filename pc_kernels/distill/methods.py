@@ -119,6 +119,32 @@ class PC(nn.Module):
         return against
 
 
+@method("pc_shared", "PC, shared references", "perception coherence in the teacher's space")
+class PCSharedReferences(nn.Module):
+    """Perception coherence of the student, in the teacher's space, among the teacher's own features.
+
+    A linear layer takes the student there, so that both networks look at the same references, the
+    teacher's features of the batch and of past ones, as in SEED: half of what is compared stands still.
+    """
+
+    def __init__(self, task: Task, *, queue: int = 1024, **options: Any) -> None:
+        """`queue`: past rows; 0: the batch alone; `options`: those of `PerceptionCoherenceLoss`."""
+        super().__init__()
+        self.projection = nn.Linear(task.student_width, task.teacher_width)
+        self.loss = PerceptionCoherenceLoss(**options)
+        self.queue = FeatureQueue(queue, 1, task.teacher_width) if queue else None
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar; an input's own teacher's features are its nearest reference."""
+        references = teacher
+        if self.queue is not None:
+            _, past = (rows.clone() for rows in self.queue)
+            references = torch.cat([teacher, past])
+            self.queue.enqueue(teacher[:, :1], teacher)
+        loss: Tensor = self.loss(self.projection(student), teacher, references, references)
+        return loss
+
+
 @method("fitnet", "FitNet", "Romero et al., ICLR 2015, arXiv 1412.6550, Eq. 3, on feature vectors")
 class FitNet(nn.Module):
     """Mean squared error between a linear map of the student's features and the teacher's."""
@@ -432,6 +458,9 @@ class PCAndLFCC(nn.Module):
 def _lists_as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     """TOML has lists alone."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+OURS = (PC, PCSharedReferences)
 
 
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)

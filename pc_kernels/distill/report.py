@@ -20,7 +20,7 @@ import pc_kernels
 
 from .data import Dataset
 from .experiment import FLOOR, TEACHER, Results, Run
-from .methods import PC
+from .methods import OURS
 from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores
 from .storage import write_json, write_whole
 
@@ -203,7 +203,7 @@ figcaption {{ color: #555; }}
 
 def _comparisons(results: Results) -> list[Grid]:
     """One for each row that is perception coherence."""
-    ours = [row.name for row in results.config.methods if row.method.make is PC]
+    ours = [row.name for row in results.config.methods if row.method.make in OURS]
     return [against_rivals(results, name) for name in ours if len(results.runs) > 3]
 
 

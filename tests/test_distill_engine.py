@@ -1,0 +1,143 @@
+"""The trainer's engine: Accelerate and without it, two processes as one, curves on disk, a browser."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browser import BROWSER, Browser
+from conftest import ROOT
+from test_distill import TestReport
+
+from pc_kernels.distill import data, log, report
+from pc_kernels.distill import engine as engines
+from pc_kernels.distill.engine import Alone, make_engine
+from pc_kernels.distill.methods import METHODS, Task
+from pc_kernels.distill.networks import make_network
+from pc_kernels.distill.train import Checkpoint, Examples, Schedule, Training
+
+# Adam divides by the root of small squares: rounding of 1e-7 in the gradients becomes this, in 6 steps.
+DRIFT = 1e-4
+
+
+def trained(engine: Any, batch_size: int = 16) -> Training:
+    """Three epochs of a tiny transformer, by two losses of the batch."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(2, 50, (32, 6), generator=generator)
+    targets = torch.randn(32, 5, generator=generator)
+    torch.manual_seed(1)
+    network = make_network("transformer_tiny", (6,), 4, 50)
+    objective = METHODS["pc+lfcc"].build(Task(4, 5, 3, None, None), {"share": 0.1})  # type: ignore[arg-type]
+    training = Training("x", network, objective, Schedule(3, batch_size, 0.01, 5), engine)
+    training.fit(Examples(words, (targets,)), lambda _: {})
+    return training
+
+
+def weights(training: Training) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in training.modules.parameters()])
+
+
+def test_accelerate_alone_is_the_plain_loop() -> None:
+    pytest.importorskip("accelerate")
+    one, two = trained(Alone("cpu")), trained(make_engine("cpu"))
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert isinstance(make_engine("cpu"), Alone)
+    with pytest.raises(ValueError, match=r"mixed_precision: got 'bf16'.*pc_kernels\[train\]"):
+        make_engine("cpu", "bf16")
+
+
+PROCESS = """
+import sys; sys.path.insert(0, "tests")
+import torch; from test_distill_engine import *
+training = trained(make_engine("cpu"))
+if training.engine.is_main_process: torch.save(weights(training), sys.argv[1])
+"""
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Both hold the joint batch's loss, and DDP makes its gradient of their shares."""
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path / "weights")],
+            cwd=ROOT, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE, text=True,
+        ) for rank in "01"
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    alone, together = weights(trained(Alone("cpu"))), torch.load(tmp_path / "weights")
+    assert float((together - alone).norm() / alone.norm()) < DRIFT
+
+
+def test_batches_are_shared_out_evenly() -> None:
+    three = Alone("cpu")
+    three.num_processes = 3
+    with pytest.raises(ValueError, match="batch_size: got 16; allowed: multiples of the 3 processes"):
+        trained(three)
+
+
+def test_curves_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on from a checkpoint has its earlier epochs in the file as well."""
+    monkeypatch.setattr(log, "find_spec", lambda name: None)  # TensorBoard
+    checkpoint = Checkpoint(tmp_path / "x.checkpoint", {}, every=0)
+    torch.manual_seed(0)
+    words, targets = torch.randint(2, 50, (32, 6)), torch.randn(32, 5)
+    for epochs in (2, 3):  # the second goes on where the first ended
+        network = make_network("embedding_table", (6,), 4, 50)
+        objective = METHODS["pc"].build(Task(4, 5, 3, None, None), {})  # type: ignore[arg-type]
+        training = Training("x", network, objective, Schedule(epochs, 16, 0.01, 5))
+        training.fit(Examples(words, (targets,)), lambda _: {"knn": 0.5}, checkpoint)
+    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["loss"]) for row in rows] == [point["loss"] for point in training.curve]
+    assert rows[2]["knn"] == "0.5" and rows[2]["agreement"] == ""
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    curve = log.Log(tmp_path / "x.csv", [])
+    curve.add({"epoch": 1.0, "loss": 2.0, "seconds": 0.1})
+    curve.close()
+    assert list((tmp_path / "tensorboard" / "x").glob("events.*"))
+
+
+LOOK = """({
+  images: document.images.length,
+  broken: [...document.images].filter(image => !image.naturalWidth).length,
+  tables: document.querySelectorAll("table").length,
+  fetched: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+})"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here, and PC_KERNELS_BROWSER names none")
+def test_report_in_a_browser(tmp_path: Path) -> None:
+    """The page as it is laid out: every image is shown, nothing is fetched, nothing sticks out."""
+    results, folder = TestReport.results([0.8, 0.9], [0.7, 0.7]), tmp_path / "x"
+    folder.mkdir()
+    loaded = data.load("digits", limit={"train": 60, "val": 40, "test": 60})
+    plots = report.plots_of(loaded)
+    for name in plots:
+        shutil.copy(ROOT / "docs/results/cifar100-small/scores.png", folder / name)
+    page = folder / "report.html"
+    page.write_text(report._page(results, loaded, folder), "utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        seen = browser.look(page.as_uri(), LOOK)
+    assert seen == {"images": len(plots), "broken": 0, "tables": 3, "fetched": 0, "overflow": 0}
