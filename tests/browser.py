@@ -62,7 +62,10 @@ class Browser:
     def _call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
-        os.write(self.commands, json.dumps(message | ({"sessionId": session} if session else {})).encode())
+        os.write(
+            self.commands,
+            json.dumps(message | ({"sessionId": session} if session else {})).encode(),
+        )
         os.write(self.commands, b"\0")
         while True:  # events come between answers
             answer = json.loads(self._message())

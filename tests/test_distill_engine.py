@@ -72,7 +72,12 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
-    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    world = {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(tmp_path / "weights")],
@@ -89,7 +94,9 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def test_batches_are_shared_out_evenly() -> None:
     three = Alone("cpu")
     three.num_processes = 3
-    with pytest.raises(ValueError, match="batch_size: got 16; allowed: multiples of the 3 processes"):
+    with pytest.raises(
+        ValueError, match="batch_size: got 16; allowed: multiples of the 3 processes"
+    ):
         trained(three)
 
 

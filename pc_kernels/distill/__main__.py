@@ -51,7 +51,7 @@ def _features(config: Config, engine: Any, given: argparse.Namespace) -> str:
         allowed = ", ".join(TEACHERS)
         raise ValueError(f"teacher: got {config.teacher!r}; allowed for `features`: {allowed}")
     table = table_of(config, engine.device)
-    return f"teacher = \"features:{','.join(map(str, export(table, Path(given.out))))}\""
+    return f'teacher = "features:{",".join(map(str, export(table, Path(given.out))))}"'
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -218,7 +218,8 @@ def _divided(table: Table, limit: Mapping[str, int]) -> Table:
         shuffled = np.random.default_rng(SPLIT_SEED).permutation(rows[name])
         rows[name] = _limited(shuffled, numbers, limit.get(name), name)
     splits = np.concatenate([np.full(len(rows[name]), name) for name in SPLITS])
-    return replace(table.rows(np.concatenate([rows[name] for name in SPLITS])), splits=splits)
+    divided = table.rows(np.concatenate([rows[name] for name in SPLITS]))
+    return replace(divided, splits=splits, origins=divided.splits)
 
 
 def _check_classes(table: Table, rows: Mapping[str, np.ndarray], classes: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .storage import read_arrays, write_arrays
-from .table import SPLITS, Table
+from .table import Table
 from .teachers import ImageTeacher, Teacher, make_teacher
 
 PART, BATCH = 1024, 32  # rows of a file, and of a call
@@ -39,29 +39,29 @@ def features_of(
     texts = table.inputs.dtype == object
     folder = cache / f"features-{_digest(table.inputs, name, size)}"
     starts = range(0, len(table.inputs), PART)
-    files = [folder / f"{start:08}.npz" for start in starts]
-    missing = [pair for pair in zip(starts, files, strict=True) if not pair[1].exists()]
+    files = {start: folder / f"{start:08}.npz" for start in starts}
+    missing = {start: file for start, file in files.items() if not file.exists()}
     if missing:
         teacher = make_teacher(name, size).to(device)
         if isinstance(teacher, ImageTeacher) == texts:
             reads = "images" if isinstance(teacher, ImageTeacher) else "texts"
             raise ValueError(f"teacher: {name} reads {reads}; the data are others")
-        rows = len(table.inputs)
-        with tqdm(desc=name, total=rows, initial=rows - PART * len(missing), unit="row") as bar:
-            for start, file in missing:
+        with tqdm(desc=name, total=len(table.inputs), unit="row") as bar:
+            bar.update(sum(len(table.inputs[s : s + PART]) for s in files.keys() - missing.keys()))
+            for start, file in missing.items():
                 part = _computed(teacher, table.inputs[start : start + PART], bar)
                 write_arrays(file, features=part)
-    return np.concatenate([read_arrays(file)["features"] for file in files])
+    return np.concatenate([read_arrays(file)["features"] for file in files.values()])
 
 
 def export(table: Table, folder: Path) -> list[Path]:
-    """Writes what `features:PATH` reads: a file a split with `features` and `names`."""
-    assert table.features is not None
+    """Writes what `features:PATH` reads: `features` and `names`, a file for each split of the data."""
+    assert table.features is not None and table.origins is not None
     written = []
-    for split in SPLITS:
-        rows = table.rows(table.splits == split)
+    for split in np.unique(table.origins):
+        rows = table.origins == split
         written.append(folder / f"{split}.npz")
-        write_arrays(written[-1], features=rows.features, names=rows.names)
+        write_arrays(written[-1], features=table.features[rows], names=table.names[rows])
     return written
 
 

@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from pc_kernels import FeatureQueue, LFCCLoss, LowPass, PerceptionCoherenceLoss
 
-
 Layers = Mapping[str, tuple[str, str]]
 
 
@@ -409,7 +408,8 @@ class LFCC(nn.Module):
             task: the widths, and the layers' channels.
             layers: names, each with the student's layer and the teacher's, as in `named_modules()`.
             layer_weights: of each name; 1 by default.
-            student_filter, teacher_filter: options of `LowPass`, which say how tokens lie.
+            student_filter: options of the student's `LowPass`, which say how tokens lie.
+            teacher_filter: the teacher's.
             **options: those of `LFCCLoss`.
         """
         super().__init__()
@@ -457,7 +457,9 @@ class PCAndLFCC(nn.Module):
 
 def _lists_as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     """TOML has lists alone."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
 
 
 OURS = (PC, PCSharedReferences)

@@ -23,6 +23,7 @@ class Table:
         splits: `train`, `val` or `test` [N].
         names: `CLASS/FILE` [N], unique within a split.
         features: the teacher's [N, Dt] float32, or None where it is yet to be asked.
+        origins: the splits that came with the data [N], where `splits` has been made of them.
     """
 
     inputs: np.ndarray
@@ -30,6 +31,7 @@ class Table:
     splits: np.ndarray
     names: np.ndarray
     features: np.ndarray | None = None
+    origins: np.ndarray | None = None
 
     def rows(self, chosen: np.ndarray) -> Table:
         """Some of the rows, by number or by a mask."""
@@ -44,8 +46,8 @@ class Table:
 def load_features(paths: list[Path]) -> Table:
     """Inputs, a teacher's features of them and labels, of any modality, from npz or safetensors.
 
-    Each file holds `inputs` [N, ...], or texts [N], `features` [N, Dt] and `labels` [N] (integers or names). A
-    file whose name begins with `train`, `val` or `test` is that split, any other is `train`.
+    Each file holds `inputs` [N, ...], or texts [N], `features` [N, Dt] and `labels` [N] (integers or
+    names). A file whose name begins with `train`, `val` or `test` is that split, any other is `train`.
 
     Raises:
         ValueError, FileNotFoundError: a file is not that; the message says which and why.
@@ -65,7 +67,7 @@ def load_features(paths: list[Path]) -> Table:
     shapes = {(table.inputs.shape[1:], table.inputs.dtype) for table in tables}
     if len(shapes) > 1:
         raise ValueError(f"data: the files' inputs differ: {sorted(map(str, shapes))}")
-    return Table(*(_joined(tables, field.name) for field in fields(Table)))
+    return Table(**{name: _joined(tables, name) for name in tables[0].arrays()})
 
 
 def with_features(table: Table, paths: list[Path]) -> Table:

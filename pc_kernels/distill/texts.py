@@ -15,16 +15,27 @@ from .table import SPLITS, Table, split_of
 PADDING, UNKNOWN = 0, 1  # numbers that are no word's
 WORDS = r"\w+|[^\w\s]"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# Of WordNet's lexicographer files, by number: lexnames(5WN).
-CATEGORIES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body "
-    "noun.cognition noun.communication noun.event noun.feeling noun.food noun.group noun.location "
-    "noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process "
-    "noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body verb.change "
-    "verb.cognition verb.communication verb.competition verb.consumption verb.contact verb.creation "
-    "verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather "
-    "adj.ppl"
-).split()
+# WordNet's lexicographer files in the order of their numbers, lexnames(5WN).
+CATEGORIES = tuple(
+    f"{part}.{name}"
+    for part, names in (
+        ("adj", "all pert"),
+        ("adv", "all"),
+        (
+            "noun",
+            "Tops act animal artifact attribute body cognition communication event feeling food group "
+            "location motive object person phenomenon plant possession process quantity relation shape "
+            "state substance time",
+        ),
+        (
+            "verb",
+            "body change cognition communication competition consumption contact creation emotion motion "
+            "perception possession social stative weather",
+        ),
+        ("adj", "ppl"),
+    )
+    for name in names.split()
+)
 
 
 def load_texts(paths: list[Path]) -> Table:
@@ -71,7 +82,12 @@ def load_wordnet(folder: Path) -> Table:
                 continue
             synset, bar, gloss = line.partition(" | ")
             number = synset.split()[1:2]
-            if not bar or not number or not number[0].isdigit() or int(number[0]) > 44:
+            if (
+                not bar
+                or not number
+                or not number[0].isdigit()
+                or int(number[0]) >= len(CATEGORIES)
+            ):
                 raise ValueError(f"data: {path} is not WordNet's: {line[:60]!r}")
             definition = gloss.split('; "')[0].strip()
             if definition not in known:
