@@ -153,13 +153,11 @@ def to_dataset(
             inputs, train, tokenizer, vocabulary=vocabulary, length=text_length
         )
     features = np.empty((len(inputs), 0)) if table.features is None else table.features
-    splits = {
-        name: Split(
-            *(torch.from_numpy(array[table.splits == name]) for array in (inputs, numbers)),
-            torch.from_numpy(features[table.splits == name]).float(),
-        )
-        for name in SPLITS
-    }
+    splits = {}
+    for name in SPLITS:
+        rows = table.splits == name
+        own = [torch.from_numpy(array[rows]) for array in (inputs, numbers, features)]
+        splits[name] = Split(own[0], own[1], own[2].float())
     data = Dataset(**splits, classes=tuple(classes.tolist()), vocabulary=words)
     if table.features is None:
         return data

@@ -253,6 +253,8 @@ class _EmbeddingTable(nn.Module):
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.words = nn.EmbeddingBag(vocabulary, width, mode="mean", padding_idx=PADDING)
+        with torch.no_grad():
+            self.words.weight.mul_(0.1)  # small, so that rare words too get away from their start
 
     def forward(self, words: Tensor) -> Tensor:
         features: Tensor = self.words(words)
