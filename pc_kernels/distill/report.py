@@ -26,7 +26,7 @@ from .storage import write_json, write_whole
 
 METRICS = {"probe": "linear probe, %", "knn": "kNN, %", "map_r": "mAP@R, %"}
 METRICS |= {"recall_1": "Recall@1, %", "agreement": "coherence, %", "spearman": "rank correlation"}
-METRICS |= {"similarity": "similarity"}
+METRICS |= {"similarity": "similarity, %"}
 COMPARED = ("probe", "knn", "map_r", "agreement", "similarity")
 PLOTS = {
     "scores.png": "Test accuracy of each method: a dot a seed, the bar at their mean.",
@@ -256,7 +256,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _cell(metric: str, values: list[float]) -> str:
-    scale, digits = (1, 3) if metric in ("spearman", "similarity") else (100, 1)
+    scale, digits = (1, 3) if metric == "spearman" else (100, 1)
     spread = _spread([scale * value for value in values])
     text = f"{spread['mean']:.{digits}f}"
     return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"

@@ -35,9 +35,8 @@ class ImageTeacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Uint8 [B, C, H, W] -> [B, Dt]; grey images become RGB."""
-        x = functional.interpolate(
-            images.float(), (self.size, self.size), mode="bicubic", antialias=True
-        )
+        side, smaller = (self.size, self.size), self.size < min(images.shape[2:])
+        x = functional.interpolate(images.float(), side, mode="bicubic", antialias=smaller)
         x = (x.clamp(0, 255) / 255 - self.get_buffer("mean")) / self.get_buffer("std")
         return pooled(self.network(x))
 
