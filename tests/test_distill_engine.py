@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_distill
 import torch
 from browser import BROWSER, Browser
 from conftest import ROOT
-from test_distill import TestReport
+from torch import Tensor, nn
 
 from pc_kernels.distill import data, log, report
 from pc_kernels.distill import engine as engines
@@ -100,6 +101,26 @@ def test_batches_are_shared_out_evenly() -> None:
         trained(three)
 
 
+class Diverges(nn.Module):
+    """Looks at layers, and has no value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = {"x": ("body", "body")}
+
+    def forward(self, student: Tensor, teacher: Tensor, said: Any) -> Tensor:
+        return student.sum() * float("nan")
+
+
+def test_a_diverged_run_leaves_no_hooks() -> None:
+    """The teacher is the next run's as well."""
+    networks = [make_network("mlp", (6,), 4) for _ in range(2)]
+    training = Training("x", networks[0], Diverges(), Schedule(1, 16, 0.01, 5), teacher=networks[1])
+    with pytest.raises(FloatingPointError, match="x: the loss is nan in epoch 1"):
+        training.fit(Examples(torch.randn(32, 6), (torch.randn(32, 5),)), lambda _: {})
+    assert not any(module._forward_hooks for network in networks for module in network.modules())
+
+
 def test_curves_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on from a checkpoint has its earlier epochs in the file as well."""
     monkeypatch.setattr(log, "find_spec", lambda name: None)  # TensorBoard
@@ -137,7 +158,7 @@ LOOK = """({
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here, and PC_KERNELS_BROWSER names none")
 def test_report_in_a_browser(tmp_path: Path) -> None:
     """The page as it is laid out: every image is shown, nothing is fetched, nothing sticks out."""
-    results, folder = TestReport.results([0.8, 0.9], [0.7, 0.7]), tmp_path / "x"
+    results, folder = test_distill.TestReport.results([0.8, 0.9], [0.7, 0.7]), tmp_path / "x"
     folder.mkdir()
     loaded = data.load("digits", limit={"train": 60, "val": 40, "test": 60})
     plots = report.plots_of(loaded)

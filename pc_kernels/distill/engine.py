@@ -16,10 +16,8 @@ from torch import Tensor
 
 from pc_kernels.training.distributed import gather_batch, live_group
 
-PRECISIONS = (
-    "no",
-    "bf16",
-)  # float16 needs a scaled loss, whose scale no checkpoint here would hold
+# float16 needs a scaled loss, whose scale no checkpoint here would hold.
+PRECISIONS = ("no", "bf16")
 
 
 class Alone:

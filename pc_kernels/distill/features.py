@@ -87,11 +87,14 @@ def _device(teacher: Teacher) -> torch.device:
 
 
 def _digest(inputs: np.ndarray, name: str, size: int | None) -> str:
-    """Names a teacher's features of these inputs; of a checkpoint, by its size and time as well."""
-    digest = hashlib.sha256(f"{name}|{size}".encode())
-    path = Path(name.partition("@")[2] or name.partition(":")[2]).expanduser()
-    if path.is_file():
-        digest.update(f"{path.stat().st_size}|{path.stat().st_mtime_ns}".encode())
+    """Names a teacher's features of these inputs; of weights in files, by their sizes and times too."""
+    digest = hashlib.sha256(f"{name}|{size}|{inputs.shape}".encode())
+    place = name.partition("@")[2] or name.partition(":")[2]
+    if place:
+        path = Path(place).expanduser()
+        for file in [path] if path.is_file() else sorted(path.glob("*")):
+            status = file.stat()
+            digest.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     if inputs.dtype == object:
         digest.update("\0".join(inputs).encode())
     else:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,12 @@ class Step(nn.Module):
             self.teacher.eval()
         return self
 
+    def remove_hooks(self) -> None:
+        """Leaves both networks as they were."""
+        self.network.remove()
+        if self.teacher is not None:
+            self.teacher.remove()
+
     def _whole(self, rows: Tensor) -> Tensor:
         """Of all processes, in float32."""
         return joined(rows.float(), self.engine)
@@ -165,31 +172,25 @@ class Training:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        log = self._take_up(checkpoint)
-        plan, engine, saved = self.schedule, self.engine, time.perf_counter()
-        train_step, optimizer = engine.prepare(self.step, self.optimizer)
-        steps = len(examples.inputs) // plan.batch_size
-        for epoch in self._epochs():
-            generator = torch.manual_seed(plan.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(examples.inputs), generator=generator)
-            order = order.to(examples.inputs.device)
-            total, start = torch.zeros((), device=order.device), time.perf_counter()
-            self.step.train()
-            for step, chosen in enumerate(order.split(plan.batch_size)[:steps]):
-                self._set_learning_rate((epoch * steps + step) / (plan.epochs * steps))
-                inputs = augment(examples.inputs[chosen], plan.augment, generator)
-                loss = train_step(inputs, *(target[chosen] for target in examples.targets))
-                optimizer.zero_grad()
-                engine.backward(loss)
-                optimizer.step()
-                total += loss.detach()
-            self._add_point(epoch + 1, total.item() / steps, time.perf_counter() - start, validate)
-            if log and checkpoint:
-                log.add(self.curve[-1])
-                if time.perf_counter() - saved > checkpoint.every:
-                    write_state(checkpoint.path, self.state | {"identity": checkpoint.identity})
-                    saved = time.perf_counter()
-        self._finish(log)
+        plan, engine, data = self.schedule, self.engine, examples.inputs
+        steps = len(data) // plan.batch_size
+        with self._running(checkpoint) as (train_step, optimizer, record):
+            for epoch in self._epochs():
+                generator = torch.manual_seed(plan.seed * 1_000_003 + epoch)
+                order = torch.randperm(len(data), generator=generator).to(data.device)
+                total, start = torch.zeros((), device=data.device), time.perf_counter()
+                self.step.train()
+                for step, chosen in enumerate(order.split(plan.batch_size)[:steps]):
+                    self._set_learning_rate((epoch * steps + step) / (plan.epochs * steps))
+                    inputs = augment(data[chosen], plan.augment, generator)
+                    loss = train_step(inputs, *(target[chosen] for target in examples.targets))
+                    optimizer.zero_grad()
+                    engine.backward(loss)
+                    optimizer.step()
+                    total += loss.detach()
+                seconds = time.perf_counter() - start
+                self._add_point(epoch + 1, total.item() / steps, seconds, validate)
+                record.add()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -200,15 +201,23 @@ class Training:
             "curve": self.curve,
         }
 
-    def _take_up(self, checkpoint: Checkpoint | None) -> Log | None:
-        """Goes on from a checkpoint, if there is one; the log, of the process that keeps it."""
-        if checkpoint is None:
-            return None
-        if checkpoint.path.exists():
+    @contextmanager
+    def _running(self, checkpoint: Checkpoint | None) -> Iterator[tuple[Any, Any, _Record]]:
+        """The step and the optimizer as the engine runs them, and what to tell of each epoch.
+
+        Training goes on from a checkpoint, if there is one. Whatever ends it, the networks are left
+        without hooks and the engine without references to them.
+        """
+        if checkpoint and checkpoint.path.exists():
             self._restore(checkpoint)
         self.engine.wait_for_everyone()  # all have read it before it may be replaced
-        first = self.engine.is_main_process
-        return Log(checkpoint.path.with_suffix(".csv"), self.curve) if first else None
+        record = _Record(self, checkpoint if self.engine.is_main_process else None)
+        try:
+            yield *self.engine.prepare(self.step, self.optimizer), record
+        finally:
+            record.close()
+            self.step.remove_hooks()
+            self.engine.free_memory()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         device = str(next(self.network.parameters()).device)
@@ -227,15 +236,6 @@ class Training:
         quiet = not self.engine.is_main_process
         return tqdm(left, self.title, unit="epoch", mininterval=1, disable=quiet)
 
-    def _finish(self, log: Log | None) -> None:
-        """Leaves nothing behind but what was trained."""
-        self.engine.free_memory()
-        for outputs in (self.step.network, self.step.teacher):
-            if outputs is not None:
-                outputs.remove()
-        if log is not None:
-            log.close()
-
     def _set_learning_rate(self, progress: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate * (1 + math.cos(math.pi * progress)) / 2
@@ -251,6 +251,30 @@ class Training:
         if epoch == last or epoch % max(1, last // CURVE_POINTS) == 0:
             point |= validate(self.network)
         self.curve.append(point)
+
+
+class _Record:
+    """What a run leaves on disk as it goes: its curve and, now and then, a checkpoint."""
+
+    def __init__(self, training: Training, checkpoint: Checkpoint | None) -> None:
+        """Starts the log with the epochs that are done; without a checkpoint, nothing is kept."""
+        self.training, self.checkpoint, self.saved = training, checkpoint, time.perf_counter()
+        self.log = checkpoint and Log(checkpoint.path.with_suffix(".csv"), training.curve)
+
+    def add(self) -> None:
+        """An epoch is over."""
+        if self.checkpoint is None or self.log is None:
+            return
+        self.log.add(self.training.curve[-1])
+        if time.perf_counter() - self.saved > self.checkpoint.every:
+            state = self.training.state | {"identity": self.checkpoint.identity}
+            write_state(self.checkpoint.path, state)
+            self.saved = time.perf_counter()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self.log is not None:
+            self.log.close()
 
 
 def check_identity(kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
