@@ -140,10 +140,10 @@ class TestTraining:
         with pytest.raises(OSError, match=r"cannot write .*x\.checkpoint: .*No space.* is intact"):
             storage.write_state(path, {"good": torch.zeros(3)})
         assert list(tmp_path.iterdir()) == [path]
-        assert storage.read_state(path, "cpu")["good"].sum() == 3
+        assert storage.read_state(path)["good"].sum() == 3
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(ValueError, match=r"cannot read the checkpoint .*; remove it"):
-            storage.read_state(path, "cpu")
+            storage.read_state(path)
 
     def test_floor_keeps_its_weights(self, digits: data.Dataset) -> None:
         network = make_network("resnet8_small", (1, 8, 8))
@@ -278,11 +278,11 @@ class TestComparison:
             "LFCC (layers early, late)", "PC + LFCC (layers early, late)", "LFCC (feature vectors)",
         ]  # fmt: skip
         results = compare(config, digits)
-        teacher = storage.read_state(tmp_path / "tiny" / "teacher.pt", "cpu")["network"]
+        teacher = storage.read_state(tmp_path / "tiny" / "teacher.pt")["network"]
         assert all(results.runs[name][0].curve[0]["loss"] > 0 for name in methods)
         again = compare(tiny(tmp_path / "again", **values), digits)
         assert again.runs["lfcc"][0].test == results.runs["lfcc"][0].test
-        kept = storage.read_state(tmp_path / "again" / "tiny" / "teacher.pt", "cpu")["network"]
+        kept = storage.read_state(tmp_path / "again" / "tiny" / "teacher.pt")["network"]
         assert all(torch.equal(teacher[name], kept[name]) for name in kept)
         layers["late"] = ["body", "body.9"]
         with pytest.raises(ValueError, match=r"the model has no module 'body\.9'"):

@@ -62,13 +62,18 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
 PROCESS = """
 import sys; sys.path.insert(0, "tests")
 import torch; from test_distill_engine import *
-training = trained(make_engine("cpu"))
-if training.engine.is_main_process: torch.save(weights(training), sys.argv[1])
+engine, folder = make_engine("cpu"), Path(sys.argv[1])
+training = trained(engine)
+if engine.is_main_process: torch.save(weights(training), folder / "weights")
+options = {"layers": {"x": ["body", "body"]}, "width": 8}
+config = test_distill.tiny(folder, seeds=[0], methods={"pc": {}, "lfcc": options})
+loaded = data.load("digits", limit=config.limit)
+torch.save(compare(config, loaded, engine).runs["lfcc"][0].test, folder / str(engine.process_index))
 """
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Both hold the joint batch's loss, and DDP makes its gradient of their shares."""
+    """Both hold the joint batch's loss, DDP makes its gradient of their shares, one writes for both."""
     pytest.importorskip("accelerate")
     with socket.socket() as free:
         free.bind(("", 0))
@@ -81,7 +86,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path / "weights")],
+            [sys.executable, "-c", PROCESS, str(tmp_path)],
             cwd=ROOT, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
             stderr=subprocess.PIPE, text=True,
         ) for rank in "01"
@@ -90,6 +95,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], errors
     alone, together = weights(trained(Alone("cpu"))), torch.load(tmp_path / "weights")
     assert float((together - alone).norm() / alone.norm()) < DRIFT
+    one, two = (torch.load(tmp_path / rank, weights_only=False) for rank in "01")
+    assert one == two
 
 
 def test_batches_are_shared_out_evenly() -> None:

@@ -173,7 +173,7 @@ def _trained_teacher(config: Config, data: Dataset, folder: Path, engine: Any) -
     torch.manual_seed(schedule.seed)
     network = make_network(name, data.train.inputs.shape[1:], None, data.vocabulary)
     network = network.to(engine.device)
-    if not path.exists() or read_state(path, str(engine.device))["identity"] != identity:
+    if not path.exists() or read_state(path)["identity"] != identity:
         objective = LabelHead(network.width, len(data.classes)).to(engine.device)
         training = Training("teacher", network, objective, schedule, engine)
         checkpoint = Checkpoint(folder / "teacher.checkpoint", {"teacher": identity})
@@ -182,7 +182,7 @@ def _trained_teacher(config: Config, data: Dataset, folder: Path, engine: Any) -
             write_state(path, {"identity": identity, "network": network.state_dict()})
             checkpoint.path.unlink(missing_ok=True)
         engine.wait_for_everyone()
-    network.load_state_dict(read_state(path, str(engine.device))["network"])
+    network.load_state_dict(read_state(path)["network"])
     return network
 
 

@@ -163,7 +163,7 @@ def _load(network: nn.Module, path: Path) -> None:
     """Weights of a checkpoint, whose classifier, if it has one, is left."""
     if not path.exists():
         raise FileNotFoundError(f"teacher: {path} does not exist")
-    state = read_state(path, "cpu")
+    state = read_state(path)
     for name, own in network.state_dict().items():
         found = tuple(state[name].shape) if name in state else "missing"
         if found != tuple(own.shape):

@@ -220,8 +220,7 @@ class Training:
             self.engine.free_memory()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        device = str(next(self.network.parameters()).device)
-        state = read_state(checkpoint.path, device)
+        state = read_state(checkpoint.path)
         try:
             check_identity(state["identity"], checkpoint.identity)
         except ValueError as error:
