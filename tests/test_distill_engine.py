@@ -61,7 +61,8 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PROCESS = """
 import sys; sys.path.insert(0, "tests")
-import torch; from test_distill_engine import *
+from test_distill_engine import *
+from pc_kernels.distill.experiment import compare
 engine, folder = make_engine("cpu"), Path(sys.argv[1])
 training = trained(engine)
 if engine.is_main_process: torch.save(weights(training), folder / "weights")

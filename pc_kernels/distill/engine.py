@@ -66,16 +66,11 @@ def make_engine(device: str, mixed_precision: str = "no") -> Any:
                 "(pip install pc_kernels[train]): no"
             )
         return Alone(device)
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
     if ":" in device:
         torch.cuda.set_device(device)  # "the current one" is what an Accelerator takes, alone
-    unreached = DistributedDataParallelKwargs(
-        find_unused_parameters=True
-    )  # say, behind LFCC's layers
-    return Accelerator(
-        mixed_precision=mixed_precision, cpu=device == "cpu", kwargs_handlers=[unreached]
-    )
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
 
 
 def share(rows: Tensor, engine: Any) -> Tensor:

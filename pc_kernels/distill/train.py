@@ -95,15 +95,20 @@ class Step(nn.Module):
         """Inputs [B, ...] and targets [B, ...] of the joint batch -> its loss, a scalar."""
         inputs = share(inputs, self.engine)
         features, layers = self.network(inputs)
-        seen = [layers]
+        said = [layers]
         if self.teacher is not None:
             with torch.no_grad():
-                seen.append(self.teacher(inputs).layers)
+                said.append(self.teacher(inputs).layers)
         with torch.autocast(features.device.type, enabled=False):
-            whole = [{name: self._whole(x) for name, x in side.items()} for side in seen]
-            given = () if self.teacher is None else (tuple(whole),)
-            loss: Tensor = self.objective(self._whole(features), *targets, *given)
-        return loss
+            features = self._whole(features)
+            whole = tuple({name: self._whole(x) for name, x in side.items()} for side in said)
+            if self.teacher is None:
+                loss: Tensor = self.objective(features, *targets)
+                return loss
+            unreached = (
+                0 * features.sum()
+            )  # DDP wants a gradient of what lies behind all layers too
+            return unreached + self.objective(features, *targets, whole)
 
     def train(self, mode: bool = True) -> Step:
         """As of any module, but the teacher stays as it is evaluated."""
