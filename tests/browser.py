@@ -12,10 +12,6 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 BROWSER = os.environ.get("PC_KERNELS_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
 COMMANDS, ANSWERS = 3, 4  # the descriptors that --remote-debugging-pipe speaks of
-LOADED = """new Promise(done => {
-  const finish = () => done(%s);
-  document.readyState == "complete" ? finish() : addEventListener("load", finish);
-})"""
 
 
 class Browser:
@@ -38,7 +34,7 @@ class Browser:
         )  # fmt: skip
         os.close(theirs)
         os.close(answers)
-        self.number = 0
+        self.number, self.events = 0, list[str]()
 
     def __enter__(self) -> Browser:
         return self
@@ -51,27 +47,30 @@ class Browser:
 
     def look(self, url: str, expression: str) -> Any:
         """The value of a JavaScript expression in a page that is loaded."""
-        target = self._call("Target.createTarget", url=url)["targetId"]
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
         session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        answer = self._call(
-            "Runtime.evaluate", session, expression=LOADED % expression, awaitPromise=True,
-            returnByValue=True,
-        )  # fmt: skip
+        self._call("Page.enable", session)
+        self._call("Page.navigate", session, url=url)
+        while "Page.loadEventFired" not in self.events:
+            self._read()
+        answer = self._call("Runtime.evaluate", session, expression=expression, returnByValue=True)
         return answer["result"]["value"]
 
     def _call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
-        os.write(
-            self.commands,
-            json.dumps(message | ({"sessionId": session} if session else {})).encode(),
-        )
-        os.write(self.commands, b"\0")
-        while True:  # events come between answers
-            answer = json.loads(self._message())
-            if answer.get("id") == self.number:
-                assert "result" in answer, answer
-                return answer["result"]
+        of_page = {"sessionId": session} if session else {}
+        os.write(self.commands, json.dumps(message | of_page).encode() + b"\0")
+        while (answer := self._read()).get("id") != self.number:
+            pass
+        assert "result" in answer, answer
+        return answer["result"]
+
+    def _read(self) -> Any:
+        """The next answer or event."""
+        answer = json.loads(self._message())
+        self.events.append(answer.get("method", ""))
+        return answer
 
     def _message(self) -> bytes:
         message = b""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 import test_distill
 import torch
 from browser import BROWSER, Browser
-from conftest import ROOT
+from conftest import ROOT, Run
 from torch import Tensor, nn
 
 from pc_kernels.distill import data, log, report
@@ -59,45 +56,40 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
         make_engine("cpu", "bf16")
 
 
-PROCESS = """
-import sys; sys.path.insert(0, "tests")
+PROCESSES = """
+import os, sys; sys.path.insert(0, "tests")
 from test_distill_engine import *
+from pc_kernels.distill import storage
 from pc_kernels.distill.experiment import compare
-engine, folder = make_engine("cpu"), Path(sys.argv[1])
-training = trained(engine)
-if engine.is_main_process: torch.save(weights(training), folder / "weights")
+folder = Path(sys.argv[1])
+torch.save(weights(trained(Alone("cpu"))), folder / "alone")
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "1" if (child := os.fork()) else "0"
+engine = make_engine("cpu")
+torch.save(weights(trained(engine)), folder / f"together-{engine.process_index}")
 options = {"layers": {"x": ["body", "body"]}, "width": 8}
-config = test_distill.tiny(folder, seeds=[0], methods={"pc": {}, "lfcc": options})
+config = test_distill.tiny(folder, seeds=[0], epochs=1, teacher_epochs=1, methods={"lfcc": options})
 loaded = data.load("digits", limit=config.limit)
-torch.save(compare(config, loaded, engine).runs["lfcc"][0].test, folder / str(engine.process_index))
+found = compare(config, loaded, engine).runs["lfcc"][0].test._asdict()
+storage.write_json(folder / f"found-{engine.process_index}", found)
+if child: sys.exit(os.waitpid(child, 0)[1])
 """
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def test_two_processes_are_one(tmp_path: Path, python: Run) -> None:
     """Both hold the joint batch's loss, DDP makes its gradient of their shares, one writes for both."""
     pytest.importorskip("accelerate")
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
-    world = {
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path)],
-            cwd=ROOT, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE, text=True,
-        ) for rank in "01"
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    alone, together = weights(trained(Alone("cpu"))), torch.load(tmp_path / "weights")
-    assert float((together - alone).norm() / alone.norm()) < DRIFT
-    one, two = (torch.load(tmp_path / rank, weights_only=False) for rank in "01")
-    assert one == two
+    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    done = python("-c", PROCESSES, str(tmp_path), **world)
+    assert done.returncode == 0, done.stderr
+    alone, *together = (
+        torch.load(tmp_path / name) for name in ("alone", "together-0", "together-1")
+    )
+    assert torch.equal(*together)
+    assert float((together[0] - alone).norm() / alone.norm()) < DRIFT
+    assert (tmp_path / "found-0").read_text() == (tmp_path / "found-1").read_text()
 
 
 def test_batches_are_shared_out_evenly() -> None:
