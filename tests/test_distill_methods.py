@@ -203,7 +203,7 @@ def test_lfcc_of_layers() -> None:
     value = loss(*features(0), (mine, theirs))
     terms = loss.loss.terms(mine, theirs)
     expected = sum({"early": 0.5, "late": 2.0}[layer] / 3 * x for (layer, _), x in terms.items())
-    assert value.item() == pytest.approx(float(expected), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     both = METHODS["pc+lfcc"].build(task, {"share": 0.1, "lfcc": options})
     student, teacher = features(0)
     expected = both.pc(student, teacher) + 0.1 * both.lfcc(student, teacher, (mine, theirs))
