@@ -24,8 +24,9 @@ import pc_kernels.distill
 from pc_kernels.distill import data, report, storage, train
 from pc_kernels.distill.__main__ import main
 from pc_kernels.distill.config import CONFIGS, Config, load_config, make_config
+from pc_kernels.distill.engine import Alone
 from pc_kernels.distill.evaluate import Metrics, evaluate, knn_accuracy, probe_layer, retrieval
-from pc_kernels.distill.experiment import FLOOR, TEACHER, Results, Run, compare
+from pc_kernels.distill.experiment import FLOOR, TEACHER, Results, Run, compare, prepare
 from pc_kernels.distill.networks import Encoder, make_network
 from pc_kernels.distill.plots import spread_out
 from pc_kernels.distill.train import Checkpoint, Examples, Schedule, Training
@@ -139,10 +140,10 @@ class TestTraining:
         with pytest.raises(OSError, match=r"cannot write .*x\.checkpoint: .*No space.* is intact"):
             storage.write_state(path, {"good": torch.zeros(3)})
         assert list(tmp_path.iterdir()) == [path]
-        assert storage.read_state(path, "cpu")["good"].sum() == 3
+        assert storage.read_state(path)["good"].sum() == 3
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(ValueError, match=r"cannot read the checkpoint .*; remove it"):
-            storage.read_state(path, "cpu")
+            storage.read_state(path)
 
     def test_floor_keeps_its_weights(self, digits: data.Dataset) -> None:
         network = make_network("resnet8_small", (1, 8, 8))
@@ -155,9 +156,22 @@ class TestTraining:
 class TestConfig:
     def test_those_of_the_package(self) -> None:
         for path in CONFIGS.glob("*.toml"):
-            config = load_config(path.stem)
+            config = load_config(path.stem, ["device=cpu", "mixed_precision=no"])
             assert config.name == path.stem
             assert len(config.seeds) >= 3
+
+    def test_cifar100_on_a_cpu(self, tmp_path: Path) -> None:
+        """The GPU's configuration, whole, on a few small images and a network that is at hand."""
+        changes = [
+            "data=digits", "teacher=trained:resnet8_small", "teacher_epochs=1", "student=resnet8",
+            "device=cpu", "mixed_precision=no", "epochs=1", "batch_size=32", "seeds=[0]",
+            "learning_rates=[0.001]", "limit={train=64,val=40,test=60}", f"out={tmp_path}",
+            *(f"methods.lfcc.layers.{name}=['body.{n}', 'body.{n}']"
+              for n, name in ((3, "early"), (4, "middle"), (5, "late"))),
+        ]  # fmt: skip
+        config = load_config("cifar100", changes)
+        results = compare(config, prepare(config, Alone("cpu")))
+        assert len(results.runs) == 2 + len(config.methods)
 
     def test_changes(self) -> None:
         changes = [
@@ -193,7 +207,7 @@ class TestConfig:
             ("limit.all=3", "limit: got 'all'; allowed: train, val, test"),
             ("limit=3", "limit: got 3; allowed: a table"),
             ("methods={}", r"methods: got \(\); allowed: one or more"),
-            ("methods.mine.a=1", "methods.mine: got 'mine'; allowed: pc, fitnet"),
+            ("methods.mine.a=1", "methods.mine: got 'mine'; allowed: pc, pc_shared"),
             ("methods.pc.tau=1", "PC with options {'tau': 1}: .*tau"),
             ("device=tpu9", "device: got 'tpu9'"),
             ("epochs", "--set: got 'epochs'; allowed: KEY=VALUE"),
@@ -244,6 +258,40 @@ class TestComparison:
         with pytest.raises(ValueError, match="of a run with epochs 2, now 3; remove it or choose"):
             compare(changed, digits)
 
+    def test_what_is_missing_comes_out_the_same(self, digits: data.Dataset, tmp_path: Path) -> None:
+        """A run draws its numbers from its own seed, whatever ran before it in the same process."""
+        config = tiny(tmp_path, methods={"fitnet": {}, "lfcc": {}})
+        one = compare(config, digits)
+        for path in (tmp_path / "tiny" / "runs").glob("*-4.json"):
+            path.unlink()
+        two = compare(config, digits)
+        for name in ("fitnet", "lfcc"):
+            assert [run.test for run in one.runs[name]] == [run.test for run in two.runs[name]]
+
+    def test_layers_of_a_teacher_in_the_step(self, digits: data.Dataset, tmp_path: Path) -> None:
+        layers = {"early": ["body.3", "body.4"], "late": ["body", "body.5"]}
+        options = {"layers": layers, "width": 8}
+        methods = {"lfcc": options, "pc+lfcc": {"lfcc": options}, "vectors": {"method": "lfcc"}}
+        values = {"teacher": "trained:resnet8_small", "seeds": [0], "epochs": 1, "methods": methods}
+        config = tiny(tmp_path, **values)
+        assert [row.title for row in config.methods] == [
+            "LFCC (layers early, late)", "PC + LFCC (layers early, late)", "LFCC (feature vectors)",
+        ]  # fmt: skip
+        results = compare(config, digits)
+        teacher = storage.read_state(tmp_path / "tiny" / "teacher.pt")["network"]
+        assert all(results.runs[name][0].curve[0]["loss"] > 0 for name in methods)
+        again = compare(tiny(tmp_path / "again", **values), digits)
+        assert again.runs["lfcc"][0].test == results.runs["lfcc"][0].test
+        kept = storage.read_state(tmp_path / "again" / "tiny" / "teacher.pt")["network"]
+        assert all(torch.equal(teacher[name], kept[name]) for name in kept)
+        layers["late"] = ["body", "body.9"]
+        with pytest.raises(ValueError, match=r"the model has no module 'body\.9'"):
+            compare(tiny(tmp_path / "no", **values), digits)
+        with pytest.raises(
+            ValueError, match=r"methods\.lfcc: layers are of a teacher that runs in the"
+        ):
+            tiny(tmp_path, **values | {"teacher": "features:x.npz"})
+
     def test_divergence(self, digits: data.Dataset, tmp_path: Path) -> None:
         """A learning rate that diverges is not taken; where all do, it is an error."""
         wild = {"methods": {"fitnet": {}}, "seeds": [0]}
@@ -290,7 +338,7 @@ class TestReport:
     @staticmethod
     def results(pc: list[float], rkd: list[float]) -> Results:
         def run(score: float) -> Run:
-            metrics = Metrics(*[score] * 6)
+            metrics = Metrics(*[score] * 7)
             return Run(metrics, metrics, 8, 1000, 0.01, 1.0, None, [{"epoch": 1.0}])
 
         config = make_config(

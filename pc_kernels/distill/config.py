@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .engine import PRECISIONS
 from .methods import METHODS, Method, Task
 from .networks import NETWORKS
 from .table import SPLITS
+from .teachers import TEACHERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,16 +24,22 @@ else:
 
 CONFIGS = Path(__file__).parent / "configs"
 AUGMENTATIONS = ("shift", "flip")
+PRETRAINED = tuple(name.partition(":")[0] for name in TEACHERS)
+UNKNOWN = Task(1, 1, 2, lambda: nn.Linear(1, 2), lambda layers: dict.fromkeys(layers, (1, 1)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the comparison: a method with its options, under a name of its own."""
+    """A row of the comparison: a method with its options, under a name of its own.
+
+    `layered`: it compares layers of networks that run in the step.
+    """
 
     name: str
     method: Method
     title: str
     options: Mapping[str, Any]
+    layered: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,11 @@ class Config:
     Attributes:
         name: of the run; results go to `out`/`name`.
         data: see `data.load`.
-        teacher: `trained:NETWORK`, trained here with labels, or `features:PATH[,PATH...]`, computed
-            before; not needed where the data are `features:` themselves.
+        teacher: `trained:NETWORK`, trained here with labels; one of `teachers.TEACHERS`, pretrained;
+            or `features:PATH[,PATH...]`, computed before; not needed where the data are `features:`
+            themselves. `teacher_size`: in pixels, of what a pretrained one sees, None its own.
         student: one of `networks.NETWORKS`; `student_width`: of its features, None its own.
+        tokenizer, vocabulary, text_length: of the student's texts, see `data.to_dataset`.
         methods: tables [methods.NAME]; `method` says which, where NAME is not one itself; `title`
             is printed; the rest are the method's options.
         seeds: of the students' starts and batches, one run each.
@@ -53,7 +63,8 @@ class Config:
         teacher_epochs, teacher_learning_rate: of a teacher that is trained here.
         limit: rows of `train`, `val` and `test` at most; classes: the first so many alone;
             image_size: to resize images to.
-        cache: folder of decoded image trees. `device`, `threads`: what PyTorch uses, None its own.
+        cache: folder of decoded image trees and of pretrained teachers' features.
+        device, threads: what PyTorch uses, None its own. `mixed_precision`: see `make_engine`.
         caption: a sentence for the report, on what is compared and why.
     """
 
@@ -61,6 +72,7 @@ class Config:
     methods: tuple[Row, ...]
     data: str = "digits"
     teacher: str = ""
+    teacher_size: int | None = None
     student: str = "resnet8_small"
     student_width: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -68,6 +80,9 @@ class Config:
     epochs: int = 40
     batch_size: int = 64
     augment: tuple[str, ...] = ("shift",)
+    tokenizer: str = "words"
+    vocabulary: int = 8192
+    text_length: int = 32
     teacher_epochs: int = 24
     teacher_learning_rate: float = 3e-3
     limit: Mapping[str, int] = field(default_factory=dict)
@@ -76,8 +91,14 @@ class Config:
     cache: str = "runs/cache"
     out: str = "runs"
     device: str = "cpu"
+    mixed_precision: str = "no"
     threads: int | None = None
     caption: str = ""
+
+    @property
+    def pretrained(self) -> bool:
+        """Is the teacher one of `TEACHERS`?"""
+        return self.teacher.partition(":")[0] in PRETRAINED
 
     def __post_init__(self) -> None:
         """Checks what the types do not say.
@@ -85,8 +106,11 @@ class Config:
         Raises:
             ValueError: a key is out of range; the message names it and what is allowed.
         """
-        for key in ("epochs", "teacher_epochs", "student_width", "image_size", "threads"):
+        for key in ("epochs", "teacher_epochs", "student_width", "image_size", "teacher_size"):
             _at_least(key, getattr(self, key), 1)
+        for key in ("threads", "text_length"):
+            _at_least(key, getattr(self, key), 1)
+        _at_least("vocabulary", self.vocabulary, 3)
         _at_least("classes", self.classes, 2)
         _at_least("batch_size", self.batch_size, 4)
         for split, count in self.limit.items():
@@ -103,7 +127,8 @@ class Config:
         kind, _, teacher = self.teacher.partition(":")
         for key, value, allowed in (
             ("student", self.student, tuple(NETWORKS)),
-            ("teacher", kind, ("", "features", "trained")),
+            ("teacher", kind, ("", "features", "trained", *PRETRAINED)),
+            ("mixed_precision", self.mixed_precision, PRECISIONS),
             *(("teacher: trained", teacher, tuple(NETWORKS)) for _ in range(kind == "trained")),
             *(("augment", way, AUGMENTATIONS) for way in self.augment),
         ):
@@ -111,8 +136,15 @@ class Config:
                 raise ValueError(f"{key}: got {value!r}; allowed: {', '.join(allowed)}")
         if self.data.startswith("features:") == bool(self.teacher):
             raise ValueError(
-                f"teacher: got {self.teacher!r} with data {self.data!r}; allowed: trained:NETWORK or "
-                "features:PATH, or none where the data are features:PATH themselves"
+                f"teacher: got {self.teacher!r} with data {self.data!r}; allowed: trained:NETWORK, "
+                f"features:PATH, {', '.join(TEACHERS)}, or none where the data are features:PATH "
+                "themselves"
+            )
+        layered = [row.name for row in self.methods if row.layered]
+        if layered and kind in ("", "features"):
+            raise ValueError(
+                f"methods.{layered[0]}: layers are of a teacher that runs in the step; got the teacher "
+                f"{self.teacher!r}, whose features are cached"
             )
         try:
             torch.empty(0, device=self.device)
@@ -197,9 +229,11 @@ def _row(name: str, options: Any) -> Row:
     which = options.pop("method", name)
     if which not in METHODS:
         raise ValueError(f"methods.{name}: got {which!r}; allowed: {', '.join(METHODS)}")
-    row = Row(name, METHODS[which], options.pop("title", METHODS[which].title), options)
-    row.method.build(Task(1, 1, 2, lambda: nn.Linear(1, 2)), row.options)  # a mistake shows here
-    return row
+    method, title = METHODS[which], options.pop("title", None)
+    objective = method.build(UNKNOWN, options)  # a mistake shows here
+    variant = getattr(objective, "variant", None)
+    title = title or (method.title if variant is None else f"{method.title} ({variant})")
+    return Row(name, method, title, options, bool(getattr(objective, "layers", ())))
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

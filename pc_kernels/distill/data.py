@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +16,19 @@ from torch import Tensor
 
 from .images import load_tree
 from .table import SPLITS, Table, load_features, with_features
+from .texts import load_texts, load_wordnet, tokenise
 
 TEST_SHARE, VAL_SHARE = 0.3, 0.2  # of all rows; of what is left after the test rows
 SPLIT_SEED = 0  # the split is the same for every seed of a run
-SOURCES = "digits, imagefolder:PATH[,PATH...] or features:PATH[,PATH...]"
+KINDS = ("imagefolder", "texts", "wordnet", "features")
+SOURCES = "digits, " + ", ".join(f"{kind}:PATH[,PATH...]" for kind in KINDS)
 
 
 class Split(NamedTuple):
-    """Inputs [N, ...], class numbers [N] and, once known, the teacher's features [N, Dt]."""
+    """Inputs [N, ...], class numbers [N] and, once known, the teacher's features [N, Dt].
+
+    Texts are int64 [N, L], numbers of words; all else is as in `Table`.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -36,12 +41,13 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of labelled inputs."""
+    """Three splits of labelled inputs; `vocabulary`: how many words texts are made of, 0: no texts."""
 
     train: Split
     val: Split
     test: Split
     classes: tuple[str, ...]
+    vocabulary: int = 0
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -69,10 +75,15 @@ class Dataset:
 
     def _changed(self, change: Callable[[str, Split], Split]) -> Dataset:
         train, val, test = (change(name, split) for name, split in self.splits.items())
-        return Dataset(train, val, test, self.classes)
+        return Dataset(train, val, test, self.classes, self.vocabulary)
 
 
-def load(
+def load(source: str, teacher: str = "", **options: Any) -> Dataset:
+    """Loads data by name, texts as the numbers of their most frequent words: `to_dataset(read(...))`."""
+    return to_dataset(read(source, teacher, **options))
+
+
+def read(
     source: str,
     teacher: str = "",
     *,
@@ -80,14 +91,15 @@ def load(
     classes: int | None = None,
     image_size: int | None = None,
     cache: str | None = None,
-) -> Dataset:
-    """Loads data by name.
+) -> Table:
+    """Reads data by name; every row has its split.
 
     Args:
         source: `digits`, the 1,797 8x8 grey images bundled with scikit-learn (the test part of the
             UCI "Optical Recognition of Handwritten Digits" set, no download);
-            `imagefolder:PATH[,PATH...]`, see `images.load_tree`; or `features:PATH[,PATH...]`,
-            see `table.load_features`.
+            `imagefolder:PATH[,PATH...]`, see `images.load_tree`; `texts:PATH[,PATH...]`, see
+            `texts.load_texts`; `wordnet:FOLDER`, see `texts.load_wordnet`; or
+            `features:PATH[,PATH...]`, see `table.load_features`.
         teacher: `features:PATH[,PATH...]`: features of the inputs by name, see
             `table.with_features`; anything else leaves the teacher's features empty.
         limit: at most this many rows of a split (`train`, `val`, `test`), the classes in equal
@@ -103,18 +115,53 @@ def load(
     paths = [Path(part).expanduser() for part in rest.split(",") if part]
     if source == "digits":
         table = _digits(image_size)
-    elif kind == "imagefolder" and paths:
-        table = load_tree(paths, image_size, None if cache is None else Path(cache).expanduser())
-    elif kind == "features" and paths:
-        table = load_features(paths)
-    else:
+    elif kind not in KINDS or not paths or (kind == "wordnet" and len(paths) > 1):
         raise ValueError(f"data: got {source!r}; allowed: {SOURCES}")
+    elif kind == "imagefolder":
+        table = load_tree(paths, image_size, None if cache is None else Path(cache).expanduser())
+    elif kind == "texts":
+        table = load_texts(paths)
+    else:
+        table = load_wordnet(paths[0]) if kind == "wordnet" else load_features(paths)
     kind, _, rest = teacher.partition(":")
     if kind == "features":
         table = with_features(table, [Path(part).expanduser() for part in rest.split(",")])
     if classes is not None:
         table = table.rows(np.isin(table.labels, np.unique(table.labels)[:classes]))
-    return _to_dataset(table, limit or {})
+    return _divided(table, limit or {})
+
+
+def to_dataset(
+    table: Table, tokenizer: str = "words", *, vocabulary: int = 8192, text_length: int = 32
+) -> Dataset:
+    """A table's splits as tensors, its classes numbered, its teacher's features centred and scaled.
+
+    Args:
+        table: as `read` gives it.
+        tokenizer: of texts, see `texts.tokenise`.
+        vocabulary: the most words.
+        text_length: words of a text.
+
+    Raises:
+        ValueError, FileNotFoundError: the tokenizer cannot be read.
+    """
+    classes, numbers = np.unique(table.labels, return_inverse=True)
+    inputs, words = table.inputs, 0
+    if inputs.dtype == object:
+        train = table.splits == "train"
+        inputs, words = tokenise(
+            inputs, train, tokenizer, vocabulary=vocabulary, length=text_length
+        )
+    features = np.empty((len(inputs), 0)) if table.features is None else table.features
+    splits = {}
+    for name in SPLITS:
+        rows = table.splits == name
+        own = [torch.from_numpy(array[rows]) for array in (inputs, numbers, features)]
+        splits[name] = Split(own[0], own[1], own[2].float())
+    data = Dataset(**splits, classes=tuple(classes.tolist()), vocabulary=words)
+    if table.features is None:
+        return data
+    return data.with_teacher({name: split.teacher for name, split in splits.items()})
 
 
 def _digits(image_size: int | None) -> Table:
@@ -154,8 +201,8 @@ def augment(inputs: Tensor, ways: tuple[str, ...], generator: torch.Generator) -
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _to_dataset(table: Table, limit: Mapping[str, int]) -> Dataset:
-    """Numbers the classes, takes missing splits out of `train`, and shuffles and limits each."""
+def _divided(table: Table, limit: Mapping[str, int]) -> Table:
+    """Takes missing splits out of `train`, and shuffles and limits each."""
     rows = {name: np.flatnonzero(table.splits == name) for name in SPLITS}
     present = [name for name in SPLITS if len(rows[name])]
     if "train" not in present:
@@ -165,20 +212,12 @@ def _to_dataset(table: Table, limit: Mapping[str, int]) -> Dataset:
     for name, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
         if name not in present:
             rows["train"], rows[name] = _carve(rows["train"], numbers, share, name)
-    splits = {}
     for name in SPLITS:
-        chosen = np.random.default_rng(SPLIT_SEED).permutation(rows[name])
-        chosen = _limited(chosen, numbers, limit.get(name), name)
-        teacher = np.empty((len(chosen), 0)) if table.features is None else table.features[chosen]
-        splits[name] = Split(
-            torch.from_numpy(table.inputs[chosen]),
-            torch.from_numpy(numbers[chosen]),
-            torch.from_numpy(teacher).float(),
-        )
-    data = Dataset(**splits, classes=tuple(classes.tolist()))
-    if table.features is None:
-        return data
-    return data.with_teacher({name: split.teacher for name, split in splits.items()})
+        shuffled = np.random.default_rng(SPLIT_SEED).permutation(rows[name])
+        rows[name] = _limited(shuffled, numbers, limit.get(name), name)
+    splits = np.concatenate([np.full(len(rows[name]), name) for name in SPLITS])
+    divided = table.rows(np.concatenate([rows[name] for name in SPLITS]))
+    return replace(divided, splits=splits, origins=divided.splits)
 
 
 def _check_classes(table: Table, rows: Mapping[str, np.ndarray], classes: np.ndarray) -> None:

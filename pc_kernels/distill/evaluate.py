@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pc_kernels import coherence
+from pc_kernels import coherence, hard_rank
 
 from .data import Dataset
 from .networks import Encoder
@@ -33,6 +33,8 @@ class Metrics(NamedTuple):
         recall_1: how often the nearest other held-out row is of the same class.
         agreement: share of pairs of references ordered as by the teacher, 0 to 1.
         spearman: rank correlation with the teacher's distances, −1 to 1.
+        similarity: rank correlation of all pairs' cosines with the teacher's, −1 to 1: what benchmarks of
+            semantic textual similarity measure, with the teacher's cosines for people's scores.
     """
 
     probe: float
@@ -41,6 +43,7 @@ class Metrics(NamedTuple):
     recall_1: float
     agreement: float
     spearman: float
+    similarity: float
 
 
 @torch.no_grad()
@@ -66,7 +69,8 @@ def evaluate(features: dict[str, Tensor], data: Dataset) -> dict[str, Metrics]:
     for name in ("val", "test"):
         split, rows = data.splits[name], features[name]
         labels = split.labels.cpu()
-        alike = coherence(rows[:COHERENCE_ROWS], split.teacher[:COHERENCE_ROWS].cpu())
+        known = split.teacher[:COHERENCE_ROWS].cpu()
+        alike = coherence(rows[:COHERENCE_ROWS], known)
         bank, queries = _directions(features["train"], rows)
         metrics[name] = Metrics(
             float(probe.score(rows.numpy(), labels.numpy())),
@@ -74,6 +78,7 @@ def evaluate(features: dict[str, Tensor], data: Dataset) -> dict[str, Metrics]:
             *retrieval(queries, labels),
             float(alike.agreement),
             float(alike.spearman),
+            similarity(queries[:COHERENCE_ROWS], functional.normalize(known)),
         )
     return metrics
 
@@ -136,6 +141,13 @@ def retrieval(queries: Tensor, labels: Tensor) -> tuple[float, float]:
     within = rank <= same_class[:, None]
     average = (precision * hit * within).sum(1) / same_class
     return float(average[counted].mean()), float(hit[counted, 0].mean())
+
+
+def similarity(queries: Tensor, known: Tensor) -> float:
+    """Spearman's correlation of the cosines of all pairs of unit vectors [N, Ds] and [N, Dt]."""
+    pairs = torch.triu_indices(len(queries), len(queries), 1)
+    cosines = [(x @ x.T)[pairs[0], pairs[1]] for x in (queries, known)]
+    return float(torch.stack([hard_rank(x).double() for x in cosines]).corrcoef()[0, 1])
 
 
 def _directions(bank: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,22 +11,28 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pc_kernels import LayerOutputs
 
 from .config import Config, Row
-from .data import Dataset
+from .data import Dataset, read, to_dataset
+from .engine import Alone
 from .evaluate import Metrics, embed, evaluate, probe_layer, validate
+from .features import features_of
 from .meter import PeakMemory
-from .methods import Task
+from .methods import Layers, Task
 from .networks import Encoder, make_network
-from .storage import read_arrays, write_arrays, write_json
+from .storage import read_arrays, read_state, write_arrays, write_json, write_state
+from .table import Table
+from .teachers import make_teacher
 from .train import (
     Checkpoint,
     Examples,
@@ -74,14 +80,44 @@ class Results:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-def compare(config: Config, data: Dataset) -> Results:
-    """Runs what is missing of a comparison and returns all of it."""
+def prepare(config: Config, engine: Any) -> Dataset:
+    """The data of a comparison, with the features of a teacher that is not trained here."""
+    with engine.main_process_first():  # the others then find what it has kept
+        table = table_of(config, engine.device)
+    data = to_dataset(
+        table, config.tokenizer, vocabulary=config.vocabulary, text_length=config.text_length
+    )
+    return data.to(engine.device)
+
+
+def table_of(config: Config, device: torch.device) -> Table:
+    """The same as a table."""
+    table = read(
+        config.data, config.teacher, limit=config.limit, classes=config.classes,
+        image_size=config.image_size, cache=config.cache,
+    )  # fmt: skip
+    if not config.pretrained:
+        return table
+    cache, size = Path(config.cache).expanduser(), config.teacher_size
+    features = features_of(table, config.teacher, size=size, cache=cache, device=device)
+    return replace(table, features=features)
+
+
+def compare(config: Config, data: Dataset, engine: Any = None) -> Results:
+    """Runs what is missing of a comparison and returns all of it.
+
+    Args:
+        config: what to run.
+        data: of `prepare`, on the engine's device.
+        engine: of `make_engine`; None: this process alone, on the CPU.
+    """
+    engine = engine or Alone("cpu")
     _check_sizes(config, data)
     folder = Path(config.out) / config.name
-    data = _with_teacher(config, data, folder)
+    data, teacher = _with_teacher(config, data, folder, engine)
     results = Results(config)
     known = {name: split.teacher.cpu() for name, split in data.splits.items()}
-    study = _Study(config, data, folder)
+    study = _Study(config, data, folder, engine, teacher)
     results.runs[TEACHER] = [study.measured(known)]
     results.features[TEACHER] = known["test"][:RANK_ROWS]
     results.runs[FLOOR] = [study.floor(seed) for seed in config.seeds]
@@ -110,37 +146,57 @@ def _check_sizes(config: Config, data: Dataset) -> None:
         )
 
 
-def _with_teacher(config: Config, data: Dataset, folder: Path) -> Dataset:
-    """The data with the features of a teacher that is trained here, unless it has some already."""
+def _with_teacher(
+    config: Config, data: Dataset, folder: Path, engine: Any
+) -> tuple[Dataset, nn.Module | None]:
+    """The data with the teacher's features, and the teacher itself where a method needs its layers."""
+    layered = any(row.layered for row in config.methods)
     if data.train.teacher.shape[1]:
-        return data
-    path = folder / "teacher.npz"
-    name = config.teacher.partition(":")[2]
+        if not layered:
+            return data, None
+        if data.vocabulary:
+            raise ValueError("methods: layers of a pretrained teacher are for images; got texts")
+        return data, make_teacher(config.teacher, config.teacher_size).to(engine.device)
+    network = _trained_teacher(config, data, folder, engine)
+    features = {name: embed(network, split.inputs) for name, split in data.splits.items()}
+    features = {name: rows.to(engine.device) for name, rows in features.items()}
+    return data.with_teacher(features), network if layered else None
+
+
+def _trained_teacher(config: Config, data: Dataset, folder: Path, engine: Any) -> Encoder:
+    """A teacher that is trained with labels, now or before."""
+    path, name = folder / "teacher.pt", config.teacher.partition(":")[2]
     schedule = Schedule(
         config.teacher_epochs, config.batch_size, config.teacher_learning_rate, 0, config.augment
     )
     identity = _digest([name, schedule, data.train.inputs, data.train.labels])
-    if path.exists():
-        arrays = read_arrays(path)
-        if str(arrays.pop("identity")) == identity:
-            return data.with_teacher(_tensors(arrays, config.device))
     torch.manual_seed(schedule.seed)
-    network = make_network(name, data.train.inputs.shape[1:]).to(config.device)
-    objective = LabelHead(network.width, len(data.classes)).to(config.device)
-    training = Training("teacher", network, objective, schedule)
-    checkpoint = Checkpoint(folder / "teacher.checkpoint", {"teacher": identity})
-    training.fit(Examples(data.train.inputs, (data.train.labels,)), lambda _: {}, checkpoint)
-    arrays = {key: embed(network, split.inputs).numpy() for key, split in data.splits.items()}
-    write_arrays(path, identity=np.array(identity), **arrays)
-    checkpoint.path.unlink(missing_ok=True)
-    return data.with_teacher(_tensors(arrays, config.device))
+    network = make_network(name, data.train.inputs.shape[1:], None, data.vocabulary)
+    network = network.to(engine.device)
+    if not path.exists() or read_state(path)["identity"] != identity:
+        objective = LabelHead(network.width, len(data.classes)).to(engine.device)
+        training = Training("teacher", network, objective, schedule, engine)
+        checkpoint = Checkpoint(folder / "teacher.checkpoint", {"teacher": identity})
+        training.fit(Examples(data.train.inputs, (data.train.labels,)), lambda _: {}, checkpoint)
+        if engine.is_main_process:
+            write_state(path, {"identity": identity, "network": network.state_dict()})
+            checkpoint.path.unlink(missing_ok=True)
+        engine.wait_for_everyone()
+    network.load_state_dict(read_state(path)["network"])
+    return network
 
 
 class _Study:
-    """Trains, measures and keeps single runs of one comparison."""
+    """Trains, measures and keeps single runs of one comparison.
 
-    def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
+    Of several processes all train, the first measures and writes, and all read what it wrote.
+    """
+
+    def __init__(
+        self, config: Config, data: Dataset, folder: Path, engine: Any, teacher: nn.Module | None
+    ) -> None:
         self.config, self.data, self.folder = config, data, folder / "runs"
+        self.engine, self.teacher = engine, teacher
 
     @functools.cached_property
     def digest(self) -> str:
@@ -154,7 +210,8 @@ class _Study:
         head = functools.cache(
             lambda: probe_layer(train.teacher.cpu(), train.labels.cpu(), classes)
         )
-        return Task(self._student(0).width, train.teacher.shape[1], classes, head)
+        width = self._student(0).width
+        return Task(width, train.teacher.shape[1], classes, head, self._channels_of)
 
     def tuning_score(self, row: Row, rate: float) -> float | None:
         """The validation score at a learning rate; None where the loss is not finite."""
@@ -165,22 +222,32 @@ class _Study:
 
     def run(self, row: Row, rate: float, seed: int) -> Run:
         """One student, trained and measured now or before."""
-        path, config = self._path(row, rate, seed), self.config
-        identity = self._identity(row, rate, seed)
-        if path.exists():
-            return _read_run(path, identity)
-        student, schedule = self._student(seed), Schedule(
-            config.epochs, config.batch_size, rate, seed, config.augment
+        path, identity = self._path(row, rate, seed), self._identity(row, rate, seed)
+        self.engine.wait_for_everyone()
+        if not path.exists():
+            self._train(row, rate, seed)
+            self.engine.wait_for_everyone()
+        return _read_run(path, identity)
+
+    def _train(self, row: Row, rate: float, seed: int) -> None:
+        path, config, task = self._path(row, rate, seed), self.config, self.task
+        schedule = Schedule(config.epochs, config.batch_size, rate, seed, config.augment)
+        student = self._student(seed)
+        objective = row.method.build(task, row.options).to(self.engine.device)
+        training = Training(
+            f"{row.title}, {rate:g}, seed {seed}", student, objective, schedule, self.engine,
+            self.teacher if row.layered else None,
         )  # fmt: skip
-        objective = row.method.build(self.task, row.options).to(config.device)
-        training = Training(f"{row.title}, {rate:g}, seed {seed}", student, objective, schedule)
         train = self.data.train
         targets = (train.teacher, train.labels) if row.method.uses_labels else (train.teacher,)
+        identity = self._identity(row, rate, seed)
         checkpoint = Checkpoint(path.with_suffix(".checkpoint"), identity)
-        with PeakMemory(config.device) as memory:
+        with PeakMemory(str(self.engine.device)) as memory:
             training.fit(
                 Examples(train.inputs, targets), lambda net: validate(net, self.data), checkpoint
             )
+        if not self.engine.is_main_process:
+            return
         steps = len(train.inputs) // config.batch_size
         features = self._embedded(student)
         run = self.measured(
@@ -192,7 +259,6 @@ class _Study:
         write_arrays(path.with_suffix(".npz"), test=features["test"][:RANK_ROWS].numpy())
         write_json(path, {"identity": identity} | _as_dict(run))
         checkpoint.path.unlink(missing_ok=True)
-        return run
 
     def floor(self, seed: int) -> Run:
         """The student before training, its batch statistics taken from the training inputs."""
@@ -213,9 +279,22 @@ class _Study:
 
     def _student(self, seed: int) -> Encoder:
         torch.manual_seed(seed)
-        config = self.config
-        shape = self.data.train.inputs.shape[1:]
-        return make_network(config.student, shape, config.student_width).to(config.device)
+        shape, width = self.data.train.inputs.shape[1:], self.config.student_width
+        network = make_network(self.config.student, shape, width, self.data.vocabulary)
+        return network.to(self.engine.device)
+
+    @torch.no_grad()
+    def _channels_of(self, layers: Layers) -> dict[str, tuple[int, int]]:
+        """What the layers of both networks make of two inputs."""
+        assert self.teacher is not None
+        found = []
+        with torch.random.fork_rng():
+            for side, network in enumerate((self._student(0).eval(), self.teacher.eval())):
+                names = {name: pair[side] for name, pair in layers.items()}
+                with LayerOutputs(network, names) as outputs:
+                    said = outputs(self.data.train.inputs[:2]).layers
+                found.append({name: x.shape[1 if x.dim() == 4 else -1] for name, x in said.items()})
+        return {name: (found[0][name], found[1][name]) for name in layers}
 
     def _embedded(self, network: Encoder) -> dict[str, Tensor]:
         return {name: embed(network, split.inputs) for name, split in self.data.splits.items()}
@@ -225,7 +304,7 @@ class _Study:
 
     def _identity(self, row: Row, rate: float, seed: int) -> dict[str, Any]:
         """What makes a run this run, as JSON gives it back."""
-        kept = ("student", "student_width", "epochs", "batch_size", "augment")
+        kept = ("student", "student_width", "epochs", "batch_size", "augment", "mixed_precision")
         identity = {key: getattr(self.config, key) for key in kept}
         identity |= {"data and teacher": self.digest, "learning_rate": rate, "seed": seed}
         identity |= {"method": row.method.title, "options": dict(row.options)}
@@ -236,7 +315,9 @@ def _read_run(path: Path, identity: Mapping[str, Any]) -> Run:
     try:
         kept = json.loads(path.read_text())
         check_identity(kept.pop("identity"), identity)
-        kept |= {split: Metrics(**kept[split]) for split in ("val", "test")}
+        for split in ("val", "test"):  # JSON has no NaN
+            known = {key: nan if value is None else value for key, value in kept[split].items()}
+            kept[split] = Metrics(**known)
         return Run(**kept)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}; remove it or choose another output folder") from error
@@ -257,7 +338,3 @@ def _digest(values: Sequence[Any]) -> str:
         tensor = isinstance(value, Tensor)
         digest.update(value.cpu().numpy().tobytes() if tensor else repr(value).encode())
     return digest.hexdigest()[:16]
-
-
-def _tensors(arrays: Mapping[str, Any], device: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

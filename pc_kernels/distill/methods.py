@@ -3,7 +3,8 @@
 A method is a module `method(student, teacher) -> scalar` on features [B, Ds] and [B, Dt], built from
 a `Task` and its own options, all with defaults. Its parameters (projections, say) are trained with
 the student's and dropped with it; its queues are buffers, so checkpoints hold them. Only one with
-`uses_labels` is also given the labels [B].
+`uses_labels` is also given the labels [B]; only one with `layers`, pairs of a student's and a teacher's
+by name, what these layers said in this step: two mappings from names to features.
 
 The teacher's features are centred (`Dataset.with_teacher`). Losses are means over the batch; where
 the source multiplies by a constant, it is left out: Adam's steps do not depend on it.
@@ -11,27 +12,31 @@ the source multiplies by a constant, it is left out: Adam's steps do not depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pc_kernels import FeatureQueue, LFCCLoss, PerceptionCoherenceLoss
+from pc_kernels import FeatureQueue, LFCCLoss, LowPass, PerceptionCoherenceLoss
+
+Layers = Mapping[str, tuple[str, str]]
 
 
 class Task(NamedTuple):
-    """What a method may know before training: widths, classes, and a classifier of the teacher's.
+    """What a method may know before training: widths, classes, and what can be asked of the teacher.
 
     `teacher_head` fits, with labels, a linear layer [Dt] -> [classes] on the teacher's training
-    features; only a method that uses labels may call it.
+    features; only a method that uses labels may call it. `channels_of` takes pairs of a student's and a
+    teacher's layer by name to pairs of their channels.
     """
 
     student_width: int
     teacher_width: int
     classes: int
     teacher_head: Callable[[], nn.Module]
+    channels_of: Callable[[Layers], dict[str, tuple[int, int]]]
 
 
 class Method(NamedTuple):
@@ -111,6 +116,32 @@ class PC(nn.Module):
         against: Tensor = self.loss(student, teacher, *references)
         self.queue.enqueue(student.detach(), teacher)
         return against
+
+
+@method("pc_shared", "PC, shared references", "perception coherence in the teacher's space")
+class PCSharedReferences(nn.Module):
+    """Perception coherence of the student, in the teacher's space, among the teacher's own features.
+
+    A linear layer takes the student there, so that both networks look at the same references, the
+    teacher's features of the batch and of past ones, as in SEED: half of what is compared stands still.
+    """
+
+    def __init__(self, task: Task, *, queue: int = 1024, **options: Any) -> None:
+        """`queue`: past rows; 0: the batch alone; `options`: those of `PerceptionCoherenceLoss`."""
+        super().__init__()
+        self.projection = nn.Linear(task.student_width, task.teacher_width)
+        self.loss = PerceptionCoherenceLoss(**options)
+        self.queue = FeatureQueue(queue, 1, task.teacher_width) if queue else None
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar; an input's own teacher's features are its nearest reference."""
+        references = teacher
+        if self.queue is not None:
+            _, past = (rows.clone() for rows in self.queue)
+            references = torch.cat([teacher, past])
+            self.queue.enqueue(teacher[:, :1], teacher)
+        loss: Tensor = self.loss(self.projection(student), teacher, references, references)
+        return loss
 
 
 @method("fitnet", "FitNet", "Romero et al., ICLR 2015, arXiv 1412.6550, Eq. 3, on feature vectors")
@@ -350,25 +381,59 @@ class InfoNCE(nn.Module):
         return both / 2
 
 
-@method("lfcc", "LFCC", "after arXiv 2405.18524, of the feature vectors alone")
+Said = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+@method("lfcc", "LFCC", "after arXiv 2405.18524")
 class LFCC(nn.Module):
-    """The contrastive loss of a projection a side; without maps there are no frequencies to filter."""
+    """The contrastive loss of low frequencies of several layers; or, without layers, of the features.
 
-    def __init__(self, task: Task, **options: Any) -> None:
-        """`options` are those of `LFCCLoss`, less its layers and their channels."""
+    Layers are those of this step, so the teacher has to be a network that runs in it. Features may be
+    cached: they are vectors, without frequencies to filter, and a projection a side is what is left.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        layers: Mapping[str, Sequence[str]] | None = None,
+        layer_weights: Mapping[str, float] | None = None,
+        student_filter: Mapping[str, Any] | None = None,
+        teacher_filter: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Builds the loss.
+
+        Args:
+            task: the widths, and the layers' channels.
+            layers: names, each with the student's layer and the teacher's, as in `named_modules()`.
+            layer_weights: of each name; 1 by default.
+            student_filter: options of the student's `LowPass`, which say how tokens lie.
+            teacher_filter: the teacher's.
+            **options: those of `LFCCLoss`.
+        """
         super().__init__()
-        widths = (task.student_width, task.teacher_width)
-        self.loss = LFCCLoss({"features": 1.0}, channels={"features": widths}, **options)
+        if any(isinstance(pair, str) or len(pair) != 2 for pair in (layers or {}).values()):
+            raise ValueError(f"layers: got {layers}; allowed: NAME = [student's, teacher's]")
+        self.layers = {name: (pair[0], pair[1]) for name, pair in (layers or {}).items()}
+        self.variant = f"layers {', '.join(self.layers)}" if self.layers else "feature vectors"
+        widths = {"features": (task.student_width, task.teacher_width)}
+        channels = task.channels_of(self.layers) if self.layers else widths
+        filters = [LowPass(**_lists_as_tuples(of or {})) for of in (student_filter, teacher_filter)]
+        self.loss = LFCCLoss(
+            dict.fromkeys(channels, 1.0) if layer_weights is None else layer_weights,
+            student_filter=filters[0], teacher_filter=filters[1], channels=channels, **options,
+        )  # fmt: skip
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """[B, Ds], [B, Dt] -> scalar."""
-        loss: Tensor = self.loss({"features": student}, {"features": teacher})
+    def forward(self, student: Tensor, teacher: Tensor, said: Said | None = None) -> Tensor:
+        """[B, Ds], [B, Dt] and, with layers, what they said -> scalar."""
+        loss: Tensor = self.loss(*(said or ({"features": student}, {"features": teacher})))
         return loss
 
 
 @method("pc+lfcc", "PC + LFCC", "both, LFCC with a share: PC's values are much smaller")
 class PCAndLFCC(nn.Module):
-    """Perception coherence, and a share of the contrastive loss."""
+    """Perception coherence of the features, and a share of the contrastive loss."""
 
     def __init__(
         self,
@@ -381,12 +446,23 @@ class PCAndLFCC(nn.Module):
         """`share`: what LFCC weighs beside PC; `pc`, `lfcc`: the options of each."""
         super().__init__()
         self.pc, self.lfcc = PC(task, **(pc or {})), LFCC(task, **(lfcc or {}))
+        self.layers, self.variant = self.lfcc.layers, self.lfcc.variant
         self.share = share
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """[B, Ds], [B, Dt] -> scalar."""
-        loss: Tensor = self.pc(student, teacher) + self.share * self.lfcc(student, teacher)
+    def forward(self, student: Tensor, teacher: Tensor, said: Said | None = None) -> Tensor:
+        """[B, Ds], [B, Dt] and, with layers, what they said -> scalar."""
+        loss: Tensor = self.pc(student, teacher) + self.share * self.lfcc(student, teacher, said)
         return loss
+
+
+def _lists_as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has lists alone."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
+
+
+OURS = (PC, PCSharedReferences)
 
 
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)

@@ -1,4 +1,4 @@
-"""Networks for 32x32 images in the forms of the distillation literature, and smaller ones for CPUs.
+"""Networks for 32x32 images in the forms of the distillation literature, smaller ones, and for texts.
 
 The CIFAR forms are those by which RepDistiller (github.com/HobbitLong/RepDistiller, Tian et al., ICLR
 2020) and its successors compare; their parameter counts are checked in the tests. Each network ends
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .texts import PADDING
 
 
 class Encoder(nn.Module):
@@ -39,25 +41,32 @@ class Encoder(nn.Module):
         return features
 
 
-def make_network(name: str, shape: Sequence[int], width: int | None = None) -> Encoder:
+def make_network(
+    name: str, shape: Sequence[int], width: int | None = None, vocabulary: int = 0
+) -> Encoder:
     """Builds a network with PyTorch's global generator.
 
     Args:
         name: one of `NETWORKS`.
-        shape: of an input, [C, H, W] or, for `mlp`, any.
+        shape: of an input, [C, H, W] or, for `mlp`, any; [L] of a text.
         width: of the features; None: the network's own.
+        vocabulary: of texts, how many words there are; 0: the inputs are no texts.
 
     Raises:
         ValueError: no such network, or it does not take such inputs.
     """
     if name not in NETWORKS:
         raise ValueError(f"network: got {name!r}; allowed: {', '.join(NETWORKS)}")
-    if name != "mlp" and len(shape) != 3:
+    if bool(vocabulary) != (name in OF_TEXTS):
+        texts = "texts" if vocabulary else f"inputs of shape {tuple(shape)} that are no texts"
+        allowed = OF_TEXTS if vocabulary else NETWORKS.keys() - OF_TEXTS.keys()
+        raise ValueError(f"network: {name} takes no {texts}; allowed: {', '.join(sorted(allowed))}")
+    if name not in ("mlp", *OF_TEXTS) and len(shape) != 3:
         raise ValueError(
             f"network: {name} takes images [C, H, W]; got inputs of shape {tuple(shape)}; allowed "
             "for these: mlp"
         )
-    body, n = NETWORKS[name](shape)
+    body, n = OF_TEXTS[name](shape, vocabulary) if vocabulary else NETWORKS[name](shape)
     network = Encoder(body, n, width)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -238,7 +247,59 @@ def _mlp(hidden: int) -> Callable[..., Body]:
     return build
 
 
-NETWORKS: dict[str, Callable[[Sequence[int]], Body]] = {
+class _EmbeddingTable(nn.Module):
+    """The mean over a text's words of a vector a word: nothing else is learnt, and nothing is faster."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.EmbeddingBag(vocabulary, width, mode="mean", padding_idx=PADDING)
+        with torch.no_grad():
+            self.words.weight.mul_(0.1)  # small, so that rare words too get away from their start
+
+    def forward(self, words: Tensor) -> Tensor:
+        features: Tensor = self.words(words)
+        return features
+
+
+class _Transformer(nn.Module):
+    """Vaswani et al. 2017 (arXiv 1706.03762), normalised first, learnt places; the mean over words."""
+
+    def __init__(self, length: int, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width, padding_idx=PADDING)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.Sequential()
+        for _ in range(layers):
+            self.blocks.append(
+                nn.TransformerEncoderLayer(
+                    width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+                )
+            )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, words: Tensor) -> Tensor:
+        padding = words == PADDING
+        x = self.words(words) + self.places
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=padding)
+        present = (~padding).unsqueeze(2).to(x.dtype)
+        features: Tensor = (self.norm(x) * present).sum(1) / present.sum(1)
+        return features
+
+
+def _embedding_table(width: int) -> Callable[..., Body]:
+    return lambda shape, vocabulary: (_EmbeddingTable(vocabulary, width), width)
+
+
+def _transformer(width: int, layers: int) -> Callable[..., Body]:
+    return lambda shape, vocabulary: (_Transformer(shape[0], vocabulary, width, layers), width)
+
+
+OF_TEXTS: dict[str, Callable[[Sequence[int], int], Body]] = {
+    "embedding_table": _embedding_table(128),
+    "transformer_tiny": _transformer(128, 2),
+}
+NETWORKS: dict[str, Callable[..., Body]] = {
     "resnet8_small": _resnet(8, (16, 16, 32, 64), stem_stride=2),
     "resnet8": _resnet(8, (16, 16, 32, 64)),
     "resnet20": _resnet(20, (16, 16, 32, 64)),
@@ -249,4 +310,5 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Body]] = {
     "mobilenet_v2": _mobilenet_v2(6, 0.5),
     "shufflenet_v2": _shufflenet_v2((116, 232, 464), 1024),
     "mlp": _mlp(64),
+    **OF_TEXTS,
 }

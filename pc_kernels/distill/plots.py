@@ -20,7 +20,7 @@ from pc_kernels import coherence, hard_rank, pairwise_dissimilarity
 
 from .data import Split
 from .experiment import FLOOR, RANK_ROWS, TEACHER, Results, Run
-from .methods import PC
+from .methods import OURS
 
 BLUE = "#0072B2"  # PC's
 COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F00", "#444444")
@@ -153,7 +153,7 @@ def _styles(results: Results) -> dict[str, Style]:
     lines, others = cycle(LINES), cycle(product(LINES, COLOURS))
     styles = {FLOOR: Style("#777777", "-", 1.0)}
     for row in results.config.methods:
-        if row.method.make is PC:
+        if row.method.make in OURS:
             styles[row.name] = Style(BLUE, next(lines), 2.6)
         else:
             line, colour = next(others)

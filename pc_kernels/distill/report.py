@@ -20,13 +20,14 @@ import pc_kernels
 
 from .data import Dataset
 from .experiment import FLOOR, TEACHER, Results, Run
-from .methods import PC
+from .methods import OURS
 from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores
 from .storage import write_json, write_whole
 
 METRICS = {"probe": "linear probe, %", "knn": "kNN, %", "map_r": "mAP@R, %"}
 METRICS |= {"recall_1": "Recall@1, %", "agreement": "coherence, %", "spearman": "rank correlation"}
-COMPARED = ("probe", "knn", "map_r", "agreement")
+METRICS |= {"similarity": "similarity, %"}
+COMPARED = ("probe", "knn", "map_r", "agreement", "similarity")
 PLOTS = {
     "scores.png": "Test accuracy of each method: a dot a seed, the bar at their mean.",
     "curves.png": "Validation accuracy and coherence along training: means over seeds, with their "
@@ -202,7 +203,7 @@ figcaption {{ color: #555; }}
 
 def _comparisons(results: Results) -> list[Grid]:
     """One for each row that is perception coherence."""
-    ours = [row.name for row in results.config.methods if row.method.make is PC]
+    ours = [row.name for row in results.config.methods if row.method.make in OURS]
     return [against_rivals(results, name) for name in ours if len(results.runs) > 3]
 
 

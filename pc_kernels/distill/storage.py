@@ -77,14 +77,14 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, lambda file: torch.save(state, file))
 
 
-def read_state(path: Path, device: str) -> dict[str, Any]:
-    """A checkpoint of tensors and plain values.
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of tensors, on the CPU whence modules and optimizers take them, and plain values.
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"cannot read the checkpoint {path}: {reason}; remove it") from error

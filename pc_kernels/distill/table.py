@@ -17,11 +17,13 @@ class Table:
     """N inputs with what is known of each.
 
     Attributes:
-        inputs: [N, ...]; images are uint8 [N, C, H, W], anything else is floating-point.
+        inputs: [N, ...]; images are uint8 [N, C, H, W], texts objects [N], anything else is
+            floating-point.
         labels: names of classes [N].
         splits: `train`, `val` or `test` [N].
         names: `CLASS/FILE` [N], unique within a split.
         features: the teacher's [N, Dt] float32, or None where it is yet to be asked.
+        origins: the splits that came with the data [N], where `splits` has been made of them.
     """
 
     inputs: np.ndarray
@@ -29,6 +31,7 @@ class Table:
     splits: np.ndarray
     names: np.ndarray
     features: np.ndarray | None = None
+    origins: np.ndarray | None = None
 
     def rows(self, chosen: np.ndarray) -> Table:
         """Some of the rows, by number or by a mask."""
@@ -43,8 +46,8 @@ class Table:
 def load_features(paths: list[Path]) -> Table:
     """Inputs, a teacher's features of them and labels, of any modality, from npz or safetensors.
 
-    Each file holds `inputs` [N, ...], `features` [N, Dt] and `labels` [N] (integers or names). A
-    file whose name begins with `train`, `val` or `test` is that split, any other is `train`.
+    Each file holds `inputs` [N, ...], or texts [N], `features` [N, Dt] and `labels` [N] (integers or
+    names). A file whose name begins with `train`, `val` or `test` is that split, any other is `train`.
 
     Raises:
         ValueError, FileNotFoundError: a file is not that; the message says which and why.
@@ -54,15 +57,17 @@ def load_features(paths: list[Path]) -> Table:
         arrays = _checked(path, ("inputs", "features", "labels"))
         labels = arrays["labels"].astype(str)
         names = np.array([f"{label}/{row}" for row, label in enumerate(labels)])
-        splits = np.full(len(labels), _split_of(path))
+        splits = np.full(len(labels), split_of(path))
         inputs = arrays["inputs"]
-        if inputs.dtype != np.uint8:
+        if inputs.dtype.kind == "U" and inputs.ndim == 1:
+            inputs = inputs.astype(object)
+        elif inputs.dtype != np.uint8:
             inputs = _finite(path, "inputs", inputs)
         tables.append(Table(inputs, labels, splits, names, arrays["features"]))
     shapes = {(table.inputs.shape[1:], table.inputs.dtype) for table in tables}
     if len(shapes) > 1:
         raise ValueError(f"data: the files' inputs differ: {sorted(map(str, shapes))}")
-    return Table(*(_joined(tables, field.name) for field in fields(Table)))
+    return Table(**{name: _joined(tables, name) for name in tables[0].arrays()})
 
 
 def with_features(table: Table, paths: list[Path]) -> Table:
@@ -77,7 +82,7 @@ def with_features(table: Table, paths: list[Path]) -> Table:
     known: dict[str, np.ndarray] = {}
     for path in paths:
         arrays = _checked(path, ("features", "names"))
-        own = _split_of(path, default="")
+        own = split_of(path, default="")
         for split in [own] if own else SPLITS:
             pairs = zip(arrays["names"].astype(str), arrays["features"], strict=True)
             known |= {f"{split}/{name}": feature for name, feature in pairs}
@@ -120,7 +125,8 @@ def _finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _split_of(path: Path, default: str = "train") -> str:
+def split_of(path: Path, default: str = "train") -> str:
+    """The split that a file's name begins with."""
     return next((split for split in SPLITS if path.stem.startswith(split)), default)
 
 
