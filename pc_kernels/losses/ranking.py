@@ -45,7 +45,8 @@ class Inputs(NamedTuple):
         anchors = self.student.shape[0]
         if references is None:
             references = anchors if self.student_refs is None else self.student_refs.shape[0]
-            seen = references - (self.student_refs is None)
+            own = int(self.student_refs is None)  # torch 2.10 traces no integer minus a bool
+            seen = references - own
             if anchors and references and seen < (3 if recipe.scale == "std" else 2):
                 warn_once("few", FEW.format(seen=seen, rows=anchors))
         check_weighting(self.weights, self.pair_mask, anchors, references, self.student.device)
