@@ -12,7 +12,7 @@ import torch
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
 KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8", "temperature": "fp64"}
-ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
+ALIGNED = ("capacity", "floats_stride", "room")
 """Integers that the backend makes multiples of 16."""
 
 LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))

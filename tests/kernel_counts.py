@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ahead_of_time import COHERENCE, TEACHER, compiled, nvidia_tool, settings_of
 
-CELLS, NODES, TAPS, FULLEST_BUCKET = 300, 307, 137, 7
+CELLS, NODES, TAPS, FULLEST_BUCKET, LEVELS = 300, 307, 137, 7, 0
 
 RARE = ("measure_near", "squared_distances", "pair_sums", "pair_slopes", "rank_all_pairs")
 RARE += ("store_undefined", "store_alike", "extent_beside_infinities")
@@ -37,8 +37,9 @@ def bounds(length: int) -> dict[str, int]:
     return {
         "row.count": length,
         "row.count * LANES": length,
-        "buckets.number": length,
+        "number": length,
         "largest": FULLEST_BUCKET,
+        "largest > CROWD": LEVELS,
         "cells * TERMS": 4 * CELLS,
         "cells": CELLS,
         "nodes": NODES,
@@ -96,13 +97,15 @@ def source_loops(file: str) -> dict[int, tuple[str, str]]:
     found = {}
     for function in ast.parse(Path(file).read_text(encoding="utf-8")).body:
         for node in ast.walk(function):
-            if isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
-                assert isinstance(function, ast.FunctionDef)
+            if isinstance(node, ast.While):
+                bound = node.test
+            elif isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
                 arguments = node.iter.args
-                found[node.lineno] = (
-                    function.name,
-                    ast.unparse(arguments[min(1, len(arguments) - 1)]),
-                )
+                bound = arguments[min(1, len(arguments) - 1)]
+            else:
+                continue
+            assert isinstance(function, ast.FunctionDef)
+            found[node.lineno] = (function.name, ast.unparse(bound))
     return found
 
 
@@ -135,7 +138,8 @@ def runs_of(loops: list[Loop], sizes: dict[str, int]) -> dict[Loop, int]:
         if loop.function in RARE or (loop.function in TWICE and loop != everyday):
             runs[loop] = 0
         else:
-            runs[loop] = 1 if loop.bound == "rows" else -(-sizes[loop.bound] // loop.step)
+            once = loop.bound in ("rows",)
+            runs[loop] = 1 if once else -(-sizes[loop.bound] // loop.step)
     return runs
 
 
