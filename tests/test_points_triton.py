@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from interpreter import Child, names_in, needs_compiler, needs_triton
 
@@ -19,10 +17,9 @@ def test_in_the_interpreter(name: str, child: Child) -> None:
 @needs_triton
 @needs_compiler
 @pytest.mark.parametrize("name", ["shift", "move", "offsets"])
-def test_compiles_ahead_of_time(name: str, tmp_path: Path) -> None:
+def test_compiles_ahead_of_time(name: str) -> None:
     """To machine code without a spilled register."""
-    from ahead_of_time import compiled_kernel, stack_bytes
-    from triton.backends.compiler import GPUTarget
+    from ahead_of_time import compiled_kernel, nvidia, usage
 
     from pc_kernels.triton_kernels import near_origin, points
 
@@ -33,6 +30,5 @@ def test_compiles_ahead_of_time(name: str, tmp_path: Path) -> None:
     }[name]
     kernel = getattr(points, f"{name}_kernel")
     constants.pop("num_warps", None)
-    target, kinds = GPUTarget("cuda", 90, 32), {"far": "fp32"}
-    done = compiled_kernel(kernel, constants, target, kinds, num_warps=warps)
-    assert (stack_bytes(done.asm["cubin"], tmp_path) or 0) == 0
+    done = compiled_kernel(kernel, constants, nvidia(90), {"far": "fp32"}, num_warps=warps)
+    assert usage(done.asm["cubin"]).stack == 0

@@ -15,7 +15,6 @@ from .dissimilarity import GIVEN, Gram, offset_of, row_extent
 from .row import SPECIALIZATION, Row, counted, empty_tally, extent_of, finite, present, tallied
 from .row_sums import factors_of
 
-
 ARRAYS = tl.constexpr(3)
 """Of `Buckets`, each of a place for each value and `SPARE` more."""
 
@@ -25,11 +24,11 @@ SPARE = tl.constexpr(2 * 16)
 MOST_BUCKETS = tl.constexpr(1 << 20)
 """Of the first buckets: their number is a float32 number."""
 
-CROWD = tl.constexpr(24)
+CROWD = tl.constexpr(16)
 """More values than these in a bucket are a crowd, which is split: to compare them would cost more."""
 
-RUN = tl.constexpr(2048)
-"""Buckets that are summed up at a time."""
+RUN = tl.constexpr(16)
+"""Buckets that a thread sums up at a time: the others wait for it once."""
 
 LEAST = tl.constexpr(-(1 << 31))
 MOST = tl.constexpr((1 << 31) - 1)
@@ -251,15 +250,16 @@ def rank_in_buckets(row, rank_ptr, number, buckets, largest, options):
 def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
     """Ranks of a row of any length, without NaN."""
     BLOCK: tl.constexpr = options.BLOCK
-    fill(buckets.places, buckets.number, 0, RUN)
+    WIDE: tl.constexpr = RUN * BLOCK
+    fill(buckets.places, buckets.number, 0, WIDE)
     count_in_buckets(row, buckets, low, factors, BLOCK)
-    largest = starts_of(buckets.places, buckets.number, RUN)
+    largest = starts_of(buckets.places, buckets.number, WIDE)
     while largest > CROWD:
-        fill(buckets.ordered, number + 2, LEAST, RUN)
+        fill(buckets.ordered, number + 2, LEAST, WIDE)
         look_at_crowds(row, buckets, BLOCK)
-        fill(buckets.places, number, 0, RUN)
+        fill(buckets.places, number, 0, WIDE)
         split_crowds(row, buckets, BLOCK)
-        largest = starts_of(buckets.places, number, RUN)
+        largest = starts_of(buckets.places, number, WIDE)
     put_in_order(row, buckets, BLOCK)
     rank_in_buckets(row, rank_ptr, number, buckets, largest, options)
 

@@ -24,14 +24,13 @@ from .dissimilarity import CODES, dissimilarity_kernel, straight_dissimilarity_k
 from .formulas import code_of
 from .hard_rank import ARRAYS, SPARE, hard_rank_kernel
 from .settings import (
-    BUCKET_ROWS,
     COMPARED_ROWS,
-    LONG_ROWS,
     SHORT_ROWS,
     STRAIGHT_TILE,
     THREADS,
     Setting,
     compiler_options,
+    long_rows,
     power_of_two_above,
     programs,
     resident,
@@ -124,7 +123,7 @@ def soft_launch(
     moments = TERMS * capacity
     floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
     scratch = 8 * moments + 4 * (floats + spare * count)
-    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
+    settings = long_rows(count) if grid else trimmed(SHORT_ROWS, count)
     number = programs(overwritten.device, rows, settings, scratch)
     shared = (
         tables(recipe.relaxation, overwritten.device),
@@ -233,7 +232,7 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     device = rows.values.device
     short = count <= ALL_COMPARED
     room = 0 if short else padded(count + SPARE.value)
-    settings = trimmed(COMPARED_ROWS if short else BUCKET_ROWS, count)
+    settings = trimmed(COMPARED_ROWS, count) if short else long_rows(count)
     scratch = ARRAYS.value * room
     grid = programs(device, number, settings, 4 * scratch)
     arguments = (
