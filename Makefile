@@ -1,7 +1,7 @@
 # make demo    distil students on real images by several methods, print the tables, draw the plots
 # make test    lint, types, all tests
 # make bench   benchmarks with their correctness gate
-# make counts  instructions and barriers of the Triton kernels, without a GPU
+# make counts  instructions, barriers and registers of the Triton kernels, without a GPU: a quarter of an hour
 # make docs    the documentation, into build/site
 # make wheels  sdist and wheel, tried in fresh environments without a compiler, for each of WHEELS_TORCH
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest

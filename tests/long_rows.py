@@ -64,8 +64,8 @@ def and_an_outlier(make: Callable[[Generator, int], Tensor]) -> Callable[[Genera
 FAR = 14_500
 """Cells of a row with an outlier: it is √m standard deviations away."""
 
-MOST_SPLITS = 8
-"""A split divides the range of a crowd, 2³² at most, by the number of its values, 17 or more."""
+MOST_SPLITS = 9
+"""Each divides the range of a crowd, 2³² at first, by 16 or more; the last sees that all are alike."""
 
 LONG_ROWS = {
     "everyday": LongRow(distances, Work(0, 8, 300)),  # at least: the others are compared with it

@@ -58,7 +58,7 @@ class TritonBackend(FusedBackend):
         return bool(_launch().straight_dissimilarity(rows))
 
     def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
-        """See `RowMaker`; a kernel before the product, and one behind it that looks for what cancelled."""
+        """See `RowMaker`; one kernel before the product, and one after it, for what has cancelled."""
         if v.numel() <= FEW_PAIRS or x.numel() == 0:
             return super().pull(v, x, y, products)
         from ..triton_kernels.pull_launch import pull

@@ -10,10 +10,7 @@ import triton.language as tl
 @triton.jit
 def tile_of(v_ptr, i, j, inside, stride, TURNED: tl.constexpr):
     """V at rows i [ROWS, 1] and columns j [1, COLUMNS]; TURNED: what is in memory is its transpose."""
-    if TURNED:
-        place = j.to(tl.int64) * stride + i
-    else:
-        place = i.to(tl.int64) * stride + j
+    place = j.to(tl.int64) * stride + i if TURNED else i.to(tl.int64) * stride + j
     return tl.load(v_ptr + place, mask=inside, other=0.0)
 
 
