@@ -243,10 +243,9 @@ def show_everyday(target: int, length: int, loops: bool) -> None:
             how = f"{setting.block}, {setting.warps}"
             print(f"| {stage} | {how} | {instructions:.0f} | {barriers} |")
             counts = counted(kernel.asm["cubin"], length, EVERYDAY)
+            share = 32 * setting.warps / length
             for loop, (own, _) in counts.items() if loops else ():
-                print(
-                    f"  {loop.function}, to {loop.bound}: {own * 32 * setting.warps / length:.1f}"
-                )
+                print(f"  {loop.function}, to {loop.bound}: {own * share:.1f}")
 
 
 def long_row_costs(target: int) -> dict[str, list[float]]:

@@ -151,7 +151,7 @@ def starts_of(places, number, BLOCK: tl.constexpr):
 
 @triton.jit
 def raise_to(ptr, value, mask):
-    """An atomic maximum. Few values change it: the others do not wait in line."""
+    """An atomic maximum. Few values change it, and only these wait in line."""
     seen = tl.load(ptr, mask=mask, other=MOST, cache_modifier=".cg")
     tl.atomic_max(ptr, value, mask=mask & (value > seen), sem="relaxed")
 
@@ -160,7 +160,7 @@ def raise_to(ptr, value, mask):
 def look_at_crowds(row, buckets, BLOCK: tl.constexpr):
     """A crowd's largest key, the complement of its least, and its size, to its first three places.
 
-    Buckets get their first places for names. Ends with a barrier.
+    A bucket's number is its first place from then on. Ends with a barrier.
     """
     for first in range(0, row.count, BLOCK):
         j = first + tl.arange(0, BLOCK)
@@ -183,7 +183,7 @@ def look_at_crowds(row, buckets, BLOCK: tl.constexpr):
 def split_crowds(row, buckets, BLOCK: tl.constexpr):
     """A crowd's values to as many buckets as they are, by their keys, unless they are all alike.
 
-    Counts in the buckets, which have the names of their first places at most. Ends with a barrier.
+    These are counted anew: bucket b has no place before b. Ends with a barrier.
     """
     for first in range(0, row.count, BLOCK):
         j = first + tl.arange(0, BLOCK)
@@ -251,6 +251,7 @@ def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
     """Ranks of a row of any length, without NaN."""
     BLOCK: tl.constexpr = options.BLOCK
     WIDE: tl.constexpr = RUN * BLOCK
+    tl.store(buckets.places - 1, 0)
     fill(buckets.places, buckets.number, 0, WIDE)
     count_in_buckets(row, buckets, low, factors, BLOCK)
     largest = starts_of(buckets.places, buckets.number, WIDE)
@@ -344,7 +345,6 @@ def hard_rank_kernel(
     program = tl.cast(tl.program_id(0), tl.int64)
     bucket_ptr = ints_ptr + program * ARRAYS * room
     places_ptr = bucket_ptr + 2 * room + 16
-    tl.store(places_ptr - 1, 0)
     number = tl.minimum(count, MOST_BUCKETS)
     buckets = Buckets(places_ptr, bucket_ptr, bucket_ptr + room, number)
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
