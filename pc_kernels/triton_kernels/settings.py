@@ -46,7 +46,7 @@ class Setting:
 
 
 LONG_ROWS = (Setting(128, 4, 4),)
-"""Wider blocks are half wasted on a row's grid; narrower ones need the scratch memory of more programs."""
+"""Wider blocks are half wasted on a row's grid; narrower ones take more programs, and scratch memory."""
 
 LONGEST_ROWS = (Setting(256, 4, 8), Setting(128, 4, 4))
 """Of more than `LONG` references: there scratch memory leaves room for few programs."""
