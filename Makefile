@@ -3,7 +3,7 @@
 # make bench   benchmarks with their correctness gate
 # make fuzz    every public function on ten thousand inputs against the definitions
 # make sanitize  the same with kernels that look for misused memory and undefined behaviour
-# make counts  instructions and barriers of the Triton kernels, without a GPU
+# make counts  instructions, barriers and registers of the Triton kernels, without a GPU: a quarter of an hour
 # make docs    the documentation, into build/site
 # make wheels  sdist and wheel, tried in fresh environments without a compiler, for each of WHEELS_TORCH
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest

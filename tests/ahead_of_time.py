@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
 
 KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8", "temperature": "fp64"}
-ALIGNED = ("capacity", "floats_stride", "ints_stride", "buckets")
+ALIGNED = ("capacity", "floats_stride", "room")
 """Integers that the backend makes multiples of 16."""
+
+ARCHITECTURES = (80, 90, 100, 120)
+"""NVIDIA's, by their compute capability: A100, H100, B200, RTX 50."""
 
 LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))
 SQUARED, ABSOLUTE, HUBER = (PENALTIES[name].code for name in ("squared", "absolute", "huber"))
@@ -102,9 +107,16 @@ def settings_of(stage: str, constants: dict[str, Any]) -> tuple[Any, ...]:
         return (settings.STRAIGHT_TILE,)
     if constants.get("SHORT"):
         return settings.COMPARED_ROWS
-    if stage == "hard_rank":
-        return settings.BUCKET_ROWS
-    return settings.LONG_ROWS if constants.get("GRID", True) else settings.SHORT_ROWS
+    if not constants.get("GRID", True):
+        return settings.SHORT_ROWS
+    return tuple(dict.fromkeys(settings.LONG_ROWS + settings.LONGEST_ROWS))
+
+
+def nvidia(architecture: int) -> Any:
+    """An NVIDIA GPU to compile for."""
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", architecture, 32)
 
 
 def nvidia_tool(name: str) -> Path | None:
@@ -115,14 +127,23 @@ def nvidia_tool(name: str) -> Path | None:
     return tool if tool.exists() else None
 
 
-def stack_bytes(cubin: bytes, folder: Path) -> int | None:
-    """What each thread of the kernel keeps in memory, spills above all; None without cuobjdump."""
+@dataclass(frozen=True)
+class Usage:
+    """Of each thread of a kernel: its registers, and the bytes of memory it keeps, spills above all."""
+
+    registers: int
+    stack: int
+
+
+def usage(cubin: bytes) -> Usage:
+    """What the assembler says of a kernel; of nothing without Triton's cuobjdump."""
     tool = nvidia_tool("cuobjdump")
     if tool is None:
-        return None
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
-    print(done.stdout)
-    found = re.search(r"STACK:(\d+)", done.stdout)
-    return int(found[1]) if found else None
+        return Usage(0, 0)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as image:
+        image.write(cubin)
+        image.flush()
+        command = [str(tool), "-res-usage", image.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.findall(r"\b(?:REG|STACK):(\d+)", text)
+    return Usage(int(registers), int(stack))

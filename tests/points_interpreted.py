@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import tolerances
 import torch
-from compare import check_near_origin
+from compare import assert_norm_near, check_near_origin
 from inputs import POINTS
 from torch import Generator
 
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarities.row_maker import FAR, PLAIN
+from pc_kernels.dissimilarities.row_maker import CANCELLED, FAR, PLAIN
 from pc_kernels.products import Products
 from pc_kernels.triton_kernels.near_origin import near_origin
 
@@ -39,6 +40,28 @@ def test_nothing_to_look_at(shapes: tuple[int, int]) -> None:
             torch.equal(sq, x.square().sum(1)) for sq, x in zip(got.squares, points, strict=True)
         )
         assert not got.offsets.any()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_gradients_that_cancel(spread: float, turned: bool, rng: Generator) -> None:
+    """Clumps far from the origin pull at their own as exactly as if they were there."""
+    count, width = 45, 130
+    centres = 10 * torch.randn(4, width, generator=rng)
+    x, y = (
+        centres[torch.arange(n) % 4] + spread * torch.randn(n, width, generator=rng)
+        for n in (37, count)
+    )
+    own = torch.arange(37)[:, None] % 4 == torch.arange(count) % 4
+    v = torch.where(own, torch.randn(37, count, generator=rng), 0.0)
+    v[0] = torch.randn(count, generator=rng)  # a row in which nothing cancels
+    v = v.T.contiguous().T if turned else v
+    terms = v[:, :, None].double() * (x[:, None].double() - y)
+    got = BACKENDS["triton"].pull(v, x, y)
+    # One in 1/CANCELLED of a product's digits, and sums of differences in float32.
+    rounding = (4 + count**0.5) * tolerances.U
+    largest = terms.norm(dim=(1, 2)) / CANCELLED
+    assert_norm_near("gradient", got, terms.sum(1), rounding * largest)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1025])

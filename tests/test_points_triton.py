@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from interpreter import Child, names_in, needs_compiler, needs_triton
 
@@ -18,21 +16,23 @@ def test_in_the_interpreter(name: str, child: Child) -> None:
 
 @needs_triton
 @needs_compiler
-@pytest.mark.parametrize("name", ["shift", "move", "offsets"])
-def test_compiles_ahead_of_time(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shift", "move", "offsets", "weigh", "mend"])
+def test_compiles_ahead_of_time(name: str) -> None:
     """To machine code without a spilled register."""
-    from ahead_of_time import compiled_kernel, stack_bytes
-    from triton.backends.compiler import GPUTarget
+    from ahead_of_time import compiled_kernel, nvidia, usage
 
-    from pc_kernels.triton_kernels import near_origin, points
+    from pc_kernels.triton_kernels import near_origin, points, pull, pull_launch
 
     constants, warps = {
         "shift": ({"SHARED": False, "PARTS": 2, **near_origin.TILE}, 4),
         "move": ({"COLUMNS": 512}, 2),
         "offsets": ({"BLOCK": near_origin.LONGEST}, 8),
+        "weigh": ({"TURNED": False, **pull_launch.STRAIGHT_TILE}, 4),
+        "mend": ({"TURNED": True, **pull_launch.MENDED_TILE}, 4),
     }[name]
-    kernel = getattr(points, f"{name}_kernel")
+    kernel = getattr(pull if name in ("weigh", "mend") else points, f"{name}_kernel")
     constants.pop("num_warps", None)
-    target, kinds = GPUTarget("cuda", 90, 32), {"far": "fp32"}
-    done = compiled_kernel(kernel, constants, target, kinds, num_warps=warps)
-    assert (stack_bytes(done.asm["cubin"], tmp_path) or 0) == 0
+    done = compiled_kernel(
+        kernel, constants, nvidia(90), {"far": "fp32", "cancelled": "fp32"}, num_warps=warps
+    )
+    assert usage(done.asm["cubin"]).stack == 0

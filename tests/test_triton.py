@@ -13,8 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import COHERENCE, TEACHER, VARIANTS, compiled, settings_of, stack_bytes
+from ahead_of_time import (
+    COHERENCE,
+    TEACHER,
+    VARIANTS,
+    compiled,
+    nvidia,
+    nvidia_tool,
+    settings_of,
+    usage,
+)
 from interpreter import Child, names_in, needs_compiler, needs_triton, skip_without_interpreter
+from kernel_counts import EVERYDAY, KERNELS, per_pair
+from long_rows import LENGTH, LONG_ROWS
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS, select, triton_obstacle
@@ -42,31 +53,61 @@ def test_crossovers(python: Callable[..., Any]) -> None:
 
 @needs_triton
 @needs_compiler
-@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_compiles_ahead_of_time(variant: str, capability: int, tmp_path: Path) -> None:
-    """To machine code that fits: shared memory without asking for more, hardly a register spilled.
+def test_compiles_ahead_of_time(variant: str) -> None:
+    """To machine code that fits: shared memory without asking for more, no register spilled.
 
-    The assembler trades a few spilled registers for another resident warp; 64 bytes are 16 of them.
+    The whole of it, all settings on all architectures, is a part of `make counts`.
     """
-    from triton.backends.compiler import GPUTarget
-
     stage, constants = VARIANTS[variant]
-    for setting in settings_of(stage, constants)[: None if variant == "coherence_rows" else 1]:
-        kernel = compiled(stage, constants, setting, GPUTarget("cuda", capability, 32))
-        assert kernel.metadata.shared <= 48 << 10
-        assert (stack_bytes(kernel.asm["cubin"], tmp_path) or 0) <= 64, setting
+    setting, *_ = settings_of(stage, constants)
+    kernel = compiled(stage, constants, setting, nvidia(90))
+    assert kernel.metadata.shared <= 48 << 10
+    assert usage(kernel.asm["cubin"]).stack == 0
+
+
+@needs_triton
+@needs_compiler
+@pytest.mark.parametrize("architecture", [80, 100, 120])
+@pytest.mark.parametrize("stage", ["hard_rank", "coherence_rows"])
+def test_compiles_for_other_architectures(stage: str, architecture: int) -> None:
+    """No register is spilled there either."""
+    from pc_kernels.triton_kernels import settings
+
+    (setting,) = settings.LONG_ROWS
+    kernel = compiled(stage, dict(KERNELS)[stage], setting, nvidia(architecture))
+    assert usage(kernel.asm["cubin"]).stack == 0
+
+
+@needs_triton
+@needs_compiler
+@pytest.mark.parametrize(("stage", "constants"), KERNELS)
+def test_costs_of_rows(
+    stage: str, constants: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instructions and barriers of everyday rows; and long rows with crowded buckets are no cliff."""
+    from pc_kernels.triton_kernels import settings
+
+    if nvidia_tool("nvdisasm") is None:
+        pytest.skip("this Triton has no nvdisasm")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (setting,) = settings.LONG_ROWS
+    kernel = compiled(stage, constants, setting, nvidia(90))
+    instructions, barriers = per_pair(kernel, setting, settings.LONG, EVERYDAY)
+    assert instructions <= 400 and barriers <= 100
+    costs = {
+        name: per_pair(kernel, setting, LENGTH, row.work)[0] for name, row in LONG_ROWS.items()
+    }
+    assert max(costs.values()) <= 3 * costs["everyday"], costs
 
 
 @needs_triton
 @needs_compiler
 def test_sizes_of_one_compile() -> None:
     """Triton makes a constant of an integer that is 1."""
-    from triton.backends.compiler import GPUTarget
-
     from pc_kernels.triton_kernels import settings
 
-    target = GPUTarget("cuda", 90, 32)
+    target = nvidia(90)
     for stage, constants in (("coherence_rows", COHERENCE), ("hard_rank", TEACHER)):
         ones = {"count": 1, "rows": 1, "width": 1}
         compiled(stage, {**constants, **ones, "GRID": False}, settings.SHORT_ROWS[0], target)
@@ -142,7 +183,7 @@ def test_tuning_takes_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "hard_rank_kernel", Kernel())
     x = torch.ones(100, launch.ALL_COMPARED + 1)
     rank = launch.hard_rank(x)
-    few = 2 * settings.RESIDENT_WARPS // settings.LONG_ROWS[0].warps
+    few = 2 * settings.RESIDENT_WARPS // min(s.warps for s in settings.LONG_ROWS)
     assert launched == [few, len(x)]
     assert [part.data_ptr() for part in restored] == [rank.data_ptr()] and len(restored[0]) == few
 
@@ -153,9 +194,9 @@ def test_no_thread_is_anothers_copy() -> None:
     from pc_kernels.triton_kernels import settings
 
     for count in [*range(1, 70), 100, 200, 300, 513, 5000]:
-        for choices in (settings.SHORT_ROWS, settings.COMPARED_ROWS, settings.LONG_ROWS):
-            for setting in settings.trimmed(choices, count):
-                assert 32 * setting.warps <= setting.block
+        short = (settings.trimmed(c, count) for c in (settings.SHORT_ROWS, settings.COMPARED_ROWS))
+        for setting in sum(short, settings.long_rows(count)):
+            assert 32 * setting.warps <= setting.block
     assert [settings.warps_of(block, 4) for block in (32, 64, 128, 256)] == [1, 2, 4, 4]
 
 

@@ -27,6 +27,7 @@ from compare import (
     own_leaf,
 )
 from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
+from long_rows import LENGTH, LONG_ROWS
 from torch import Generator, Tensor
 
 import pc_kernels
@@ -35,7 +36,7 @@ from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarities import Chunk, Pairs, Points, Rows, make_side
 from pc_kernels.dissimilarities.row_maker import PLAIN
 from pc_kernels.recipe import Recipe
-from pc_kernels.triton_kernels import launch, settings
+from pc_kernels.triton_kernels import hard_rank, launch, settings
 
 BACKEND = "triton"
 
@@ -443,6 +444,72 @@ def test_long_rows(rng: Generator) -> None:
     rows = torch.cat([make_rows(name, rng, 1, 2000) for name in ("outlier of 1e3", "normal")])
     check_soft_rank(BACKEND, rows, rng, temperature=0.1)
     check_soft_rank(BACKEND, rows, rng, temperature=0.3, relaxation="normal")
+
+
+@pytest.mark.parametrize("name", LONG_ROWS)
+def test_work_of_a_long_row(name: str, rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hard ranks of many values in one bucket: right, and by as many steps as are said to be needed."""
+    monkeypatch.setattr(settings, "LONGEST_ROWS", (settings.Setting(LENGTH // 8, 4, 4),))
+    splits, fullest = 0, -1
+    split, rank = hard_rank.split_crowds, hard_rank.rank_in_buckets
+
+    def split_and_count(*arguments: Any) -> None:
+        nonlocal splits
+        splits += 1
+        split(*arguments)
+
+    def rank_and_look(*arguments: Any) -> None:
+        nonlocal fullest
+        fullest = int(arguments[4].handle.data.item())
+        rank(*arguments)
+
+    monkeypatch.setattr(hard_rank, "split_crowds", split_and_count)
+    monkeypatch.setattr(hard_rank, "rank_in_buckets", rank_and_look)
+    row = LONG_ROWS[name]
+    x = row.make(rng, LENGTH)[None]
+    assert_near("rank", pc_kernels.hard_rank(x, backend=BACKEND), sorted_ranks(x), tolerances.U)
+    if name == "everyday":
+        assert splits == 0 and row.work.fullest <= fullest <= 16
+    elif row.work.splits < 0:
+        assert fullest == -1
+    else:
+        assert splits <= row.work.splits and 0 <= fullest <= row.work.fullest
+    x = x.double()
+    cells = (x.max() - x.min()) / x.std(correction=0).clamp(min=1e-9) * 40 + 2
+    assert name == "everyday" or cells <= row.work.cells
+
+
+def sorted_ranks(x: Tensor) -> Tensor:
+    """Mid-ranks in float64 of a single long row, by sorting."""
+    ordered = x[0].sort().values
+    below = torch.searchsorted(ordered, x[0], right=False)
+    at_most = torch.searchsorted(ordered, x[0], right=True)
+    return ((below + at_most - 1).double() / (2 * (x.shape[1] - 1)))[None]
+
+
+def test_crowds_are_split(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until none is left: values over all of float32's range, infinite, of both signs, and ties."""
+    monkeypatch.setattr(launch, "ALL_COMPARED", 1)
+    m = 500
+    sign = 1 - 2.0 * torch.randint(2, (m,), generator=rng)
+    some = torch.rand(m, generator=rng) < 0.3
+    wide = sign * 10 ** (76 * torch.rand(m, generator=rng) - 38)
+    clumps = 2.0 ** torch.randint(-100, 100, (m,), generator=rng)
+    x = torch.stack(
+        [
+            wide,
+            torch.where(some, math.inf, wide),
+            torch.where(some, -0.0, 0.0 * wide),
+            torch.where(some, sign * math.inf, torch.randint(3, (m,), generator=rng)),
+            1e-45 * torch.randint(60, (m,), generator=rng),
+            clumps * (1 + 1e-6 * torch.randn(m, generator=rng)),
+            (torch.randint(2, (m, 14), generator=rng) / 10 ** torch.arange(14.0)).sum(1),
+            torch.where(torch.arange(m) < 17, 1e30, torch.randn(m, generator=rng)),
+        ]
+    )
+    keep = torch.rand(x.shape, generator=rng) < 0.8
+    rank = BACKENDS[BACKEND].hard_rank(x, keep)
+    assert_near("rank", rank, reference.hard_rank(x.double(), keep=keep), 2 * tolerances.U)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(way: str, rng: Generator) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dissimilarities.row_maker import NearOrigin
+from ..dissimilarities.row_maker import FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..products import IN_FLOAT32, Products
 from .base import FusedBackend
@@ -56,6 +56,14 @@ class TritonBackend(FusedBackend):
     def straight(self, rows: Rows) -> bool:
         """See `RowMaker`: one kernel for narrow features, products and all."""
         return bool(_launch().straight_dissimilarity(rows))
+
+    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
+        """See `RowMaker`; one kernel before the product, and one after it, for what has cancelled."""
+        if v.numel() <= FEW_PAIRS or x.numel() == 0:
+            return super().pull(v, x, y, products)
+        from ..triton_kernels.pull_launch import pull
+
+        return pull(v, x.contiguous(), y.contiguous(), products)
 
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""

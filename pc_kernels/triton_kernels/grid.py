@@ -133,6 +133,14 @@ def moments_to_floats(grid, cells, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def spread_weight(term, k: tl.constexpr):
+    """What a cell's moments of these terms weigh on the k-th node from its last on."""
+    low = tl.where(term == 0, entry(SPREAD, k, 0), entry(SPREAD, k, 1))
+    high = tl.where(term == 2, entry(SPREAD, k, 2), entry(SPREAD, k, 3))
+    return tl.where(term < 2, low, high)
+
+
+@triton.jit
 def masses(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
     """Cell moments to weights on the nodes, with a band of zeros on both sides.
 
@@ -147,7 +155,7 @@ def masses(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
             cell = n + (k - (NODES - 1))
             inside = ((cell >= 0) & (cell < cells))[:, None]
             moment = tl.load(grid.cubic + cell[:, None] * TERMS + term, mask=inside, other=0.0)
-            total += moment * tl.load(grid.tables + SPREAD + k * TERMS + term)
+            total += moment * spread_weight(term, k)
         tl.store(grid.mass + BAND + n, tl.sum(total, axis=1), mask=n < nodes)
     for first in range(0, 2 * BAND + TAP_BLOCK, BLOCK):
         i = first + tl.arange(0, BLOCK)

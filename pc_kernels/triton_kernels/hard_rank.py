@@ -15,15 +15,37 @@ from .dissimilarity import GIVEN, Gram, offset_of, row_extent
 from .row import SPECIALIZATION, Row, counted, empty_tally, extent_of, finite, present, tallied
 from .row_sums import factors_of
 
+ARRAYS = tl.constexpr(3)
+"""Of `Buckets`, each of a place for each value and `SPARE` more."""
+
+SPARE = tl.constexpr(2 * 16)
+"""So that all start in whole sectors."""
+
+MOST_BUCKETS = tl.constexpr(1 << 20)
+"""Of the first buckets: their number is a float32 number."""
+
+CROWD = tl.constexpr(16)
+"""More values than these in a bucket are a crowd, which is split: to compare them would cost more."""
+
+RUN = tl.constexpr(16)
+"""Buckets that a thread sums up at a time: the others wait for it once."""
+
+LEAST = tl.constexpr(-(1 << 31))
+MOST = tl.constexpr((1 << 31) - 1)
+
 
 class Buckets(NamedTuple):
-    """A program's scratch memory for the counting sort: pointers, and the number of buckets."""
+    """A program's scratch memory for the counting sort: pointers, and the number of buckets at first."""
 
-    sizes: tl.tensor
-    starts: tl.tensor
-    """Behind each bucket's place, where the next value goes: at last, where the next bucket starts."""
+    places: tl.tensor
+    """Bucket b's size; then its first place; as it fills, where its next value goes; at last its end.
+
+    Before the first bucket's there is a 0: the end of bucket b - 1 is where bucket b starts.
+    """
+    bucket: tl.tensor
+    """Of each value; its complement if all in it are alike."""
     ordered: tl.tensor
-    """The values, bucket by bucket."""
+    """The values' keys, bucket by bucket; before, what is known of crowds."""
     number: tl.tensor
 
 
@@ -73,63 +95,174 @@ def rank_all_pairs(row, rank_ptr, number, BLOCK: tl.constexpr, PAIRS: tl.constex
 
 
 @triton.jit
-def starts_of(buckets, BLOCK: tl.constexpr):
-    """Where each bucket starts: the sizes' running sum. Returns the largest size."""
+def key_of(x):
+    """An integer in the order of the numbers, -0 and 0 the same; none is `LEAST` or `MOST`."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & MOST)
+
+
+@triton.jit
+def unsigned(x):
+    """A difference of keys, which may have left int32, as float32: the order is kept."""
+    return x.to(tl.uint32, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def fill(ptr, number, value, BLOCK: tl.constexpr):
+    """Puts a value in so many places; ends with a barrier."""
+    for first in range(0, number, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        tl.store(ptr + i, tl.full([BLOCK], value, tl.int32), mask=i < number)
+    tl.debug_barrier()
+
+
+@triton.jit
+def count_in_buckets(row, buckets, low, factors, BLOCK: tl.constexpr):
+    """Each value's bucket, by its size, and the sizes of the buckets; ends with a barrier."""
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        x = tl.load(row.x + j, mask=valid, other=0.0)
+        bucket = bucket_of(x, low, factors, buckets.number)
+        tl.store(buckets.bucket + j, bucket, mask=valid)
+        tl.atomic_add(buckets.places + bucket, 1, mask=valid, sem="relaxed")
+    tl.debug_barrier()
+
+
+@triton.jit
+def starts_of(places, number, BLOCK: tl.constexpr):
+    """The sizes of so many buckets become their first places: a running sum. Ends with a barrier.
+
+    Returns the largest size. Those below 0, of values that are all alike, do not count for it.
+    """
     before = tl.full((), 0, tl.int32)
     largest = tl.zeros([BLOCK], tl.int32)
-    tl.store(buckets.starts, 0)
-    for first in range(0, buckets.number, BLOCK):
+    for first in range(0, number, BLOCK):
         b = first + tl.arange(0, BLOCK)
-        inside = b < buckets.number
-        size = tl.load(buckets.sizes + b, mask=inside, other=0, cache_modifier=".cg")
-        tl.store(buckets.starts + 1 + b, before + tl.cumsum(size, axis=0) - size, mask=inside)
-        before += tl.sum(size, axis=0)
+        size = tl.load(places + b, mask=b < number, other=0, cache_modifier=".cg")
         largest = tl.maximum(largest, size)
+        size = tl.abs(size)
+        tl.store(places + b, before + tl.cumsum(size, axis=0) - size, mask=b < number)
+        before += tl.sum(size, axis=0)
+    tl.store(places + number, before)
+    tl.debug_barrier()
     return tl.max(largest, axis=0)
+
+
+@triton.jit
+def raise_to(ptr, value, mask):
+    """An atomic maximum. Few values change it, and only these wait in line."""
+    seen = tl.load(ptr, mask=mask, other=MOST, cache_modifier=".cg")
+    tl.atomic_max(ptr, value, mask=mask & (value > seen), sem="relaxed")
+
+
+@triton.jit
+def look_at_crowds(row, buckets, BLOCK: tl.constexpr):
+    """A crowd's largest key, the complement of its least, and its size, to its first three places.
+
+    A bucket's number is its first place from then on. Ends with a barrier.
+    """
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        key = key_of(tl.load(row.x + j, mask=valid, other=0.0))
+        bucket = tl.load(buckets.bucket + j, mask=valid, other=0)
+        bucket = tl.maximum(bucket, ~bucket)
+        start = tl.load(buckets.places + bucket, mask=valid, other=0, cache_modifier=".cg")
+        end = tl.load(buckets.places + bucket + 1, mask=valid, other=0, cache_modifier=".cg")
+        crowded = end - start > CROWD
+        known = buckets.ordered + start
+        raise_to(known, key, crowded)
+        raise_to(known + 1, ~key, crowded)
+        tl.store(known + 2, end - start, mask=crowded)
+        tl.store(buckets.bucket + j, start, mask=valid)
+    tl.debug_barrier()
+
+
+@triton.jit
+def split_crowds(row, buckets, BLOCK: tl.constexpr):
+    """A crowd's values to as many buckets as they are, by their keys, unless they are all alike.
+
+    These are counted anew: bucket b has no place before b. Ends with a barrier.
+    """
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        key = key_of(tl.load(row.x + j, mask=valid, other=0.0))
+        start = tl.load(buckets.bucket + j, mask=valid, other=0)
+        known = buckets.ordered + start
+        high = tl.load(known, mask=valid, other=LEAST, cache_modifier=".cg")  # LEAST: no crowd
+        low = ~tl.load(known + 1, mask=valid, other=LEAST, cache_modifier=".cg")
+        size = tl.load(known + 2, mask=valid, other=0, cache_modifier=".cg")
+        alike, apart = high == low, high > low
+        # One factor for the whole crowd: products with it are in the order of the keys.
+        factor = (size - 1).to(tl.float32) / unsigned(tl.where(apart, high - low, 1))
+        step = (unsigned(tl.where(apart, key - low, 0)) * factor).to(tl.int32)
+        bucket = start + tl.where(apart, tl.minimum(step, size - 1), 0)
+        tl.store(buckets.bucket + j, tl.where(alike, ~start, bucket), mask=valid)
+        tl.store(buckets.places + start, -size, mask=alike)
+        tl.atomic_add(buckets.places + bucket, 1, mask=valid & (high != low), sem="relaxed")
+    tl.debug_barrier()
+
+
+@triton.jit
+def put_in_order(row, buckets, BLOCK: tl.constexpr):
+    """Keys to the places of their buckets, but where all are alike; ends with a barrier."""
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        valid = counted(j, row)
+        key = key_of(tl.load(row.x + j, mask=valid, other=0.0))
+        bucket = tl.load(buckets.bucket + j, mask=valid, other=-1)
+        alone = bucket >= 0
+        place = tl.atomic_add(buckets.places + bucket, 1, mask=alone, sem="relaxed")
+        tl.store(buckets.ordered + place, key, mask=alone)
+    tl.debug_barrier()
+
+
+@triton.jit
+def rank_in_buckets(row, rank_ptr, number, buckets, largest, options):
+    """Ranks of values in order: a bucket's first place, and what compares below in the bucket."""
+    for first in range(0, row.count, options.BLOCK):
+        j = first + tl.arange(0, options.BLOCK)
+        valid = counted(j, row)
+        key = key_of(tl.load(row.x + j, mask=valid, other=0.0))
+        bucket = tl.load(buckets.bucket + j, mask=valid, other=0)
+        alike = bucket < 0
+        bucket = tl.maximum(bucket, ~bucket)
+        # Where all are alike none has been put in order.
+        past = buckets.places + bucket + alike.to(tl.int32)
+        start = tl.load(buckets.places + bucket - 1, mask=valid, other=0, cache_modifier=".cg")
+        end = tl.load(past, mask=valid, other=0, cache_modifier=".cg")
+        below = start
+        equal = tl.where(alike, end - start, 0)
+        end = tl.where(alike, start, end)
+        for i in range(0, largest, options.PAIRS):
+            for k in tl.static_range(options.PAIRS):
+                at = start + i + k
+                other = tl.load(buckets.ordered + at, mask=at < end, other=MOST)
+                below += (other < key).to(tl.int32)
+                equal += (other == key).to(tl.int32)
+        rank = present(mid_rank(below, equal, number), valid, row)
+        tl.store(rank_ptr + j, rank, mask=j < row.count)
 
 
 @triton.jit
 def rank_by_buckets(row, rank_ptr, number, buckets, low, factors, options):
     """Ranks of a row of any length, without NaN."""
-    lane = tl.arange(0, options.BLOCK)
-    for first in range(0, buckets.number, options.BLOCK):
-        b = first + lane
-        tl.store(buckets.sizes + b, tl.zeros([options.BLOCK], tl.int32), mask=b < buckets.number)
-    tl.debug_barrier()
-    for first in range(0, row.count, options.BLOCK):
-        j = first + lane
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, factors, buckets.number)
-        tl.atomic_add(buckets.sizes + bucket, 1, mask=valid, sem="relaxed")
-    tl.debug_barrier()
-    largest = starts_of(buckets, 4 * options.BLOCK)
-    tl.debug_barrier()
-    for first in range(0, row.count, options.BLOCK):
-        j = first + lane
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, factors, buckets.number)
-        place = tl.atomic_add(buckets.starts + 1 + bucket, 1, mask=valid, sem="relaxed")
-        tl.store(buckets.ordered + place, x, mask=valid)
-    tl.debug_barrier()
-    for first in range(0, row.count, options.BLOCK):
-        j = first + lane
-        valid = counted(j, row)
-        x = tl.load(row.x + j, mask=valid, other=0.0)
-        bucket = bucket_of(x, low, factors, buckets.number)
-        start = tl.load(buckets.starts + bucket, mask=valid, other=0, cache_modifier=".cg")
-        below = start
-        equal = tl.zeros([options.BLOCK], tl.int32)
-        for i in range(0, largest, options.PAIRS):
-            for k in tl.static_range(options.PAIRS):
-                # Behind the bucket lie greater values, and then none.
-                at = start + i + k
-                other = tl.load(buckets.ordered + at, mask=at < number, other=float("nan"))
-                below += (other < x).to(tl.int32)
-                equal += (other == x).to(tl.int32)
-        rank = present(mid_rank(below, equal, number), valid, row)
-        tl.store(rank_ptr + j, rank, mask=j < row.count)
+    BLOCK: tl.constexpr = options.BLOCK
+    WIDE: tl.constexpr = RUN * BLOCK
+    tl.store(buckets.places - 1, 0)
+    fill(buckets.places, buckets.number, 0, WIDE)
+    count_in_buckets(row, buckets, low, factors, BLOCK)
+    largest = starts_of(buckets.places, buckets.number, WIDE)
+    while largest > CROWD:
+        fill(buckets.ordered, number + 2, LEAST, WIDE)
+        look_at_crowds(row, buckets, BLOCK)
+        fill(buckets.places, number, 0, WIDE)
+        split_crowds(row, buckets, BLOCK)
+        largest = starts_of(buckets.places, number, WIDE)
+    put_in_order(row, buckets, BLOCK)
+    rank_in_buckets(row, rank_ptr, number, buckets, largest, options)
 
 
 @triton.jit
@@ -194,10 +327,8 @@ def hard_rank_kernel(
     self_start,
     rank_ptr,
     ints_ptr,
-    rows_ptr,
     count,
-    buckets,
-    ints_stride,
+    room,
     rows,
     DISSIMILARITY: tl.constexpr,
     FINITE: tl.constexpr,
@@ -212,8 +343,10 @@ def hard_rank_kernel(
     place.
     """
     program = tl.cast(tl.program_id(0), tl.int64)
-    sizes_ptr = ints_ptr + program * ints_stride
-    memory = Buckets(sizes_ptr, sizes_ptr + buckets, rows_ptr + program * count, buckets)
+    bucket_ptr = ints_ptr + program * ARRAYS * room
+    places_ptr = bucket_ptr + 2 * room + 16
+    number = tl.minimum(count, MOST_BUCKETS)
+    buckets = Buckets(places_ptr, bucket_ptr, bucket_ptr + room, number)
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(i, tl.int64) * count
         own = tl.where(self_start >= 0, self_start + i, -1)
@@ -230,7 +363,7 @@ def hard_rank_kernel(
                 DISSIMILARITY,
             ),
             rank_ptr + start,
-            memory,
+            buckets,
             Options(FINITE, SHORT, BLOCK, PAIRS),
         )
         tl.debug_barrier()

@@ -22,16 +22,15 @@ from ..formulas import PENALTIES
 from .coherence_rows import coherence_rows_kernel
 from .dissimilarity import CODES, dissimilarity_kernel, straight_dissimilarity_kernel
 from .formulas import code_of
-from .hard_rank import hard_rank_kernel
+from .hard_rank import ARRAYS, SPARE, hard_rank_kernel
 from .settings import (
-    BUCKET_ROWS,
     COMPARED_ROWS,
-    LONG_ROWS,
     SHORT_ROWS,
     STRAIGHT_TILE,
     THREADS,
     Setting,
     compiler_options,
+    long_rows,
     power_of_two_above,
     programs,
     resident,
@@ -56,8 +55,6 @@ CELLS_PER_POINT = 8
 
 NARROW = 64
 """Features up to which δ comes straight from them (docs/gpu.md, "Triton")."""
-
-MOST_BUCKETS = 1 << 20
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -126,7 +123,7 @@ def soft_launch(
     moments = TERMS * capacity
     floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
     scratch = 8 * moments + 4 * (floats + spare * count)
-    settings = trimmed(LONG_ROWS if grid else SHORT_ROWS, count)
+    settings = long_rows(count) if grid else trimmed(SHORT_ROWS, count)
     number = programs(overwritten.device, rows, settings, scratch)
     shared = (
         tables(recipe.relaxation, overwritten.device),
@@ -234,20 +231,18 @@ def _hard_rank(rows: Rows, rank: Tensor, pairs: Pairs, *, finite: bool) -> None:
     number, count = rows.values.shape
     device = rows.values.device
     short = count <= ALL_COMPARED
-    buckets = power_of_two_above(count, 64, MOST_BUCKETS)
-    ints, floats = (0, 0) if short else (2 * buckets + 16, count)
-    settings = trimmed(COMPARED_ROWS if short else BUCKET_ROWS, count)
-    grid = programs(device, number, settings, 4 * (ints + floats))
+    room = 0 if short else padded(count + SPARE.value)
+    settings = trimmed(COMPARED_ROWS, count) if short else long_rows(count)
+    scratch = ARRAYS.value * room
+    grid = programs(device, number, settings, 4 * scratch)
     arguments = (
         rows.values,
         *_gram(rows),
         *_present(pairs, rows.values),
         rank,
-        torch.empty(grid * ints, dtype=torch.int32, device=device),
-        torch.empty(grid * floats, dtype=torch.float32, device=device),
+        torch.empty(grid * scratch, dtype=torch.int32, device=device),
         count,
-        buckets,
-        ints,
+        room,
     )
     constants = {
         "DISSIMILARITY": CODES["given" if rows.ready else rows.dissimilarity],

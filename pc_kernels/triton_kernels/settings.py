@@ -27,6 +27,9 @@ REGISTERS = 128
 RESIDENT_WARPS = 16
 """What a multiprocessor has registers for then."""
 
+LONG = 8192
+"""References of a row that is not one of the longest."""
+
 THREADS = 32
 """Of a warp. (AMD's has 64; copies inside a warp do no harm, for it loads and stores as one.)"""
 
@@ -42,10 +45,14 @@ class Setting:
     warps: int
 
 
-LONG_ROWS = (Setting(128, 4, 4), Setting(256, 4, 8))
-BUCKET_ROWS = tuple(reversed(LONG_ROWS))
+LONG_ROWS = (Setting(128, 4, 4),)
+"""Wider blocks are half wasted on a row's grid; narrower ones take more programs, and scratch memory."""
+
+LONGEST_ROWS = (Setting(256, 4, 8), Setting(128, 4, 4))
+"""Of more than `LONG` references: there scratch memory leaves room for few programs."""
+
 COMPARED_ROWS = (Setting(512, 8, 8),)
-SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2), Setting(64, 32, 2))
+SHORT_ROWS = (Setting(128, 16, 4), Setting(64, 16, 2))
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,11 @@ def warps_of(block: int, most: int) -> int:
     comes late loads what has been stored.
     """
     return max(1, min(most, block // THREADS))
+
+
+def long_rows(count: int) -> tuple[Setting, ...]:
+    """Settings for rows of `count` that go by grid or buckets."""
+    return trimmed(LONG_ROWS if count <= LONG else LONGEST_ROWS, count)
 
 
 def trimmed(settings: tuple[Setting, ...], count: int) -> tuple[Setting, ...]:

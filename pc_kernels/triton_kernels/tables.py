@@ -38,7 +38,7 @@ EDGE_TAPS = 1 << (max(BANDS.values()) + NODES - 1).bit_length()
 """Φ seen from the row's lower end, from a band below it to the stencil's end above it, padded with 0."""
 
 # Where each table starts in the tensor.
-SPREAD, GATHER, EDGE, TAPS = 0, 32, 64, 64 + EDGE_TAPS
+GATHER, EDGE, TAPS = 0, 32, 32 + EDGE_TAPS
 
 MOST_NODES = 512
 """A block of nodes is no longer: masses are read in whole blocks."""
@@ -68,6 +68,8 @@ WEIGHTS, AREAS = stencil()
 # What kernels know as constants, in steps: the integral over a cell of the whole interpolant, and that of
 # the cubic from the cell's left edge to its middle.
 INTEGRAL = tuple(map(float, AREAS))
+# A node collects from the moments of the cells n - NODES + 1 ... n.
+SPREAD = tuple(tuple(map(float, weights)) for weights in WEIGHTS.T[::-1])
 HALF = tuple(map(float, np.array([1 / 2, -1 / 8, 1 / 24, -1 / 64]) @ WEIGHTS))
 
 
@@ -86,8 +88,6 @@ def _tables(relaxation: str, device: torch.device) -> Tensor:
     row = RELAXATIONS[relaxation]
     band, step = GRIDS[row.code].band, 1 / GRIDS[row.code].inverse_step
     values = np.zeros(TAPS + padded(2 * band + 1))
-    # A node collects from the moments of the cells n - NODES + 1 ... n, as they lie in memory.
-    values[SPREAD:GATHER] = WEIGHTS.T[::-1].ravel()
     values[GATHER:EDGE] = WEIGHTS.T.ravel()
     nodes = torch.arange(-band, band + 1, dtype=torch.float64) * step
     edge = torch.arange(LEFT_NODE, LEFT_NODE - band - NODES, -1, dtype=torch.float64) * step
