@@ -132,8 +132,8 @@ PCK_HD double softplus_slope(double x) {
 // from the origin would cost the digits in which its references differ; ranks do not change by what all
 // of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
 // dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
-// V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j). Of a reference beside a
-// far anchor, the dissimilarity less the offset is too inexact for that: it `is_beside`.
+// V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j). Of a reference beside
+// a far anchor, the dissimilarity less the offset is too inexact for that: it `is_beside`.
 
 struct NoneBeside {
   PCK_HD static bool is_beside(float, float) { return false; }

@@ -349,10 +349,15 @@ class ShimBackend(CudaBackend):
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         moved = [torch.full_like(x, torch.nan) for x in points]
         squares = [x.new_full((len(x),), torch.nan) for x in points]
-        sets = [PointSet(address(p), len(p), *map(address, rest))
-                for p, *rest in zip(points, moved, squares, strict=True)]
+        sets = [
+            PointSet(address(p), len(p), *map(address, rest))
+            for p, *rest in zip(points, moved, squares, strict=True)
+        ]
         width = points[0].shape[1]
-        shift, offsets = points[0].new_full((width,), torch.nan), torch.full_like(squares[0], torch.nan)
+        shift, offsets = (
+            points[0].new_full((width,), torch.nan),
+            torch.full_like(squares[0], torch.nan),
+        )
         groups = torch.full((1,), -1, dtype=torch.int32)
         places = map(address, (shift, offsets, groups))
         anchors = sets[0] if len(sets) == 2 else PointSet()
@@ -379,5 +384,7 @@ class ShimBackend(CudaBackend):
         turned = not values.is_contiguous()
         own = address(values.T if turned else values)
         sizes = (len(x), len(y), x.shape[1])
-        stage = Pull(own, turned, address(x), address(y), *sizes, has_product, cancelled, address(pulled))
+        stage = Pull(
+            own, turned, address(x), address(y), *sizes, has_product, cancelled, address(pulled)
+        )
         self.run("pull", len(x), stage)

@@ -176,7 +176,7 @@ def test_a_clump_costs_few_digits_against_the_direct_formula(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("far", [2, 13, 64])
+@pytest.mark.parametrize("far", [13, 64])
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_far_anchors_keep_their_neighbours(
     backend: str, far: int, masked: bool, rng: Generator
@@ -185,9 +185,7 @@ def test_far_anchors_keep_their_neighbours(
     student, teacher = two_clumps(rng, 128, 16, far), quantised(rng, 128, 8)
     mask = torch.rand(128, 128, generator=rng) < 0.8 if masked else None
     leaf, wide = own_leaf(student), own_leaf(student.double())
-    pc_kernels.perception_coherence_loss(
-        leaf, teacher, pair_mask=mask, backend=backend
-    ).backward()
+    pc_kernels.perception_coherence_loss(leaf, teacher, pair_mask=mask, backend=backend).backward()
     reference.perception_coherence_loss(wide, teacher.double(), pair_mask=mask).backward()
     assert leaf.grad is not None and wide.grad is not None
     assert (leaf.grad - wide.grad).norm() <= tolerances.GRAD * wide.grad.norm()

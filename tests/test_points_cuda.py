@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import points
 import pytest
@@ -10,6 +10,7 @@ import tolerances
 import torch
 from compare import assert_near, check_near_origin
 from inputs import POINTS, two_clumps
+from launches import OF_OPERATORS
 from shim import ShimBackend
 from torch import Generator, Tensor
 
@@ -33,7 +34,9 @@ def test_as_pytorch_does(maker: ShimBackend, name: str, rng: Generator) -> None:
         check_near_origin(maker, [POINTS[name](rng, 7), given])
         first, again = (maker.near_origin([given]) for _ in range(2))
         for a, b in zip(first[:2], again[:2], strict=True):
-            assert all(torch.equal(x.nan_to_num(9), y.nan_to_num(9)) for x, y in zip(a, b, strict=True))
+            assert all(
+                torch.equal(x.nan_to_num(9), y.nan_to_num(9)) for x, y in zip(a, b, strict=True)
+            )
 
 
 @pytest.mark.parametrize("shapes", [(0, 0), (0, 4), (4, 0)])
@@ -58,7 +61,9 @@ def test_quarantine(maker: ShimBackend, rng: Generator) -> None:
     x[3, 39], x[7, 0], x[8, 20] = torch.inf, torch.nan, -torch.inf
     for given in (x, x[:0], x[:, :0]):
         got, wanted = maker.quarantine(given), PLAIN.quarantine(given)
-        assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(got, wanted, strict=True))
+        assert all(
+            torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(got, wanted, strict=True)
+        )
 
 
 def pulls(rng: Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -96,18 +101,14 @@ def test_what_cancels_is_summed_from_differences(maker: ShimBackend, rng: Genera
 
 
 def test_what_operators_launch(maker: ShimBackend, rng: Generator) -> None:
-    """As `test_launches.py` counts."""
-    x, before = torch.randn(40, 9, generator=rng), 0
-
-    def launched() -> int:
-        nonlocal before
-        last, before = before, maker.library.launches()
-        return before - last
-
-    launched()
-    maker.near_origin([x, x[:7]])
-    assert launched() == LAUNCHES["near_origin"]
-    maker.quarantine(x)
-    assert launched() == LAUNCHES["quarantine"]
-    maker.pull(torch.randn(40, 40, generator=rng), x, x)
-    assert launched() == LAUNCHES["pull_"]
+    """As `benchmarks/launches.py` counts them."""
+    x, launched = torch.randn(40, 9, generator=rng), maker.library.launches
+    calls: dict[str, Callable[[], object]] = {
+        "near_origin": lambda: maker.near_origin([x, x[:7]]),
+        "quarantine": lambda: maker.quarantine(x),
+        "pull_": lambda: maker.pull(torch.randn(40, 40, generator=rng), x, x),
+    }
+    for stage, call in calls.items():
+        before = launched()
+        call()
+        assert launched() - before == OF_OPERATORS[stage]

@@ -44,24 +44,33 @@ PCK_DEVICE double feature_sum(Block& block, const PointSet& points, int64_t widt
   return column_sum<kTile>(block, sum, scratch);
 }
 
-// Whether x is the sum of so many parts of bfloat16 (pc_kernels/products.py).
+PCK_DEVICE unsigned bits_of(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+PCK_DEVICE float float_of(unsigned bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// Whether x is the sum of so many parts of bfloat16 (pc_kernels/products.py); 0: of as many as it
+// takes.
 PCK_DEVICE bool is_whole_in(int parts, float x) {
   for (int part = 0; part < parts; ++part) {
-    unsigned bits;
-    memcpy(&bits, &x, sizeof(bits));
-    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;  // to nearest, ties to even
-    float rounded;
-    memcpy(&rounded, &bits, sizeof(rounded));
-    x -= rounded;
+    const unsigned bits = bits_of(x);
+    x -= float_of((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);  // to nearest, ties to even
   }
   return parts == 0 || x == 0.0f;
 }
 
 constexpr unsigned kDigits = 256;
 
-// The bits of the lower median of x [count], none of it negative or NaN, a digit of 8 bits a round: such
+// The lower median of x [count], none of it negative or NaN, a digit of 8 of its bits a round: such
 // floats are in the order of their bits. `bins` [kDigits + 2] are shared.
-PCK_DEVICE unsigned median_bits(Block& block, const float* x, int count, int* bins) {
+PCK_DEVICE float median(Block& block, const float* x, int count, int* bins) {
   int rank = (count - 1) / 2;
   unsigned found = 0;
 #pragma unroll 1
@@ -69,8 +78,7 @@ PCK_DEVICE unsigned median_bits(Block& block, const float* x, int count, int* bi
     block.each(kDigits, [&](int d) { bins[d] = 0; });
     block.sync();
     block.each_value(x, count, [&](int, float value) {
-      unsigned bits;
-      memcpy(&bits, &value, sizeof(bits));
+      const unsigned bits = bits_of(value);
       const bool asked = low == 24 || bits >> (low + 8) == found;
       if (asked) atomicAdd(&bins[(bits >> low) % kDigits], 1);
     });
@@ -88,7 +96,7 @@ PCK_DEVICE unsigned median_bits(Block& block, const float* x, int count, int* bi
     rank -= chosen[1];
     block.sync();
   }
-  return found;
+  return float_of(found);
 }
 
 // What an anchor's square has to exceed to be far out.
@@ -98,11 +106,8 @@ PCK_DEVICE float far_threshold(Block& block, const Move& stage, const Scratch& s
   block.each_value(stage.references.squares, count,
                    [&](int, float square) { undefined |= square != square; });
   if (block.reduce(undefined, Largest{})) return INFINITY;
-  const unsigned bits =
-      median_bits(block, stage.references.squares, count, reinterpret_cast<int*>(scratch.low));
-  float median;
-  memcpy(&median, &bits, sizeof(median));
-  return stage.far * median;
+  return stage.far *
+         median(block, stage.references.squares, count, reinterpret_cast<int*>(scratch.low));
 }
 
 // How many groups of points there are, each a warp a point.
@@ -193,7 +198,8 @@ PCK_DEVICE void run_row(Block& block, const Quarantine& stage, int64_t group, No
 }
 
 // pulled_i <- sum_j v_ij (x_i - y_j), from the differences: warps take the j in turn, lanes features.
-PCK_DEVICE void pull_by_differences(Block& block, const Pull& stage, int64_t i, const Scratch& scratch) {
+PCK_DEVICE void pull_by_differences(Block& block, const Pull& stage, int64_t i,
+                                    const Scratch& scratch) {
 #pragma unroll 1
   for (int64_t first = 0; first < stage.width; first += kWarp) {
     const int64_t column = first + block.lane();

@@ -38,7 +38,7 @@ struct Shift : NearOrigin {
 };
 
 struct Move : NearOrigin {
-  static constexpr int kSharedBytes = kColumnBytes;
+  static constexpr int kSharedBytes = (256 + 2) * sizeof(int);  // a count of each digit, see median
 };
 
 // finite <- points [count, width], 0 where one is not finite; poison [count] <- NaN there, else 0.
@@ -51,8 +51,8 @@ struct Quarantine {
   float* poison;
 };
 
-// pulled_i <- sum_j v_ij (x_i - y_j) of x [n, width] and y [m, width]: of V y, which `pulled` holds; from
-// the differences where that cancels.
+// pulled_i <- sum_j v_ij (x_i - y_j) of x [n, width] and y [m, width]: of V y, which `pulled` holds;
+// from the differences where that cancels.
 struct Pull {
   static constexpr int kSharedBytes = kColumnBytes + 256;
   const float* v;  // [n, m]

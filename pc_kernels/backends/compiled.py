@@ -177,9 +177,9 @@ class CudaBackend(CompiledBackend):
 
     def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """See `RowMaker`; two launches. On a GPU extreme features over- and underflow."""
-        near = self.operator("near_origin")(points, products.whole_parts, FAR)
+        moved, squares, offsets = self.operator("near_origin")(points, products.whole_parts, FAR)
         none = torch.empty(2, 0, dtype=torch.int64, device=points[0].device)
-        return NearOrigin(*near, none, 1.0)
+        return NearOrigin(moved, squares, offsets, none, 1.0)
 
     def quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `RowMaker`; one launch."""

@@ -42,7 +42,7 @@ def anchor_weights(
             counts = torch.add(counts, own, alpha=-1)
         counts = counts.ge_(2)  # 1 or 0, in the same dtype: launches are what this costs on a GPU
     if weights is None:
-        return counts
+        return counts.expand(anchors)
     return given_weights(student, weights).masked_fill(counts == 0, 0)
 
 

@@ -1,9 +1,11 @@
 // As much of CUDA as csrc/cuda uses, on the CPU: a block's threads are real threads, and as many blocks
-// as a test wants run side by side. For tests alone; ThreadSanitizer sees the races that a GPU would have.
+// as a test wants run side by side. For tests alone; ThreadSanitizer sees the races that a GPU would
+// have.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -53,6 +55,16 @@ inline int latest_limit = 0;  // of dynamic shared memory that a kernel was give
 
 inline constexpr int kFill = 0x7f;  // memory nobody wrote: 3.4e38, or a far index
 
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 // The threads of a block and what they share.
 struct Team {
   Team(int threads, size_t bytes)
@@ -61,10 +73,10 @@ struct Team {
         memory(bytes / sizeof(float4) + 1),
         shared(reinterpret_cast<unsigned char*>(memory.data())) {
     for (int first = 0; first < threads; first += PCK_WARP_SIZE)
-      warps.push_back(std::make_unique<std::barrier<>>(PCK_WARP_SIZE));
+      warps.push_back(std::make_unique<Barrier>(PCK_WARP_SIZE));
   }
-  std::barrier<> everyone;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  Barrier everyone;
+  std::vector<std::unique_ptr<Barrier>> warps;
   std::vector<unsigned> words[2];  // for shuffles, which take turns between the two
   std::vector<float4> memory;
   unsigned char* const shared;
