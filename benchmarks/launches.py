@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pc_kernels import sweep
 from pc_kernels.backends.base import FusedBackend
+from pc_kernels.backends.compiled import CudaBackend
 from pc_kernels.dissimilarities.row_maker import NearOrigin
 from pc_kernels.dissimilarities.rows import Chunk
 from pc_kernels.losses import function
@@ -83,10 +84,8 @@ def asked_by(call: Callable[[], object], device: torch.device) -> Asked:
     return Asked(kernels, statistics.median(times))
 
 
-class Stub(FusedBackend):
+class TritonStub(FusedBackend):
     """The launches of the `triton` backend, which has kernels for rows and for what precedes products."""
-
-    name = "stub"
 
     def __init__(self, launches: Launches) -> None:
         """Adds to these."""
@@ -105,7 +104,38 @@ class Stub(FusedBackend):
         return torch.empty_like(chunk.weights)
 
 
-def of_a_gpu_step(dtype: torch.dtype = torch.float32, masked: bool = False, **options: Any) -> int:
+OF_OPERATORS = {"near_origin": 2, "quarantine": 1, "pull_": 1, "coherence_rows": 1}
+"""Launches of the `cuda` backend's operators, to which tests/test_points_cuda.py holds them."""
+
+
+class CudaStub(CudaBackend):
+    """The launches of the `cuda` backend, whose operators are counted instead of run."""
+
+    def __init__(self, launches: Launches) -> None:
+        """Adds to these."""
+        self.launches = launches
+
+    def operator(self, stage: str) -> Callable[..., Any]:
+        """What returns results without data."""
+
+        def counted(*arguments: Any) -> Any:
+            self.launches.count += OF_OPERATORS[stage]
+            if stage == "near_origin":
+                points, squares = arguments[0], [x.new_empty(len(x)) for x in arguments[0]]
+                return [torch.empty_like(x) for x in points], squares, squares[0]
+            if stage == "quarantine":
+                return torch.empty_like(arguments[0]), arguments[0].new_empty(len(arguments[0]))
+            return torch.empty_like(arguments[6]) if stage == "coherence_rows" else None
+
+        return counted
+
+
+STUBS = {"triton": TritonStub, "cuda": CudaStub}
+
+
+def of_a_gpu_step(
+    backend: str, dtype: torch.dtype = torch.float32, masked: bool = False, **options: Any
+) -> int:
     """Kernels of forward and backward at B = 256, in one chunk, with options of the loss."""
     student, teacher = (torch.empty(256, n, dtype=dtype, device="meta") for n in (128, 512))
     keep = torch.empty(256, 256, dtype=torch.bool, device="meta") if masked else None
@@ -114,7 +144,7 @@ def of_a_gpu_step(dtype: torch.dtype = torch.float32, masked: bool = False, **op
     inputs = student, teacher, None, None, None, keep, Task(Recipe(**options))
     counted = Launches()
     with (
-        mock.patch.object(sweep, "select", lambda *arguments: Stub(counted)),
+        mock.patch.object(sweep, "select", lambda *arguments: STUBS[backend](counted)),
         mock.patch.object(sweep, "exact_arithmetic", lambda device: contextlib.nullcontext()),
         mock.patch.object(function, "run", sweep.sweep),
         torch.no_grad(),

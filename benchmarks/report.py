@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from launches import GPU_STEPS, of_a_gpu_step
+from launches import GPU_STEPS, STUBS, of_a_gpu_step
 from rows import Results, Row
 from targets import Target
 
@@ -79,8 +79,11 @@ def _gpu_steps() -> list[str]:
         "Counted on tensors without data, at B = 256:",
         "",
     ]
-    lines += ["| whole loss, `triton` | kernels |", "|---|---:|"]
-    lines += [f"| {name} | {of_a_gpu_step(**step)} |" for name, step in GPU_STEPS.items()]
+    lines += ["| whole loss | " + " | ".join(f"`{backend}`" for backend in STUBS) + " |"]
+    lines += ["|---|" + "---:|" * len(STUBS)]
+    for name, step in GPU_STEPS.items():
+        counts = (str(of_a_gpu_step(backend, **step)) for backend in STUBS)
+        lines += [f"| {name} | " + " | ".join(counts) + " |"]
     return [*lines, ""]
 
 

@@ -52,6 +52,31 @@ inline void check_like(const char* name, const Tensor& given, const Tensor& x) {
             given.sizes(), " on ", given.device());
 }
 
+// Points [anchors, references], or one matrix that is both.
+inline void check_points(const TensorList& points, DeviceType device) {
+  PCK_CHECK(points.size() == 1 || points.size() == 2, "points must be 1 or 2 matrices, got ",
+            points.size());
+  for (const Tensor& x : points) check_matrix("points", x, device);
+  PCK_CHECK(points.front().size(1) == points.back().size(1) &&
+                points.front().device() == points.back().device(),
+            "points must have one width and device, got ", points.front().sizes(), " on ",
+            points.front().device(), " and ", points.back().sizes(), " on ", points.back().device());
+}
+
+// Weights of pairs, of points x and y: contiguous, or a contiguous matrix's transpose.
+inline void check_pull(const Tensor& values, const Tensor& x, const Tensor& y, DeviceType device) {
+  check_points({x, y}, device);
+  PCK_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Float &&
+                values.size(0) == x.size(0) && values.size(1) == y.size(0) &&
+                values.device() == x.device(),
+            "values must be float32 [n, m], x [n, D] and y [m, D], got ", values.sizes(), ", ",
+            x.sizes(), " and ", y.sizes());
+  const int64_t rows = values.size(0), columns = values.size(1);
+  PCK_CHECK(values.is_contiguous() ||
+                ((values.stride(0) == 1 || rows == 1) && (values.stride(1) == rows || columns == 1)),
+            "values must be contiguous, or their transpose, got strides ", values.strides());
+}
+
 // `count` numbers of a type beside `values`.
 inline void check_list(const char* name, const Tensor& list, const Tensor& values, int64_t count,
                        ScalarType type = ScalarType::Float) {

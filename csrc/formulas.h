@@ -181,9 +181,14 @@ PCK_HD double softplus_slope(double x) {
 // from the origin would cost the digits in which its references differ; ranks do not change by what all
 // of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
 // dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
-// V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j).
+// V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j). Of a reference beside
+// a far anchor, the dissimilarity less the offset is too inexact for that: it `is_beside`.
 
-struct NoGram {
+struct NoneBeside {
+  PCK_HD static bool is_beside(float, float) { return false; }
+};
+
+struct NoGram : NoneBeside {
   static constexpr bool is_gram = false;
   PCK_HD static float of(float value) { return value; }
   PCK_HD static float of_far(float value, float, float) { return value; }
@@ -209,13 +214,16 @@ struct Euclidean {
     const float squared = anchor_sq + excess;  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
     return excess / (std::sqrt(squared > 0.0f ? squared : 0.0f) + offset);
   }
+  PCK_HD static bool is_beside(float dissimilarity, float offset) {
+    return dissimilarity < -0.75f * offset;  // so that at most 2 bits are lost of others
+  }
   PCK_HD static float backward(float grad, float dissimilarity, float offset) {
     const float distance = dissimilarity + offset;
     return distance == 0.0f ? 0.0f : grad / distance;  // a distance of 0 has gradient 0
   }
 };
 
-struct SquaredEuclidean {
+struct SquaredEuclidean : NoneBeside {
   static constexpr const char* name = "sqeuclidean";
   static constexpr int code = 3;
   static constexpr bool is_gram = true;
@@ -224,7 +232,7 @@ struct SquaredEuclidean {
   PCK_HD static float backward(float grad, float, float) { return 2.0f * grad; }
 };
 
-struct Cosine {  // of features of length 1
+struct Cosine : NoneBeside {  // of features of length 1
   static constexpr const char* name = "cosine";
   static constexpr int code = 4;
   static constexpr bool is_gram = true;
@@ -322,6 +330,11 @@ constexpr Stencil make_stencil() {
 }
 
 inline constexpr Stencil kStencil = make_stencil();
+
+// Where in its cell, from the left edge on, a row's lowest point lies: at a zero of T_4(2u), the first
+// term that the economised cubic leaves out, where it is flattest. A clump around the anchor is the
+// lowest of its row and all in one place: at the edge, all its densities would have this term in full.
+inline constexpr double kFirstPlace = 0.5 - 0.19134171618254489;  // cos(3 pi/8)/2 left of the middle
 
 // The node at a cell's left edge is this many after the cell's first node.
 inline constexpr int kLeftNode = kNodes / 2 - 1;

@@ -18,7 +18,6 @@ from torch import Tensor
 from .backends import BACKENDS, Backend, select
 from .backends.contrast_rows import FORMS, ColumnSlopes, ColumnSums, LogitRows, softplus
 from .checks import check_matrix, check_same_device, check_weighting, one_of
-from .dissimilarities.others import quarantine
 from .precision import exact_arithmetic
 from .products import DEPTHS, PARTS, Products
 from .sweep import default_chunk_bytes
@@ -238,8 +237,8 @@ class _Logits:
         self._queries, self._keys = queries.contiguous(), keys.contiguous()
         self._poison = None
         if masked:
-            self._queries, of_queries = quarantine(self._queries)
-            self._keys, of_keys = quarantine(self._keys)
+            self._queries, of_queries = engine.quarantine(self._queries)
+            self._keys, of_keys = engine.quarantine(self._keys)
             self._poison = of_queries, of_keys
         columns = queries.shape[1]
         self._bias = self._keys[:, columns].contiguous() if keys.shape[1] > columns else None
@@ -271,7 +270,7 @@ class _Logits:
             values.add_(self._bias)
         if self._poison is not None:
             of_queries, of_keys = self._poison
-            values.add_(of_queries[part, None]).add_(of_keys)
+            values.addr_(of_queries[part], of_keys)
         return values
 
     @cached_property

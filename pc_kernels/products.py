@@ -71,11 +71,15 @@ class Products:
             return
         out.copy_(self._wide(x, self.parts, y.T))
 
+    def weighed(self, v: Tensor, x: Tensor) -> Tensor:
+        """V X [n, D] of weights V [n, m] and points X [m, D]."""
+        return self._wide(v, DEPTHS[self.choice], x) if self.parts else v @ x
+
     def add(self, target: Tensor, v: Tensor, x: Tensor, times: float = 1.0) -> Tensor:
         """The target [n, D], and V X of weights V [n, m] and points X [m, D] so many times, in place."""
         if not self.parts:
             return target.addmm_(v, x, alpha=times)
-        return target.add_(self._wide(v, DEPTHS[self.choice], x), alpha=times)
+        return target.add_(self.weighed(v, x), alpha=times)
 
     def _terms(self, of_left: int) -> list[tuple[int, int]]:
         """The pairs of parts whose products count; the smallest first, whose sums then round least."""

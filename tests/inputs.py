@@ -138,6 +138,13 @@ def small_clump_at_home(rng: Generator, rows: int, width: int) -> Tensor:
     return x
 
 
+def two_clumps(rng: Generator, rows: int, width: int, far: int, offset: float = 1e3) -> Tensor:
+    """Rows close to each other at the origin, and `far` of them close to each other far from it."""
+    x = 1e-3 * _normal(rng, rows, width)
+    x[:far] += offset
+    return x
+
+
 HOSTILE_FEATURES: dict[str, Callable[[Generator, int, int], Tensor]] = {
     "near-duplicates": near_duplicates,
     "one far outlier": one_far_outlier,

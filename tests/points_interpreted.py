@@ -6,8 +6,7 @@ TRITON_INTERPRET=1 python -m pytest tests/points_interpreted.py
 
 from __future__ import annotations
 
-import math
-
+import points
 import pytest
 import tolerances
 import torch
@@ -16,30 +15,21 @@ from inputs import POINTS
 from torch import Generator
 
 from pc_kernels.backends import BACKENDS
-from pc_kernels.dissimilarities.row_maker import CANCELLED, FAR, PLAIN
-from pc_kernels.products import Products
-from pc_kernels.triton_kernels.near_origin import near_origin
+from pc_kernels.dissimilarities.row_maker import CANCELLED
 
-RESCALED = ("huge", "tiny")
-"""Sets that are rescaled where looking is free, on the CPU."""
+TRITON = BACKENDS["triton"]
 
 
 @pytest.mark.parametrize("rows", [2, 40])
-@pytest.mark.parametrize("name", [name for name in POINTS if name not in RESCALED])
+@pytest.mark.parametrize("name", [name for name in POINTS if name not in points.RESCALED])
 def test_as_pytorch_does(name: str, rows: int, rng: Generator) -> None:
     given = [POINTS[name](rng, rows)]
-    check_near_origin(BACKENDS["triton"], given if rows > 2 else [POINTS[name](rng, 7), *given])
+    check_near_origin(TRITON, given if rows > 2 else [POINTS[name](rng, 7), *given])
 
 
 @pytest.mark.parametrize("shapes", [(0, 0), (0, 4), (4, 0)])
 def test_nothing_to_look_at(shapes: tuple[int, int]) -> None:
-    for points in ([torch.ones(shapes)], [torch.ones(shapes), torch.ones(0, shapes[1])]):
-        got = near_origin(points, Products())
-        assert [x.shape for x in got.points] == [x.shape for x in points]
-        assert all(
-            torch.equal(sq, x.square().sum(1)) for sq, x in zip(got.squares, points, strict=True)
-        )
-        assert not got.offsets.any()
+    points.check_nothing_to_look_at(TRITON, shapes)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -66,22 +56,9 @@ def test_gradients_that_cancel(spread: float, turned: bool, rng: Generator) -> N
 
 @pytest.mark.parametrize("count", [1, 2, 1025])
 def test_who_is_far(count: int, rng: Generator) -> None:
-    """By the exact median, of norms over all of float32's range, and of equal ones."""
-    spread = torch.rand(count, generator=rng) * 10 ** (38 * torch.rand(count, generator=rng) - 19)
-    for lengths in (spread, torch.ones(count), torch.zeros(count)):
-        threshold = math.sqrt(FAR * float(lengths.square().median()))
-        anchors = torch.tensor([0.0, threshold * 0.99, threshold * 1.01, 1e18])[:, None]
-        got = near_origin([anchors, lengths[:, None]], Products("bf16x6", 3))
-        wanted = PLAIN.near_origin([anchors, lengths[:, None]])
-        moved = not torch.equal(got.points[0], anchors) or wanted.unit != 1
-        assert moved or torch.equal(got.offsets > 0, wanted.offsets > 0)
+    points.check_who_is_far(TRITON, count, rng)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shifted_features_stay_whole_in_their_parts(dtype: torch.dtype, rng: Generator) -> None:
-    """A shift that would take more parts of bfloat16 is refused."""
-    parts = Products("ieee", {torch.bfloat16: 1, torch.float16: 2}[dtype])
-    features = torch.randn(40, 20, generator=rng) + torch.tensor([0.0, 3.0, 40.0, 1000.0]).repeat(5)
-    points = features.to(dtype).float()
-    (moved,) = near_origin([points], parts).points
-    assert parts.hold(moved).all() and not torch.equal(moved, points)
+    points.check_parts_stay_whole(TRITON, dtype, rng)

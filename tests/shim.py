@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
+from ctypes import c_bool, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from pc_kernels import formulas
-from pc_kernels.backends import CompiledBackend
+from pc_kernels.backends import CudaBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 SHIM = ROOT / "tests" / "cuda_shim"
 FLAGS = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
 ALL_SHARED = 232448
+CTYPES = (torch.float32, torch.float64, torch.int32, torch.bool)
 DISSIMILARITIES = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
 CONTRAST_FORMS = ("softmax", "sigmoid", "distillation")
 
@@ -164,6 +165,51 @@ class ContrastRows(ctypes.Structure):
     )
 
 
+class PointSet(ctypes.Structure):
+    """See csrc/cuda/points.h, as for the structs below."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("count", c_int64),
+        ("moved", c_void_p),
+        ("squares", c_void_p),
+    )
+
+
+class NearOrigin(ctypes.Structure):
+    _fields_ = (
+        ("references", PointSet),
+        ("anchors", PointSet),
+        ("width", c_int64),
+        ("parts", c_int),
+        ("far", c_float),
+        *((name, c_void_p) for name in ("shift", "offsets", "groups")),
+    )
+
+
+class Quarantine(ctypes.Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("count", c_int64),
+        ("width", c_int64),
+        ("finite", c_void_p),
+        ("poison", c_void_p),
+    )
+
+
+class Pull(ctypes.Structure):
+    _fields_ = (
+        ("v", c_void_p),
+        ("turned", c_bool),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        *((name, c_int64) for name in ("n", "m", "width")),
+        ("has_product", c_bool),
+        ("cancelled", c_float),
+        ("pulled", c_void_p),
+    )
+
+
 @cache
 def library(warp: int) -> ctypes.CDLL:
     """The kernels with warps of so many lanes."""
@@ -174,7 +220,7 @@ def address(x: Tensor | None) -> c_void_p:
     """Of a tensor's memory."""
     if x is None:
         return c_void_p(None)
-    assert x.is_contiguous() and x.dtype in (torch.float32, torch.float64, torch.bool)
+    assert x.is_contiguous() and x.dtype in CTYPES
     return c_void_p(x.data_ptr())
 
 
@@ -198,7 +244,7 @@ def rank_options(
     return RankOptions(*codes, temperature, scale_std)
 
 
-class ShimBackend(CompiledBackend):
+class ShimBackend(CudaBackend):
     """The CUDA kernels on the CPU, in blocks of so many threads and with so much shared memory.
 
     The methods below `run` are the operators, see csrc/operators.h.
@@ -206,9 +252,15 @@ class ShimBackend(CompiledBackend):
 
     name = "cuda_shim"
 
-    def __init__(self, threads: int = 16, warp: int = 8, shared_bytes: int = ALL_SHARED) -> None:
+    def __init__(
+        self,
+        threads: int = 16,
+        warp: int = 8,
+        shared_bytes: int = ALL_SHARED,
+        side_by_side: int = 1,
+    ) -> None:
         self.library = library(warp)
-        self.device = (threads, shared_bytes)
+        self.device = (threads, shared_bytes, side_by_side)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None if dtype == torch.float32 else "it computes in float32"
@@ -291,3 +343,48 @@ class ShimBackend(CompiledBackend):
         )
         self.run("contrast_rows", len(values), stage)
         return losses
+
+    def run_near_origin(
+        self, points: list[Tensor], parts: int, far: float
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        moved = [torch.full_like(x, torch.nan) for x in points]
+        squares = [x.new_full((len(x),), torch.nan) for x in points]
+        sets = [
+            PointSet(address(p), len(p), *map(address, rest))
+            for p, *rest in zip(points, moved, squares, strict=True)
+        ]
+        width = points[0].shape[1]
+        shift, offsets = (
+            points[0].new_full((width,), torch.nan),
+            torch.full_like(squares[0], torch.nan),
+        )
+        groups = torch.full((1,), -1, dtype=torch.int32)
+        places = map(address, (shift, offsets, groups))
+        anchors = sets[0] if len(sets) == 2 else PointSet()
+        stage = NearOrigin(sets[-1], anchors, width, parts, far, *places)
+        self.run("shift", width, stage)
+        self.run("move", sum(map(len, points)), stage)
+        return moved, squares, offsets
+
+    def run_quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        finite, poison = torch.full_like(x, torch.inf), x.new_full((len(x),), torch.inf)
+        stage = Quarantine(address(x), *x.shape, address(finite), address(poison))
+        self.run("quarantine", len(x), stage)
+        return finite, poison
+
+    def run_pull_(
+        self,
+        pulled: Tensor,
+        values: Tensor,
+        x: Tensor,
+        y: Tensor,
+        has_product: bool,
+        cancelled: float,
+    ) -> None:
+        turned = not values.is_contiguous()
+        own = address(values.T if turned else values)
+        sizes = (len(x), len(y), x.shape[1])
+        stage = Pull(
+            own, turned, address(x), address(y), *sizes, has_product, cancelled, address(pulled)
+        )
+        self.run("pull", len(x), stage)

@@ -68,7 +68,7 @@ def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_operators_compile(tmp_path: Path) -> None:
-    """csrc/cuda/ops.cpp against this torch's headers: it can only be linked with a CUDA build."""
+    """Their sources against this torch's headers: they can only be linked with a CUDA build."""
     command = [nvcc(), "--dryrun", "-x", "cu", "-c", os.devnull]
     listing = subprocess.run(command, capture_output=True, text=True).stderr
     home = re.search(r"^#\$ TOP=(.+)$", listing, re.MULTILINE)
@@ -78,9 +78,8 @@ def test_the_operators_compile(tmp_path: Path) -> None:
     include = Path(torch.__file__).parent / "include"
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-DUSE_CUDA", f"-I{include}", f"-I{toolkit}"]
     command = [compiler(), *flags, "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    done = subprocess.run(
-        [*command, str(ROOT / "csrc/cuda/ops.cpp")], capture_output=True, text=True
-    )
+    sources = [str(ROOT / "csrc/cuda" / name) for name in ("ops.cpp", "points_ops.cpp")]
+    done = subprocess.run([*command, *sources], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
 
 

@@ -21,7 +21,7 @@ from compare import (
     check_soft_rank,
     own_leaf,
 )
-from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
+from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised, two_clumps
 from shim import ALL_SHARED, ShimBackend
 from torch import Generator, Tensor
 
@@ -292,6 +292,16 @@ def test_a_far_teacher(backend: str, rng: Generator) -> None:
     teacher = quantised(rng, 24, 8)
     teacher[5] += 4096
     check_features(backend, torch.randn(24, 6, generator=rng), teacher, rng, temperature=0.5)
+
+
+@pytest.mark.parametrize("far", [8, 34])
+def test_two_clumps(backend: str, far: int, rng: Generator) -> None:
+    """References beside a far anchor keep their digits, and what pulls at them does not cancel."""
+    student, teacher = two_clumps(rng, 40, 16, far), quantised(rng, 40, 8)
+    for mask in (None, torch.rand(40, 40, generator=rng) < 0.8):
+        check_features(
+            backend, student, teacher, rng, pair_mask=mask, teacher_dissimilarity="euclidean"
+        )
 
 
 def test_duplicates_and_constant_rows(backend: str, rng: Generator) -> None:

@@ -8,7 +8,7 @@ import pytest
 import tolerances
 import torch
 from compare import BACKEND_NAMES, DISSIMILARITIES, FAST_BACKENDS, own_leaf
-from inputs import HOSTILE_FEATURES, quantised
+from inputs import HOSTILE_FEATURES, quantised, two_clumps
 from torch import Generator, Tensor
 
 import pc_kernels
@@ -160,6 +160,35 @@ def test_gradients_of_a_far_clump_do_not_cancel(
         assert leaf.grad is not None and exact.grad is not None
         error = (leaf.grad.double() - exact.grad).norm() / exact.grad.norm()
         assert error <= tolerances.GRAD
+
+
+@pytest.mark.parametrize("offset", [10.0, 1e3, 1e4])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_a_clump_costs_few_digits_against_the_direct_formula(
+    backend: str, offset: float, rng: Generator
+) -> None:
+    """All of it is in one place on an anchor's grid: where the grid is exact."""
+    student, teacher = two_clumps(rng, 128, 16, 115, offset), quantised(rng, 128, 8)
+    leaf = own_leaf(student)
+    reference.perception_coherence_loss(leaf, teacher).backward()
+    direct = gradient_error(leaf.grad, student, teacher)
+    assert gradient_error(ours(student, teacher, backend), student, teacher) <= 10 * direct
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("far", [13, 64])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_far_anchors_keep_their_neighbours(
+    backend: str, far: int, masked: bool, rng: Generator
+) -> None:
+    """Rows of far anchors are kept less their offset, which would cost a near reference its digits."""
+    student, teacher = two_clumps(rng, 128, 16, far), quantised(rng, 128, 8)
+    mask = torch.rand(128, 128, generator=rng) < 0.8 if masked else None
+    leaf, wide = own_leaf(student), own_leaf(student.double())
+    pc_kernels.perception_coherence_loss(leaf, teacher, pair_mask=mask, backend=backend).backward()
+    reference.perception_coherence_loss(wide, teacher.double(), pair_mask=mask).backward()
+    assert leaf.grad is not None and wide.grad is not None
+    assert (leaf.grad - wide.grad).norm() <= tolerances.GRAD * wide.grad.norm()
 
 
 @pytest.mark.parametrize("anchors", [1, 3, 7])

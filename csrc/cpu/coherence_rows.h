@@ -57,7 +57,7 @@ inline float coherence_row(const CoherenceRows& stage, int64_t i, Scratch& scrat
   const float factor = plan.loss_factor(stage.weights[i]);
   rank_gradient<R>(plan, student.values, slope, scratch.density, factor, stage.options.scale_std, grad,
                    scratch);
-  dissimilarity_backward(student, grad, count);
+  dissimilarity_backward(student, selection, grad);
   selection.scatter(grad, student.values);
   return loss;
 }

@@ -40,11 +40,23 @@ inline void run_row(const DissimilarityRows& stage, int64_t i, Scratch&) {
   dissimilarity(stage.rows.row(i, -1));
 }
 
-// grad = dL/d(dissimilarity) -> V.
-inline void dissimilarity_backward(const Row& row, float* grad, int64_t count) {
+// grad = dL/d(dissimilarity) -> V, of the references that are there.
+inline void dissimilarity_backward(const Row& row, const Selection& selection, float* grad) {
   const float* const d = row.values;
-  const float offset = row.offset;
-  visit(Dissimilarities{}, row.dissimilarity, [=](auto kind) {
-    for (int64_t j = 0; j < count; ++j) grad[j] = kind.backward(grad[j], d[j], offset);
+  const int64_t count = selection.count();
+  visit(Dissimilarities{}, row.dissimilarity, [&](auto kind) {
+    if (!row.is_far()) {
+      for (int64_t j = 0; j < count; ++j) grad[j] = kind.backward(grad[j], d[j], 0.0f);
+      return;
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      if (!kind.is_beside(d[j], row.offset)) {
+        grad[j] = kind.backward(grad[j], d[j], row.offset);
+        continue;
+      }
+      const float* const reference = row.references + selection.place_of(j) * row.width;
+      const float squared = squared_distance(row.anchor, reference, row.width);
+      grad[j] = kind.backward(grad[j], kind.of(squared), 0.0f);
+    }
   });
 }

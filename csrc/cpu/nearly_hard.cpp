@@ -74,12 +74,12 @@ int64_t place_nearly_hard(const float* x, int64_t count, double tau, const Step&
   const bool crowded = span <= static_cast<double>(count);
   if (!crowded && !(span <= std::min(limit, 2.0 * choose_pieces(count, step, scratch)))) return 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double t = y[i] * step.inverse_step;
+    const double t = y[i] * step.inverse_step + kFirstPlace;
     const auto cell = static_cast<int32_t>(t);
     scratch.cell[scratch.order[i]] = cell;
     scratch.place[scratch.order[i]] = static_cast<float>(t - cell - 0.5);
   }
-  return static_cast<int64_t>(span) + 1;
+  return static_cast<int64_t>(span + kFirstPlace) + 1;
 }
 
 namespace {
@@ -242,7 +242,7 @@ Piece next_piece(const Step& step, int64_t count, int64_t from, Scratch& scratch
     ++found.past_on_grid;
   const double low = y[found.first_on_grid];
   for (int64_t i = 0; i < found.points(); ++i) {
-    const double t = (y[found.first_on_grid + i] - low) * step.inverse_step;
+    const double t = (y[found.first_on_grid + i] - low) * step.inverse_step + kFirstPlace;
     scratch.cell[i] = static_cast<int32_t>(t);
     scratch.place[i] = static_cast<float>(t - scratch.cell[i] - 0.5);
   }

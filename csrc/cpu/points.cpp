@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "../points.h"
 
 namespace pck {
 namespace {
@@ -97,8 +98,7 @@ double unit_of(const TensorList& points) {
   return std::abs(exponent) < 126 / 4 ? 1.0 : std::ldexp(1.0, exponent);
 }
 
-// How far each feature is shifted: its mean, to a multiple of a power of two about as large as its
-// spread. Empty where the points are centred already.
+// How far each feature is shifted. Empty where the points are centred already.
 std::vector<float> shift_of(const Matrix& references) {
   const int64_t width = references.width;
   const double count = static_cast<double>(references.rows);
@@ -116,15 +116,7 @@ std::vector<float> shift_of(const Matrix& references) {
     return deviation * deviation;
   });
   std::vector<float> shift(width);
-  for (int64_t c = 0; c < width; ++c) {
-    int exponent = 0;
-    const double deviation = std::sqrt(squares[c] / count);
-    const bool power_of_two = std::frexp(deviation, &exponent) == 0.5;
-    const double quantum = std::ldexp(1.0, exponent + (power_of_two ? 0 : 1));
-    const double rounded = deviation > 0.0 ? std::nearbyint(mean[c] / quantum) * quantum : mean[c];
-    const float chosen = static_cast<float>(rounded);
-    shift[c] = std::isfinite(chosen) ? chosen : 0.0f;
-  }
+  for (int64_t c = 0; c < width; ++c) shift[c] = rounded_shift(mean[c], std::sqrt(squares[c] / count));
   return shift;
 }
 
@@ -243,11 +235,7 @@ Tensor twins_of(const Tensor& points, const Tensor& squares) {
 // they were), their squared norms, the offsets of far anchors, the references' twins, and the unit that
 // the points were divided by.
 std::tuple<TensorList, TensorList, Tensor, Tensor, double> near_origin(TensorList points, double far) {
-  PCK_CHECK(points.size() == 1 || points.size() == 2, "points must be 1 or 2 matrices, got ",
-            points.size());
-  for (const Tensor& x : points) check_matrix("points", x, DeviceType::CPU);
-  PCK_CHECK(points.front().size(1) == points.back().size(1), "points must have one width, got ",
-            points.front().sizes(), " and ", points.back().sizes());
+  check_points(points, DeviceType::CPU);
   const double unit = points.back().numel() == 0 ? 1.0 : unit_of(points);
   bool moved = unit != 1.0;
   if (moved)
@@ -308,8 +296,6 @@ struct Weights {
 
   explicit Weights(const Tensor& v) : stored(v), turned(!v.is_contiguous()) {
     const int64_t rows = v.size(0), columns = v.size(1);
-    PCK_CHECK(!turned || ((v.stride(0) == 1 || rows == 1) && (v.stride(1) == rows || columns == 1)),
-              "values must be contiguous, or their transpose, got strides ", v.strides());
     if (turned) stored = Matrix(stored.values, columns, rows);
     row = turned ? 1 : columns;
     column = turned ? rows : 1;
@@ -344,12 +330,7 @@ void pull_of(const float* v, int64_t stride, const float* own, const Matrix& y, 
 // and few pairs, are summed from differences.
 Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_pairs,
             double cancelled) {
-  check_matrix("x", x, DeviceType::CPU);
-  check_matrix("y", y, DeviceType::CPU);
-  PCK_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Float &&
-                values.size(0) == x.size(0) && values.size(1) == y.size(0) && x.size(1) == y.size(1),
-            "values must be float32 [n, m], x [n, D] and y [m, D], got ", values.sizes(), ", ",
-            x.sizes(), " and ", y.sizes());
+  check_pull(values, x, y, DeviceType::CPU);
   const Weights weights(values);
   const int64_t n = x.size(0), width = x.size(1);
   const float* const v = weights.stored.values;

@@ -31,6 +31,11 @@ class Selection {
     if (self_ >= 0) front[self_] = values[count_];
   }
 
+  // Where the j-th that is there has its place in a row.
+  int64_t place_of(int64_t j) const {
+    return chosen_ != nullptr ? chosen_[j] : j == self_ ? count_ : j;
+  }
+
   // values <- front [count] where they are there, 0 elsewhere; `front` may be `values` without a mask.
   void scatter(const float* front, float* values) const {
     if (chosen_ != nullptr) {

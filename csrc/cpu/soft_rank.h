@@ -34,17 +34,17 @@ PCK_HD void place_row(const float* x, const Range& range, Plan& plan, Scratch& s
   } else {
     // In double: a small value beside a large one has digits that their difference in fp32 has not.
     // One cell of slack at the end, whatever rounding does.
-    plan.cells = static_cast<int64_t>(span) + 2;
+    plan.cells = static_cast<int64_t>(span + kFirstPlace) + 2;
     int64_t j = 0;
     for (; j + kHalf <= count; j += kHalf) {
-      const HalfDouble t = (load_double(x + j) - low) * inverse_step;
+      const HalfDouble t = (load_double(x + j) - low) * inverse_step + kFirstPlace;
       const HalfIndex cell = __builtin_convertvector(t, HalfIndex);
       const HalfDouble middle = __builtin_convertvector(cell, HalfDouble) + 0.5;
       store(scratch.cell + j, cell);
       store(scratch.place + j, __builtin_convertvector(t - middle, Half));
     }
     for (; j < count; ++j) {
-      const double t = (static_cast<double>(x[j]) - low) * inverse_step;
+      const double t = (static_cast<double>(x[j]) - low) * inverse_step + kFirstPlace;
       scratch.cell[j] = static_cast<int32_t>(t);
       scratch.place[j] = static_cast<float>(t - (scratch.cell[j] + 0.5));
     }

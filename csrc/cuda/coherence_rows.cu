@@ -69,7 +69,7 @@ PCK_DEVICE void row_gradient(Block& block, const CoherenceRows& stage, int64_t i
   block.store_values(student.values, static_cast<int>(student.count), [&](int j) {
     if (!kept.has(j)) return 0.0f;
     const int place = kept.place(j);
-    return dissimilarity_backward(student, x[place], pull(place));
+    return dissimilarity_backward(student, j, x[place], pull(place));
   });
 }
 

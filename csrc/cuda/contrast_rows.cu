@@ -1,6 +1,5 @@
 // Stages `contrast_columns` and `contrast_rows`: the logits of one anchor, log-sum-exp -> loss ->
 // slope. The formulas are in pc_kernels/backends/contrast_rows.py.
-#include <algorithm>
 #include <cmath>
 
 #include "launch.cuh"
@@ -173,19 +172,11 @@ PCK_DEVICE void run_row(Block& block, const ContrastColumns& stage, int64_t call
   stage.total[j] = total;
 }
 
-template <>
-cudaError_t run(const Launch& launch, const ContrastColumns& stage) {
-  const int64_t calls = (stage.columns + launch.threads - 1) / launch.threads;
-  if (calls == 0) return cudaSuccess;
-  Launch of_columns = launch;
-  of_columns.rows = calls;
-  of_columns.blocks = static_cast<int>(std::min<int64_t>(calls, 0x7fffffff));
-  return start(of_columns, stage, NoTaps{});
+static int64_t calls_of(const Launch& launch, const ContrastColumns& stage) {
+  return (stage.columns + launch.threads - 1) / launch.threads;
 }
 
-template <>
-cudaError_t run(const Launch& launch, const ContrastRows& stage) {
-  return launch.rows == 0 ? cudaSuccess : start(launch, stage, NoTaps{});
-}
+template cudaError_t run(const Launch&, const ContrastColumns&);
+template cudaError_t run(const Launch&, const ContrastRows&);
 
 }  // namespace pck::cuda

@@ -61,10 +61,18 @@ PCK_DEVICE void dissimilarity(Block& block, const Row& row, const Kept& kept, in
   block.sync();
 }
 
-// dL/d(dissimilarity) -> V.
-PCK_DEVICE float dissimilarity_backward(const Row& row, float dissimilarity, float grad) {
-  return visit(Dissimilarities{}, row.dissimilarity,
-               [&](auto kind) { return kind.backward(grad, dissimilarity, row.offset); });
+// dL/d(dissimilarity) -> V, of reference j.
+PCK_DEVICE float dissimilarity_backward(const Row& row, int j, float dissimilarity, float grad) {
+  return visit(Dissimilarities{}, row.dissimilarity, [&](auto kind) {
+    if (!row.is_far() || !kind.is_beside(dissimilarity, row.offset))
+      return kind.backward(grad, dissimilarity, row.offset);
+    const float* const reference = row.references + j * row.width;
+    double squared = 0.0;
+#pragma unroll 1
+    for (int64_t k = 0; k < row.width; ++k)
+      squared += (row.anchor[k] - reference[k]) * (row.anchor[k] - reference[k]);
+    return kind.backward(grad, kind.of(static_cast<float>(squared)), 0.0f);
+  });
 }
 
 }  // namespace pck::cuda

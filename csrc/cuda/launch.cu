@@ -104,12 +104,14 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch*
     if (error != cudaSuccess) return error;
   if (shared.block < kHeader + kFewestCells * Layout::kCellBytes) return cudaErrorInvalidValue;
   const double capacity = static_cast<double>((shared.block - kHeader) / Layout::kCellBytes);
-  const Room room = needs.options == nullptr ? Room{0, 0} : grid_room(count, *needs.options, capacity);
+  const int own = static_cast<int>((needs.shared_bytes + Layout::kCellBytes - 1) / Layout::kCellBytes);
+  const Room room =
+      needs.options == nullptr ? Room{own, own} : grid_room(count, *needs.options, capacity);
   Layout layout{needs.arrays ? static_cast<int>(count) : 0, 0, needs.masked, false};
   const bool in_shared = fit(layout, room, shared);
   const int64_t shared_bytes = shared_of(layout, in_shared);
   // Working memory in global memory is only for as many blocks as run at a time.
-  const int64_t blocks = std::min<int64_t>(rows, in_shared ? 0x7fffffff : processors);
+  const int64_t blocks = std::min<int64_t>(rows, in_shared ? kMostBlocks : processors);
   *launch = {rows,
              layout.count,
              layout.cells,

@@ -1,6 +1,8 @@
 // How kernels start and how they find their memory.
 #pragma once
 
+#include <algorithm>
+
 #include "block.cuh"
 #include "scratch.cuh"
 #include "stages.h"
@@ -102,9 +104,19 @@ cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps)
   return cudaLaunchKernelEx(&config, kernel, chunk, stage, taps);
 }
 
+// How often run_row is called: for every row, unless there is an overload for the stage.
 template <class Stage>
-cudaError_t run(const Launch& launch, const Stage& stage) {
+int64_t calls_of(const Launch& launch, const Stage&) {
+  return launch.rows;
+}
+
+template <class Stage>
+cudaError_t run(const Launch& planned, const Stage& stage) {
+  Launch launch = planned;
+  launch.rows = calls_of(planned, stage);
   if (launch.rows == 0) return cudaSuccess;
+  if (launch.rows != planned.rows)
+    launch.blocks = static_cast<int>(std::min<int64_t>(launch.rows, kMostBlocks));
   if constexpr (requires { stage.options; })
     return visit(GridRelaxations{}, stage.options.relaxation,
                  [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });

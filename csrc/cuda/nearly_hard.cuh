@@ -101,7 +101,7 @@ struct TilePlaces {
   template <class R>
   PCK_DEVICE TilePlaces(const SortedRow<R>& row, const Tile& tile)
       : x(row.x + tile.seen.first), low(*x), inverse_step(R::inverse_step * row.inverse_tau) {}
-  PCK_DEVICE double coordinate(int j) const { return (x[j] - low) * inverse_step; }
+  PCK_DEVICE double coordinate(int j) const { return (x[j] - low) * inverse_step + kFirstPlace; }
   PCK_DEVICE Place operator()(int j) const {
     const double t = coordinate(j);
     const int cell = static_cast<int>(t);

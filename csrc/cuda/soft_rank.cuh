@@ -51,8 +51,9 @@ PCK_DEVICE int place_points(Block& block, int count, const Range& range, double 
   const float* const x = scratch.values;
   const double low = range.low;
   const double inverse_step = R::inverse_step / tau;
-  const double span = (range.high - low) * inverse_step;
-  const auto coordinate = [=](int j) { return (x[j] - low) * inverse_step; };
+  const auto coordinate_of = [=](double x) { return (x - low) * inverse_step + kFirstPlace; };
+  const double span = coordinate_of(range.high);
+  const auto coordinate = [=](int j) { return coordinate_of(x[j]); };
   const double pairs = static_cast<double>(count) * count;
   const double most = std::fmin(static_cast<double>(scratch.cells), pairs / 8.0);
   if (!(inverse_step < kFinestGrid)) return 0;

@@ -7,8 +7,11 @@
 #include <cuda_runtime_api.h>
 
 #include "../stages.h"
+#include "points.h"
 
 namespace pck::cuda {
+
+inline constexpr int kMostBlocks = 0x7fffffff;  // of a launch
 
 // How a stage is launched over `rows` rows of `count` values.
 struct Launch {
@@ -30,7 +33,8 @@ struct Launch {
 struct Needs {
   const RankOptions* options = nullptr;  // of soft ranks
   bool masked = false;
-  bool arrays = true;  // of a row's references; those of logits pass over their rows in place
+  bool arrays = true;  // of a row's references; those of logits and points do without
+  int shared_bytes = 0;
 
   template <class Stage>
   explicit Needs(const Stage& stage) {
@@ -38,6 +42,10 @@ struct Needs {
     if constexpr (requires { stage.present; }) masked = stage.present.keep != nullptr;
     if constexpr (requires { stage.points; }) masked = stage.points.present.keep != nullptr;
     if constexpr (requires { stage.logits; }) arrays = false;
+    if constexpr (requires { Stage::kSharedBytes; }) {
+      arrays = false;
+      shared_bytes = Stage::kSharedBytes;
+    }
   }
 };
 

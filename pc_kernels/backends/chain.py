@@ -45,7 +45,8 @@ def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: boo
         return rows if columns is None else rows.gather(1, columns)
 
     mask = None if pairs.keep is None else cut(pairs.keep)
-    d_s, d_t = cut(engine.dissimilarity(student)), cut(engine.dissimilarity(teacher))
+    whole = engine.dissimilarity(student)
+    d_s, d_t = cut(whole), cut(engine.dissimilarity(teacher))
     d_s = d_s if mask is None else torch.where(mask, d_s, 0)
     target = d_t if teacher.dissimilarity == "ranked" else _target(engine, d_t, mask)
     rank, density = engine.soft_rank(d_s, recipe, with_grad, mask)
@@ -57,7 +58,7 @@ def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: boo
     if with_grad:
         slope = slope * torch.where(nothing, 0, weights)[:, None]
         grad = engine.soft_rank_backward(slope, d_s, density, recipe, mask)
-        grad = dissimilarities_backward(student, true_dissimilarities(student, d_s), grad)
+        grad = dissimilarities_backward(student, cut(true_dissimilarities(student, whole)), grad)
         grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
         grad = grad if mask is None else torch.where(mask, grad, 0)
         if columns is None:

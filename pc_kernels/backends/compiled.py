@@ -188,6 +188,24 @@ class CudaBackend(CompiledBackend):
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
 
+    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
+        """See `RowMaker`; two launches. On a GPU extreme features over- and underflow."""
+        moved, squares, offsets = self.operator("near_origin")(points, products.whole_parts, FAR)
+        none = torch.empty(2, 0, dtype=torch.int64, device=points[0].device)
+        return NearOrigin(moved, squares, offsets, none, 1.0)
+
+    def quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowMaker`; one launch."""
+        quarantined: tuple[Tensor, Tensor] = self.operator("quarantine")(x)
+        return quarantined
+
+    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
+        """See `RowMaker`; a product, and a launch that looks at every row."""
+        few = v.numel() <= FEW_PAIRS
+        pulled = torch.empty_like(x) if few else products.weighed(v, y)
+        self.operator("pull_")(pulled, v, x, y, not few, CANCELLED)
+        return pulled
+
 
 def _fields(rows: Rows) -> tuple[Tensor, str, list[Tensor]]:
     return rows.values, rows.dissimilarity, list(rows.gram or ())

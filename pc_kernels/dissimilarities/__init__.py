@@ -80,4 +80,4 @@ def make_side(
             return CallableSide(dissimilarity, points, with_grad)
         return DISSIMILARITIES[dissimilarity](points, maker)
 
-    return MaskedSide(side, points) if masked else side(points)
+    return MaskedSide(side, points, maker) if masked else side(points)

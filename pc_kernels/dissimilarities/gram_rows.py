@@ -14,6 +14,9 @@ from .rows import Gram, Rows
 NEAR = 1 / 64
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
+BESIDE = 1 / 4
+"""Dissimilarities of a far anchor below this share of its offset have lost more than 2 bits to it."""
+
 
 class GramFormula:
     """How a squared distance becomes the dissimilarity; the identity, unless a method says otherwise."""
@@ -76,11 +79,18 @@ def squared_distances(products: Tensor, gram: Gram) -> Tensor:
     """|a_i − b_j|² [C, M] of inner products; the short ones from the differences."""
     scale = gram.anchor_sq[:, None] + gram.reference_sq
     squared = torch.sub(scale, products, alpha=2)
-    i, j = torch.nonzero(squared < NEAR * scale, as_tuple=True)
+    near = torch.nonzero(squared < NEAR * scale, as_tuple=True)
+    squared[near] = _from_differences(gram, *near)
+    return squared
+
+
+def _from_differences(gram: Gram, anchors: Tensor, references: Tensor) -> Tensor:
+    """|a_i − b_j|² [n] of pairs of these indices."""
     block = max(1, (1 << 20) // gram.anchors.shape[1])  # pairs whose differences are in memory
-    for block_i, block_j in zip(i.split(block), j.split(block), strict=True):
-        difference = gram.anchors[block_i] - gram.references[block_j]
-        squared[block_i, block_j] = difference.square().sum(1)
+    squared = gram.anchors.new_empty(len(anchors))
+    parts = zip(anchors.split(block), references.split(block), squared.split(block), strict=True)
+    for i, j, part in parts:
+        torch.sum((gram.anchors[i] - gram.references[j]).square_(), 1, out=part)
     return squared
 
 
@@ -99,10 +109,19 @@ def dissimilarities(rows: Rows) -> Tensor:
 
 
 def true_dissimilarities(rows: Rows, d: Tensor) -> Tensor:
-    """What `dissimilarities` leaves, with the rows' offsets."""
+    """What `dissimilarities` leaves, with the rows' offsets.
+
+    References beside a far anchor have lost their digits, and are computed again from the differences.
+    """
     if rows.gram is None:
         return d
-    return d + rows.gram.offsets.pow(GRAM[rows.dissimilarity].power)[:, None]
+    gram, formula = rows.gram, GRAM[rows.dissimilarity]
+    offset = gram.offsets[:, None].pow(formula.power)
+    true = d + offset
+    if d.device.type == "cpu":  # where looking is free
+        beside = torch.nonzero(true < BESIDE * offset, as_tuple=True)
+        true[beside] = formula.of_square(_from_differences(gram, *beside))
+    return true
 
 
 def dissimilarities_backward(rows: Rows, d: Tensor, grad: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from .row_maker import RowMaker
 from .rows import Rows
 from .side import Points, Side
 
@@ -159,12 +160,12 @@ class MaskedSide(Side):
     anchor that has such a pair has a loss of NaN, and the other anchors are not affected.
     """
 
-    def __init__(self, side: Callable[[Points], Side], points: Points) -> None:
-        """Takes what makes the side of features, and the features."""
-        anchors, self._anchor_poison = quarantine(points.anchors)
+    def __init__(self, side: Callable[[Points], Side], points: Points, maker: RowMaker) -> None:
+        """Takes what makes the side of features, the features, and what makes Gram rows."""
+        anchors, self._anchor_poison = maker.quarantine(points.anchors)
         references, self._reference_poison = None, self._anchor_poison
         if points.references is not None:
-            references, self._reference_poison = quarantine(points.references)
+            references, self._reference_poison = maker.quarantine(points.references)
         self._side = side(points._replace(anchors=anchors, references=references))
         self.unit = self._side.unit
         self.most_pairs = self._side.most_pairs
@@ -176,7 +177,8 @@ class MaskedSide(Side):
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of the side, poisoned where they must be."""
         rows = self._side.rows(start, stop)
-        rows.values.add_(self._anchor_poison[start:stop, None]).add_(self._reference_poison)
+        # 0 times 0 is 0, and anything else is NaN.
+        rows.values.addr_(self._anchor_poison[start:stop], self._reference_poison)
         return rows
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
@@ -186,9 +188,3 @@ class MaskedSide(Side):
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """The side's."""
         return self._side.gradients()
-
-
-def quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
-    finite = x.isfinite().all(1)
-    return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)

@@ -157,6 +157,11 @@ class RowMaker:
         offsets = far_offsets(squares[0], squares[-1])
         return NearOrigin(moved, squares, offsets, twins(moved[-1], squares[-1]), unit)
 
+    def quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
+        finite = x.isfinite().all(1)
+        return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)
+
     def with_mirror(self, v: Tensor) -> Tensor:
         """V + Vᵀ; V may be overwritten."""
         return v + v.T

@@ -1,13 +1,16 @@
-// As much of CUDA as csrc/cuda uses, on the CPU: a block's threads are real threads, one block runs
-// after the other. For tests alone; ThreadSanitizer sees the races that a GPU would have.
+// As much of CUDA as csrc/cuda uses, on the CPU: a block's threads are real threads, and as many blocks
+// as a test wants run side by side. For tests alone; ThreadSanitizer sees the races that a GPU would
+// have.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
 #include <thread>
@@ -43,25 +46,40 @@ struct Device {
   int shared_bytes = 232448;
   int processors = 3;
   int threads = 16;
+  int side_by_side = 1;  // blocks that run at a time
 };
 inline Device device;
+inline std::atomic<int> launches = 0;
+inline std::atomic<int> fence = 0;
 inline int latest_limit = 0;  // of dynamic shared memory that a kernel was given
 
 inline constexpr int kFill = 0x7f;  // memory nobody wrote: 3.4e38, or a far index
 
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 // The threads of a block and what they share.
 struct Team {
-  explicit Team(int threads, unsigned char* memory)
+  Team(int threads, size_t bytes)
       : everyone(threads),
         words{std::vector<unsigned>(threads), std::vector<unsigned>(threads)},
-        shared(memory) {
+        memory(bytes / sizeof(float4) + 1),
+        shared(reinterpret_cast<unsigned char*>(memory.data())) {
     for (int first = 0; first < threads; first += PCK_WARP_SIZE)
-      warps.push_back(std::make_unique<std::barrier<>>(PCK_WARP_SIZE));
+      warps.push_back(std::make_unique<Barrier>(PCK_WARP_SIZE));
   }
-  std::barrier<> everyone;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  Barrier everyone;
+  std::vector<std::unique_ptr<Barrier>> warps;
   std::vector<unsigned> words[2];  // for shuffles, which take turns between the two
-  unsigned char* shared;
+  std::vector<float4> memory;
+  unsigned char* const shared;
 };
 inline thread_local Team* team = nullptr;
 inline thread_local int turn = 0;
@@ -100,6 +118,11 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   unsigned ballot = 0;
   for (int l = 0; l < PCK_WARP_SIZE; ++l) ballot |= told[l] << l;
   return ballot;
+}
+
+// Who passes it after another sees what that one has written: fences are in one order for all.
+inline void __threadfence() {
+  shim::fence.fetch_add(1, std::memory_order_acq_rel);
 }
 
 [[noreturn]] inline void __trap() {
@@ -168,25 +191,28 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const unsigned threads = config->blockDim.x;
   if (threads == 0 || threads % PCK_WARP_SIZE != 0 || config->gridDim.x == 0)
     return cudaErrorInvalidValue;
+  ++shim::launches;
   const size_t bytes = config->dynamicSmemBytes;
-  auto* const shared = static_cast<unsigned char*>(::operator new(bytes + 1, std::align_val_t(16)));
-  shim::Team team(static_cast<int>(threads), shared);
-  const auto run = [&](unsigned thread) {
+  const auto run = [&](shim::Team& team, unsigned first, unsigned thread) {
     shim::team = &team;
     threadIdx.x = thread;
     blockDim = config->blockDim;
     gridDim = config->gridDim;
-    for (unsigned block = 0; block < config->gridDim.x; ++block) {
+    for (unsigned block = first; block < config->gridDim.x; block += shim::device.side_by_side) {
       blockIdx.x = block;
-      if (thread == 0) std::memset(shared, shim::kFill, bytes);
+      if (thread == 0) std::memset(team.shared, shim::kFill, bytes);
       __syncthreads();
       kernel(arguments...);
       __syncthreads();
     }
   };
-  std::vector<std::thread> others;
-  for (unsigned thread = 0; thread < threads; ++thread) others.emplace_back(run, thread);
-  for (std::thread& other : others) other.join();
-  ::operator delete(shared, std::align_val_t(16));
+  std::vector<std::unique_ptr<shim::Team>> teams;
+  std::vector<std::thread> everyone;
+  for (int first = 0; first < shim::device.side_by_side; ++first) {
+    teams.push_back(std::make_unique<shim::Team>(static_cast<int>(threads), bytes));
+    for (unsigned thread = 0; thread < threads; ++thread)
+      everyone.emplace_back(run, std::ref(*teams.back()), first, thread);
+  }
+  for (std::thread& one : everyone) one.join();
   return cudaSuccess;
 }

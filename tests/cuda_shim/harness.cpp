@@ -21,9 +21,14 @@ static int run(int64_t rows, int64_t count, const Stage& stage) {
 
 extern "C" {
 
-void configure(int threads, int shared_bytes) {
+void configure(int threads, int shared_bytes, int side_by_side) {
   shim::device.threads = threads;
   shim::device.shared_bytes = shared_bytes;
+  shim::device.side_by_side = side_by_side;
+}
+
+int launches() {
+  return shim::launches;
 }
 
 int latest_limit() {
@@ -61,6 +66,22 @@ int contrast_columns(int64_t rows, const ContrastColumns* stage) {
 
 int contrast_rows(int64_t rows, const ContrastRows* stage) {
   return run(rows, stage->logits.count, *stage);
+}
+
+int shift(int64_t rows, const Shift* stage) {
+  return run(rows, stage->references.count, *stage);
+}
+
+int move(int64_t rows, const Move* stage) {
+  return run(rows, stage->width, *stage);
+}
+
+int quarantine(int64_t rows, const Quarantine* stage) {
+  return run(rows, stage->width, *stage);
+}
+
+int pull(int64_t rows, const Pull* stage) {
+  return run(rows, stage->m, *stage);
 }
 
 }  // extern "C"

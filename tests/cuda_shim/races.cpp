@@ -1,4 +1,6 @@
-// Every kernel once or more, for ThreadSanitizer: rows of several kinds, in both memories.
+// Every kernel once or more, for ThreadSanitizer: rows of several kinds, in both memories, three blocks
+// at a time.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -120,11 +122,41 @@ void contrast(int64_t count, bool masked, const Form& form) {
                       true, losses.data()});
 }
 
+// Points near the origin, and their pull at each other.
+void points(int64_t anchors, int64_t references) {
+  constexpr int64_t width = 11;
+  const Values x = random_values(anchors * width, 0), y = random_values(references * width, 2);
+  Values moved_x(x.size()), moved_y(y.size()), square_x(x.size() / width), square_y(y.size() / width);
+  Values shift(width), offsets(std::max(square_x.size(), square_y.size()));
+  int groups;
+  NearOrigin near{};
+  near.references = {y.data(), references, moved_y.data(), square_y.data()};
+  near.anchors = {x.data(), anchors, moved_x.data(), square_x.data()};
+  near.width = width;
+  near.parts = 2;
+  near.far = 64.0f;
+  near.shift = shift.data();
+  near.offsets = offsets.data();
+  near.groups = &groups;
+  launch(width, references, Shift{near});
+  launch(near.points(), width, Move{near});
+  launch(references, width, Quarantine{y.data(), references, width, moved_y.data(), square_y.data()});
+  const Values v = random_values(anchors * references, 0);
+  for (const bool turned : {false, true})
+    for (const bool has_product : {false, true})
+      launch(anchors, references,
+             Pull{v.data(), turned, x.data(), y.data(), anchors, references, width, has_product,
+                  has_product ? 1e3f : 0.0f, moved_x.data()});
+}
+
 }  // namespace
 
 int main() {
   const RankOptions everyday{Logistic::code, Huber::code, 0.1, true};
   const RankOptions nearly_hard{Normal::code, Squared::code, 1e-4, false};
+  shim::device.side_by_side = 3;
+  points(0, 40);
+  points(30, 40);
   for (const int shared_bytes : {232448, 40000, 15000}) {
     shim::device.shared_bytes = shared_bytes;
     for (const RankOptions& options : {everyday, nearly_hard}) {
