@@ -29,7 +29,7 @@ def pull(v: Tensor, x: Tensor, y: Tensor, products: Products) -> Tensor:
         weigh_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
             v, x, target, squares, rows, count, width, stride, TURNED=turned, **tile
         )
-        grad = products.take_off(target, v, y)
+        grad = products.add(target, v, y, -1.0)
         mend_kernel[(rows,)](
             grad,
             squares,
