@@ -35,7 +35,7 @@ endif
 
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 CPP := $(wildcard $(addprefix csrc/,*.h *.cpp cpu/*.h cpu/*.cpp cuda/*.h cuda/*.cpp cuda/*.cuh cuda/*.cu)) \
-	$(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
+	$(wildcard tests/*.cpp tests/cuda_shim/*.h tests/cuda_shim/*.cpp)
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: all demo test lint types fuzz sanitize bench counts docs wheels gpu info format clean
