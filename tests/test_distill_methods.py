@@ -258,7 +258,7 @@ COUNTS = {"resnet8x4": 1_233_540, "resnet32x4": 7_433_860, "wrn_16_2": 703_284}
 COUNTS |= {"wrn_40_2": 2_255_156, "mobilenet_v2": 812_836, "shufflenet_v2": 1_355_528}
 
 
-@pytest.mark.parametrize("name", NETWORKS.keys() - OF_TEXTS.keys())
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - OF_TEXTS.keys()))
 def test_networks(name: str) -> None:
     network = make_network(name, (3, 32, 32)).eval()
     count = sum(parameter.numel() for parameter in network.parameters())
