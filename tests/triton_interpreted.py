@@ -26,7 +26,7 @@ from compare import (
     check_soft_rank,
     own_leaf,
 )
-from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised
+from inputs import HOSTILE_FEATURES, ROWS, make_rows, quantised, two_clumps
 from long_rows import LENGTH, LONG_ROWS
 from torch import Generator, Tensor
 
@@ -422,6 +422,17 @@ def test_hostile_features(way: str, name: str, rng: Generator) -> None:
         assert leaf.grad is not None and wide.grad is not None
         errors.append(((leaf.grad - wide.grad).norm() / wide.grad.norm()).item())
     assert errors[0] <= max(2 * errors[1], 2 * errors[2], tolerances.GRAD)
+
+
+@pytest.mark.parametrize("width", [16, launch.NARROW + 1])
+def test_far_anchors_keep_their_neighbours(width: int, rng: Generator) -> None:
+    """Rows of far anchors are kept less their offset, which would cost a near reference its digits."""
+    student, teacher = two_clumps(rng, 33, width, 16), quantised(rng, 33, 8)
+    leaf, wide = own_leaf(student), own_leaf(student.double())
+    pc_kernels.perception_coherence_loss(leaf, teacher, backend=BACKEND).backward()
+    reference.perception_coherence_loss(wide, teacher.double()).backward()
+    assert leaf.grad is not None and wide.grad is not None
+    assert (leaf.grad - wide.grad).norm() <= tolerances.GRAD * wide.grad.norm()
 
 
 def test_duplicates_and_constant_rows(way: str, rng: Generator) -> None:

@@ -77,7 +77,7 @@ def coherence_row(i, row, gram, grid, loss, push_ptr, options, READY: tl.constex
             factor = (weight / tl.maximum(scale.number - 1, 1).to(tl.float64)).to(tl.float32)
             slopes = Slopes(slope_ptr, 1.0)
             out = Gradient(push_ptr, push_ptr, row.x, factor)
-            rank_gradient(row, slopes, scale, grid, out, offset, gram.DISSIMILARITY, options)
+            rank_gradient(row, slopes, scale, grid, out, gram, i, options)
     else:
         tl.store(loss.losses + i, float("nan"))
         if loss.WITH_GRAD:

@@ -21,6 +21,9 @@ COSINE = tl.constexpr(CODES["cosine"])
 NEAR = tl.constexpr(1 / 64)
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
+BESIDE = tl.constexpr(1 / 4)
+"""Distances of a far anchor below this share of its offset have lost more than 2 bits to it."""
+
 FEATURES = tl.constexpr(4)
 """Features of a pair summed side by side there; more would cost registers everywhere else."""
 
@@ -167,13 +170,30 @@ def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def dissimilarity_backward(d, grad, offset, DISSIMILARITY: tl.constexpr):
-    """∂L/∂δ to V, with ∂L/∂anchor = Σ_j V_j (anchor − reference_j); a distance of 0 has gradient 0."""
-    if DISSIMILARITY == EUCLIDEAN:
-        distance = d + offset
-        grad = tl.where(distance == 0.0, 0.0, grad / tl.where(distance == 0.0, 1.0, distance))
-    if DISSIMILARITY == SQEUCLIDEAN:
-        grad = 2.0 * grad
+def true_distances(gram, i, j, d, wanted, BLOCK: tl.constexpr):
+    """|a_i − b_j| of what `row_extent` leaves; beside a far anchor from the differences, where wanted."""
+    offset = offset_of(gram, i)
+    distance = d + offset
+    if offset > 0.0:
+        beside = wanted & (distance < offset * BESIDE)
+        if tl.max(beside.to(tl.int32), axis=0) > 0:
+            true = tl.sqrt(squared_distances(gram, i, j, beside, BLOCK))
+            distance = tl.where(beside, true, distance)
+    return distance
+
+
+@triton.jit
+def dissimilarity_backward(gram, i, j, d, grad, wanted, BLOCK: tl.constexpr):
+    """∂L/∂δ to V, with ∂L/∂anchor = Σ_j V_j (anchor − reference_j); a distance of 0 has gradient 0.
+
+    `gram` is None for values that are no row of a Gram matrix.
+    """
+    if gram is not None:
+        if gram.DISSIMILARITY == EUCLIDEAN:
+            distance = true_distances(gram, i, j, d, wanted, BLOCK)
+            grad = tl.where(distance == 0.0, 0.0, grad / tl.where(distance == 0.0, 1.0, distance))
+        if gram.DISSIMILARITY == SQEUCLIDEAN:
+            grad = 2.0 * grad
     return grad
 
 

@@ -228,7 +228,7 @@ def pushes(row, slopes, scale, grid, out, options, ON_GRID: tl.constexpr):
 
 
 @triton.jit
-def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.constexpr, options):
+def rank_gradient(row, slopes, scale, grid, out, gram, i, options):
     """Σ_k (slope_j − slope_k) φ/τ times the factor, through σ and δ too; 0 where nothing counts.
 
     `out` is a `Gradient`, whose density is `sums_at`'s. Overwrites the moments.
@@ -253,5 +253,6 @@ def rank_gradient(row, slopes, scale, grid, out, offset, DISSIMILARITY: tl.const
         push = tl.load(out.push + j, mask=valid, other=0.0)
         if options.SCALE_STD:
             push -= share * standard_score(x, scale)
-        grad = dissimilarity_backward(x, push, offset, DISSIMILARITY) * factor * inverse_scale
+        grad = dissimilarity_backward(gram, i, j, x, push, valid, options.BLOCK)
+        grad = grad * factor * inverse_scale
         tl.store(out.grad + j, tl.where(valid, grad, 0.0), mask=j < row.count)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, row_extent
+from .dissimilarity import row_extent
 from .grid import clear, scratch
 from .row import SPECIALIZATION, Row, counted, finite, present, store_undefined
 from .row_sums import (
@@ -122,7 +122,7 @@ def soft_rank_row_backward(row, start, slope_ptr, density_ptr, grad_ptr, grid, o
         factor = largest / tl.maximum(scale.number - 1, 1).to(tl.float32)
         grad_row = grad_ptr + start
         out = Gradient(density_ptr + start, grad_row, grad_row, factor)
-        rank_gradient(row, slopes, scale, grid, out, 0.0, GIVEN, options)
+        rank_gradient(row, slopes, scale, grid, out, None, 0, options)
     else:
         store_undefined(grad_ptr + start, row, options.BLOCK)
 
