@@ -132,7 +132,7 @@ def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[T
     with exact_arithmetic(device):
         students, teacher = batch.sides(recipe, engine, with_grad)
         weights = batch.weights.to(batch.dtype).contiguous()
-        losses: list[list[Tensor]] = [[] for _ in students]
+        losses = torch.empty_like(weights)
         recipes = [_in_units(recipe, student) for student in students]
         anchors = len(batch.teacher)
         chunk = chunk_anchors(batch, recipe, engine, [*students, teacher], with_grad)
@@ -142,19 +142,16 @@ def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[T
             target = teacher.rows(start, stop)
             if len(students) > 1:  # ranked once for all
                 target = engine.hard_rank_rows(target, pairs)
-            for side, own, w, found in zip(students, recipes, weights, losses, strict=True):
-                rows = Chunk(side.rows(start, stop), target, w[start:stop], pairs)
-                found.append(engine.coherence_rows(rows, own, with_grad))
+            for k, (side, own) in enumerate(zip(students, recipes, strict=True)):
+                rows = Chunk(side.rows(start, stop), target, weights[k, start:stop], pairs)
+                found = engine.coherence_rows(rows, own, with_grad)
+                if found.shape == weights.shape[1:] and len(students) == 1:  # all there is: no copy
+                    losses = found[None]
+                else:
+                    losses[k, start:stop] = found
                 if with_grad:
                     side.accumulate(start, stop, rows.student.values)
-        joined = [_joined(found or [w[:0]]) for found, w in zip(losses, weights, strict=True)]
-        whole = _joined([loss[None] for loss in joined])
-        return whole, _gradients(students) if with_grad else []
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One after the other; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return losses, _gradients(students) if with_grad else []
 
 
 def _gradients(students: list[Side]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pc_kernels.backends.base import FusedBackend
 from pc_kernels.dissimilarities import Points, Side
 from pc_kernels.dissimilarities.others import CityblockSide, MaskedSide
+from pc_kernels.dissimilarities.row_maker import PLAIN
 from pc_kernels.recipe import Recipe
 from pc_kernels.sweep import Batch, chunk_anchors, default_chunk_bytes
 
@@ -149,5 +150,5 @@ def test_cityblock_on_a_gpu_counts_what_its_backward_takes() -> None:
 
 
 def test_a_mask_passes_on_what_its_side_takes() -> None:
-    side = MaskedSide(CityblockSide, Points(torch.randn(3, 40), None))
+    side = MaskedSide(CityblockSide, Points(torch.randn(3, 40), None), PLAIN)
     assert side.pair_bytes(True) == side.pair_bytes(False) == 12
