@@ -48,7 +48,7 @@ RARE += ("store_undefined", "extent_beside_infinities")
 BUCKETS = ("fill", "count_in_buckets", "starts_of", "put_in_order", "rank_in_buckets")
 """Functions whose loops a row of equal values does not run."""
 
-TWICE = ("measured", "row_loss", "pushes")
+TWICE = ("measured", "row_loss", "pushes", "store_gradient")
 """Functions that a kernel has twice; the faster is the everyday one: not far, no sums over pairs."""
 
 

@@ -170,27 +170,26 @@ def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def true_distances(gram, i, j, d, wanted, BLOCK: tl.constexpr):
-    """|a_i − b_j| of what `row_extent` leaves; beside a far anchor from the differences, where wanted."""
+def far_distances(gram, i, j, d, wanted, BLOCK: tl.constexpr):
+    """|a_i − b_j| of a far anchor, from δ less the offset; beside it, where wanted, from differences."""
     offset = offset_of(gram, i)
     distance = d + offset
-    if offset > 0.0:
-        beside = wanted & (distance < offset * BESIDE)
-        if tl.max(beside.to(tl.int32), axis=0) > 0:
-            true = tl.sqrt(squared_distances(gram, i, j, beside, BLOCK))
-            distance = tl.where(beside, true, distance)
+    beside = wanted & (distance < offset * BESIDE)
+    if tl.max(beside.to(tl.int32), axis=0) > 0:
+        true = tl.sqrt(squared_distances(gram, i, j, beside, BLOCK))
+        distance = tl.where(beside, true, distance)
     return distance
 
 
 @triton.jit
-def dissimilarity_backward(gram, i, j, d, grad, wanted, BLOCK: tl.constexpr):
+def dissimilarity_backward(gram, i, j, d, grad, wanted, FAR: tl.constexpr, BLOCK: tl.constexpr):
     """∂L/∂δ to V, with ∂L/∂anchor = Σ_j V_j (anchor − reference_j); a distance of 0 has gradient 0.
 
-    `gram` is None for values that are no row of a Gram matrix.
+    `gram` is None for values that are no row of a Gram matrix; FAR: δ are less a far anchor's offset.
     """
     if gram is not None:
         if gram.DISSIMILARITY == EUCLIDEAN:
-            distance = true_distances(gram, i, j, d, wanted, BLOCK)
+            distance = far_distances(gram, i, j, d, wanted, BLOCK) if FAR else d
             grad = tl.where(distance == 0.0, 0.0, grad / tl.where(distance == 0.0, 1.0, distance))
         if gram.DISSIMILARITY == SQEUCLIDEAN:
             grad = 2.0 * grad

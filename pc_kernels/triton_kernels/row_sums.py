@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import dissimilarity_backward
+from .dissimilarity import dissimilarity_backward, offset_of
 from .formulas import step_and_density
 from .grid import (
     INVERSE_STEPS,
@@ -241,6 +241,17 @@ def rank_gradient(row, slopes, scale, grid, out, gram, i, options):
     tl.debug_barrier()
     # Ranks are functions of x/τ: dL/dτ = −Σ_k push_k (x_k − mean)/τ.
     share = (pull * scale.share).to(tl.float32)
+    if gram is None:
+        store_gradient(row, scale, share, out, gram, i, options, False)
+    elif offset_of(gram, i) > 0.0:
+        store_gradient(row, scale, share, out, gram, i, options, True)
+    else:
+        store_gradient(row, scale, share, out, gram, i, options, False)
+
+
+@triton.jit
+def store_gradient(row, scale, share, out, gram, i, options, FAR: tl.constexpr):
+    """Pushes to `out.grad`, of which the row's standard scores have their share."""
     factor = tl.where(scale.number > 1, out.factor, 0.0)
     if options.SCALE_STD:  # equal values have no gradient
         factor = tl.where(scale.unit > 0.0, factor, 0.0)
@@ -253,6 +264,6 @@ def rank_gradient(row, slopes, scale, grid, out, gram, i, options):
         push = tl.load(out.push + j, mask=valid, other=0.0)
         if options.SCALE_STD:
             push -= share * standard_score(x, scale)
-        grad = dissimilarity_backward(gram, i, j, x, push, valid, options.BLOCK)
+        grad = dissimilarity_backward(gram, i, j, x, push, valid, FAR, options.BLOCK)
         grad = grad * factor * inverse_scale
         tl.store(out.grad + j, tl.where(valid, grad, 0.0), mask=j < row.count)
