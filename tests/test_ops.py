@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import shim
 import torch
 from compare import BACKEND_NAMES, DISSIMILARITIES, REDUCTIONS, own_leaf
 from inputs import quantised
@@ -118,6 +119,8 @@ def training_step(metric: str, reduction: str) -> tuple[nn.Module, Callable[...,
 def test_compile_of_a_training_step(
     compiler: str, metric: str, reduction: str, rng: Generator
 ) -> None:
+    if compiler == "inductor":
+        shim.compiler()  # or a skip
     torch._dynamo.reset()
     torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
     model, step = training_step(metric, reduction)
