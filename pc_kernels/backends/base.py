@@ -73,9 +73,9 @@ class Backend(RowMaker):
         """Soft ranks of the rows of x [N, m]; with_grad, what their backward needs, else empty.
 
         That is the density S1(j) = Σ_k φ((x_j − x_k)/τ) [N, m], or 0 in rows that go without. A row with
-        a NaN or an infinity is NaN where it is kept.
+        a NaN or an infinity is NaN where it is kept. Here in plain PyTorch, for every relaxation.
         """
-        raise NotImplementedError
+        return grid_method.soft_rank(x, recipe, with_grad, keep)
 
     def soft_rank_backward(
         self,
@@ -85,8 +85,8 @@ class Backend(RowMaker):
         recipe: Recipe,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]."""
-        raise NotImplementedError
+        """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]; plain PyTorch as well."""
+        return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
 
     def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """Σ_k w_k K((y_j − x_k)/τ) at the queries y, for each of these `formulas.KERNELS`.
@@ -154,23 +154,6 @@ class FusedBackend(Backend):
         if self.fuses(recipe):
             return self.working_bytes
         return chain.WORKING_BYTES if self.knows(recipe.formula) else grid_method.WORKING_BYTES
-
-    def soft_rank(
-        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Backend`; for relaxations that its kernels do not have."""
-        return grid_method.soft_rank(x, recipe, with_grad, keep)
-
-    def soft_rank_backward(
-        self,
-        grad_rank: Tensor,
-        x: Tensor,
-        density: Tensor,
-        recipe: Recipe,
-        keep: Tensor | None = None,
-    ) -> Tensor:
-        """See `Backend`; for relaxations that its kernels do not have."""
-        return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
 
     def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
         """`coherence_rows` in as few kernels as can be, where `fuses`."""

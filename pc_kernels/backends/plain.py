@@ -106,23 +106,6 @@ class TorchBackend(Backend):
         """See `Backend`."""
         return grid_method.hard_rank(x, keep)
 
-    def soft_rank(
-        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        return grid_method.soft_rank(x, recipe, with_grad, keep)
-
-    def soft_rank_backward(
-        self,
-        grad_rank: Tensor,
-        x: Tensor,
-        density: Tensor,
-        recipe: Recipe,
-        keep: Tensor | None = None,
-    ) -> Tensor:
-        """See `Backend`."""
-        return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
-
     def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """See `Backend`."""
 
