@@ -11,24 +11,26 @@ inline void spread(const Plan& plan, const float* weight, Scratch& scratch) {
   const int32_t* const cell = scratch.cell;
   const float* const place = scratch.place;
   for (int64_t i = 0; i < (plan.cells + 3) * kTerms; ++i) moments[i] = 0.0;
-  int64_t j = 0;
-  for (; j + 4 <= plan.count; j += 4) {
-    const Quad u = load<Quad>(place + j);
-    Quad a = weight ? load<Quad>(weight + j) : Quad{1.0f, 1.0f, 1.0f, 1.0f};
-    Quad b = a * u, c = b * u, d = c * u;
-    transpose(a, b, c, d);
-    const auto add = [&](int64_t k, Quad powers) {
-      add_quad(moments + static_cast<int64_t>(cell[k]) * kTerms, powers);
-    };
-    add(j, a);
-    add(j + 1, b);
-    add(j + 2, c);
-    add(j + 3, d);
-  }
-  for (; j < plan.count; ++j) {
-    double power = weight ? weight[j] : 1.0;
-    for (int a = 0; a < kTerms; ++a, power *= place[j])
-      moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
+  constexpr int64_t block = 8 * kWide;
+  for (int64_t first = 0; first < plan.count; first += block) {
+    const int64_t past = plan.count - first < block ? plan.count : first + block;
+    alignas(Wide) float powers[block * kTerms];
+    for (int64_t j = first; j < past; j += kWide) {
+      const Part part{j, past - j < kWide ? past - j : kWide};
+      const Wide u = load(place + j);
+      Wide a = weight ? part.load(weight, 0.0f) : part.load_ones();
+      Wide b = a * u, c = b * u, d = c * u;
+      transpose(a, b, c, d);
+      float* const to = powers + (j - first) * kTerms;
+      store(to, a);
+      store(to + kWide, b);
+      store(to + 2 * kWide, c);
+      store(to + 3 * kWide, d);
+    }
+    for (int64_t j = first; j < past; j += kWide)
+      for (int l = 0; l < kWide; ++l)
+        add_quad(moments + static_cast<int64_t>(cell[j + l]) * kTerms,
+                 powers + (j - first) * kTerms + l % 4 * kWide + l / 4 * 4);
   }
 }
 

@@ -39,7 +39,7 @@ PCK_HD void place_row(const float* x, const Range& range, Plan& plan, Scratch& s
     for (; j + kHalf <= count; j += kHalf) {
       const HalfDouble t = (load_double(x + j) - low) * inverse_step + kFirstPlace;
       const HalfIndex cell = __builtin_convertvector(t, HalfIndex);
-      const HalfDouble middle = __builtin_convertvector(cell, HalfDouble) + 0.5;
+      const HalfDouble middle = widen(cell) + 0.5;
       store(scratch.cell + j, cell);
       store(scratch.place + j, __builtin_convertvector(t - middle, Half));
     }

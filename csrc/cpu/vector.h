@@ -29,8 +29,28 @@ inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// As doubles. Compilers would convert halves and join them.
+inline HalfDouble widen(Half v) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtps_pd(0xff, v);
+#elif PCK_VECTOR_BYTES == 32
+  return _mm256_cvtps_pd(v);
+#else
+  return __builtin_convertvector(v, HalfDouble);
+#endif
+}
+inline HalfDouble widen(HalfIndex v) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtepi32_pd(0xff, reinterpret_cast<__m256i>(v));
+#elif PCK_VECTOR_BYTES == 32
+  return _mm256_cvtepi32_pd(reinterpret_cast<__m128i>(v));
+#else
+  return __builtin_convertvector(v, HalfDouble);
+#endif
+}
+
 inline HalfDouble load_double(const float* p) {
-  return __builtin_convertvector(load<Half>(p), HalfDouble);
+  return widen(load<Half>(p));
 }
 
 // Four doubles as floats, and four floats added to four doubles.
@@ -40,10 +60,10 @@ inline Quad load_quad(const double* p) {
   return __builtin_convertvector(v, Quad);
 }
 
-inline void add_quad(double* p, Quad term) {
+inline void add_quad(double* p, const float* term) {
   QuadDouble v;
   __builtin_memcpy(&v, p, sizeof(v));
-  v += __builtin_convertvector(term, QuadDouble);
+  v += QuadDouble{term[0], term[1], term[2], term[3]};
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
