@@ -12,15 +12,15 @@ inline void rank_by_window(const float* sorted, const int32_t* order, int64_t co
                            float whole, float* rank) {
   for (int64_t i = 0; i < count; i += kWide) {
     const Wide key = load(sorted + i);
-    WideMask below = {}, not_above = {};  // minus the number of neighbours that are
+    WideMask below = {}, not_above = {};  // the number of neighbours that are
     for (int o = -window; o <= window; ++o) {
       const Wide other = load(sorted + i + o);
-      below += other < key;
-      not_above += other <= key;
+      below = count_where(other < key, below);
+      not_above = count_where(other <= key, not_above);
     }
     // Twice the rank, in whole numbers; its own place is among those not above it.
     const auto first = static_cast<int32_t>(2 * (i - window) - 1);
-    const Wide twice = __builtin_convertvector(2 * lane_index() + first - below - not_above, Wide);
+    const Wide twice = __builtin_convertvector(2 * lane_index() + first + below + not_above, Wide);
     float value[kWide];
     store(value, twice / whole);
     const int64_t here = count - i < kWide ? count - i : kWide;

@@ -74,6 +74,16 @@ inline WideMask lane_index() {
   return index;
 }
 
+// count, one more where the comparison holds: in AVX-512 a masked addition, which compilers do not make
+// of a difference.
+inline WideMask count_where(WideMask holds, WideMask count) {
+#if PCK_VECTOR_BYTES == 64
+  return holds ? count + 1 : count;
+#else
+  return count - holds;
+#endif
+}
+
 // The numbers 0 ... n - 1, as a type to deduce them from.
 template <int... l>
 struct Lanes {};
