@@ -40,6 +40,52 @@ inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t coun
   }
 }
 
+// How numbers of 2^n buckets lie in memory: the lanes of a vector have as many consecutive buckets each,
+// one after the other, so that sums over buckets are sums of vectors.
+class Buckets {
+ public:
+  explicit Buckets(int64_t count) : rows_(static_cast<int32_t>(count / kWide)) {
+    while (1 << shift_ < rows_) ++shift_;
+  }
+
+  int32_t position(int32_t bucket) const {
+    return (bucket & (rows_ - 1)) * kWide + (bucket >> shift_);
+  }
+
+  // Sizes become the sums of those before; returns the largest.
+  int sizes_to_starts(int32_t* sizes) const {
+    WideMask largest = {}, sum = {};
+    for (int32_t r = 0; r < rows_; ++r) {
+      const auto size = load<WideMask>(sizes + r * kWide);
+      largest = size > largest ? size : largest;
+      sum += size;
+    }
+    int fullest = 0;
+    for (int l = 0, before = 0; l < kWide; ++l) {
+      const int all = sum[l];
+      sum[l] = before;
+      before += all;
+      fullest = largest[l] > fullest ? largest[l] : fullest;
+    }
+    for (int32_t r = 0; r < rows_; ++r) {
+      const auto size = load<WideMask>(sizes + r * kWide);
+      store(sizes + r * kWide, sum);
+      sum += size;
+    }
+    return fullest;
+  }
+
+ private:
+  int32_t rows_;
+  int shift_ = 0;
+};
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scratch) {
   if (count < 2) {
     for (int64_t i = 0; i < count; ++i) rank[i] = x[i] == x[i] ? 0.5f : x[i];
@@ -67,35 +113,31 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     return;
   }
 
-  int32_t* const bucket = scratch.cell;
-  for (int64_t i = 0; i < count; ++i) bucket[i] = static_cast<int32_t>((x[i] - range.low) * scale);
-  uint32_t* const start = scratch.buckets;
-  for (int64_t b = 0; b <= buckets; ++b) start[b] = 0;
-  for (int64_t i = 0; i < count; ++i) ++start[bucket[i]];
-  uint32_t fullest = 0;
-  for (int64_t b = 0; b < buckets; ++b) fullest = start[b] > fullest ? start[b] : fullest;
-  uint32_t below = 0;
-  for (int64_t b = 0; b < buckets; ++b) {
-    const uint32_t here = start[b];
-    start[b] = below;
-    below += here;
-  }
+  int32_t *const bucket = scratch.cell, *const start = scratch.buckets, *const place = scratch.piece;
+  const Buckets all(buckets);
+  for (int64_t i = 0; i < count; ++i)
+    bucket[i] = all.position(static_cast<int32_t>((x[i] - range.low) * scale));
+  for (int64_t b = 0; b < buckets; ++b) start[b] = 0;
+  for (int64_t i = 0; i < count; ++i) place[i] = start[bucket[i]]++;
+  const int window = all.sizes_to_starts(start) - 1;
+  uint64_t* const items = scratch.items;  // keys, and where they come from: one store for both
+  for (int64_t i = 0; i < count; ++i)
+    items[start[bucket[i]] + place[i]] = static_cast<uint64_t>(i) << 32 | bits_of(x[i]);
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t slot = start[bucket[i]]++;
-    sorted[slot] = x[i];
-    order[slot] = static_cast<int32_t>(i);
+    const auto key = static_cast<uint32_t>(items[i]);
+    __builtin_memcpy(sorted + i, &key, sizeof(key));
+    order[i] = static_cast<int32_t>(items[i] >> 32);
   }
-  const int window = static_cast<int>(fullest) - 1;
   if (window <= kWidestWindow) {
     for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
     for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
     rank_by_window(sorted, order, count, window, whole, rank);
     return;
   }
-  for (int64_t b = 0, first = 0; b < buckets; ++b) {  // start[b] is now where bucket b ends
-    const int64_t size = static_cast<int64_t>(start[b]) - first;
-    if (size > 1) sort_keys(sorted + first, order + first, size);
-    first += size;
+  for (int64_t b = 0; b < buckets; ++b) {
+    const int64_t first = start[all.position(static_cast<int32_t>(b))];
+    const int64_t past = b + 1 < buckets ? start[all.position(static_cast<int32_t>(b + 1))] : count;
+    if (past - first > 1) sort_keys(sorted + first, order + first, past - first);
   }
   rank_by_runs(sorted, order, count, whole, rank);
 }

@@ -16,8 +16,8 @@ constexpr int kWide = PCK_VECTOR_BYTES / 4;
 constexpr int kHalf = PCK_VECTOR_BYTES / 8;
 
 // From and to any address: compilers make one unaligned instruction of these copies.
-template <class V = Wide>
-inline V load(const float* p) {
+template <class V = Wide, class T>
+inline V load(const T* p) {
   V v;
   __builtin_memcpy(&v, p, sizeof(V));
   return v;
