@@ -221,9 +221,14 @@ inline Cubics gather(const Scratch& scratch, int64_t j) {
 
 // Of Scratch::level, or another array by cell.
 inline Wide gather_levels(const float* levels, const Scratch& scratch, int64_t j) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_mask_i32gather_ps(Wide{}, 0xffff, _mm512_loadu_si512(scratch.cell + j), levels,
+                                  sizeof(float));
+#else
   const auto level = [&](int64_t k) { return levels[scratch.cell[k]]; };
   return join([&](int q) {
     const int64_t k = j + 4 * q;
     return Quad{level(k), level(k + 1), level(k + 2), level(k + 3)};
   });
+#endif
 }

@@ -172,6 +172,33 @@ inline double sum_over(const float* x, int64_t count, Term term) {
   return total;
 }
 
+struct Sums {
+  double first, second;
+};
+
+// The sums of x_i - origin and of their squares, in double.
+inline Sums sums_about(const float* x, int64_t count, double origin) {
+  HalfDouble first[2] = {}, second[2] = {};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide)
+    for (int h = 0; h < 2; ++h) {
+      const HalfDouble term = load_double(x + i + h * kHalf) - origin;
+      first[h] += term;
+      second[h] += term * term;
+    }
+  Sums sums{};
+  for (int l = 0; l < kHalf; ++l) {
+    sums.first += first[0][l] + first[1][l];
+    sums.second += second[0][l] + second[1][l];
+  }
+  for (; i < count; ++i) {
+    const double term = x[i] - origin;
+    sums.first += term;
+    sums.second += term * term;
+  }
+  return sums;
+}
+
 // Smallest and largest of x; a NaN or an infinity anywhere makes `finite` false.
 struct Range {
   float low, high;
