@@ -68,7 +68,7 @@ def test_memory_is_used_again() -> None:
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 takes no memory of others'")
 def test_large_memory_is_used_again() -> None:
     """Of more than 64 MiB, apart from the rest; more than 4 GiB go back."""
-    large, larger = empty(1 << 9, 1 << 16), empty(1 << 14, 1 << 17)
+    large, larger = empty(1 << 9, 1 << 16), empty(9 << 10, 1 << 17)
     address = large.data_ptr()
     del large
     assert empty(1 << 9, 1 << 16).data_ptr() == address
