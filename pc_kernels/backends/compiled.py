@@ -149,6 +149,10 @@ class CpuBackend(CompiledBackend):
         moved, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
         return NearOrigin(moved or points, *rest)
 
+    def mirror(self, values: Tensor, start: int) -> None:
+        """See `RowMaker`; through registers."""
+        torch.ops.pc_kernels.cpu_mirror_(values, start)
+
     def with_mirror(self, v: Tensor) -> Tensor:
         """See `RowMaker`; in place."""
         mirrored: Tensor = torch.ops.pc_kernels.cpu_with_mirror(v)
