@@ -146,41 +146,26 @@ template <class R>
 inline void integrate(const Plan& plan, Scratch& scratch) {
   constexpr float h = 1.0f / R::inverse_step;
   const float* const nodes = scratch.density_nodes;
-  float* const level = scratch.level;
-  float* const gain = scratch.gain;
+  const float* const mass = scratch.mass + kBand<R>;
+  const float* const cdf = taps<R>().cdf;
+  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
+  double edge = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
   for (int64_t c = 0; c < plan.cells; c += kWide) {
-    Wide whole = {}, half = {};
+    Wide whole = {}, half = {};  // of the interpolant, and of the cubic from the left edge to u = 0
     for (int n = 0; n < kNodes; ++n) {
       const Wide value = load(nodes + c + n);
       whole += value * (h * kStencil.integral[n]);
       half += value * (h * kStencil.half[n]);
     }
-    store(gain + c, whole);
-    store(level + c, half);  // of the cubic, from the left edge to u = 0
-  }
-  const float* const mass = scratch.mass + kBand<R>;
-  const float* const cdf = taps<R>().cdf;
-  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
-  const double start = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
-  // A running sum waits for each of its additions: four parts of the row run side by side.
-  constexpr int parts = 4;
-  const int64_t length = plan.cells / parts;
-  double rank[parts] = {start};
-  for (int p = 1; p < parts; ++p)
-    rank[p] = rank[p - 1] + sum_over(gain + (p - 1) * length, length, [](auto v) { return v; });
-  for (int64_t c = 0; c < length; ++c)
-    for (int p = 0; p < parts; ++p) {
-      const int64_t here = p * length + c;
-      level[here] = static_cast<float>(rank[p] + level[here]);
-      rank[p] += gain[here];
-    }
-  for (int64_t c = parts * length; c < plan.cells; ++c) {
-    level[c] = static_cast<float>(rank[parts - 1] + level[c]);
-    rank[parts - 1] += gain[c];
+    const Wide sums = running_sums(whole);
+    const float high = static_cast<float>(edge);
+    const float low = static_cast<float>(edge - static_cast<double>(high));
+    store(scratch.level + c, high + (low + lanes_up<1>(sums) + half));
+    edge += static_cast<double>(sums[kWide - 1]);
   }
 }
 
-// Integrate again: Scratch::gain, no longer needed, <- the constant that makes gain + h (level u +
+// Integrate again: Scratch::gain <- the constant that makes gain + h (level u +
 // Cubics::twice_integral_at(u)) the integral of the rank function in cell c. `start` is its value at
 // the first cell's left edge.
 template <class R>

@@ -127,6 +127,30 @@ inline void transpose(V& a, V& b, V& c, V& d) {
   d = shuffle<2, 3, 6, 7>(ab_high, cd_high);
 }
 
+// Lanes move up by so many; zeros follow them.
+template <int by, int... lane>
+inline Wide lanes_up(Wide v, Lanes<lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, Wide{}, (lane < by ? kWide : lane - by)...);
+#else
+  return __builtin_shuffle(v, Wide{}, WideMask{(lane < by ? kWide : lane - by)...});
+#endif
+}
+
+template <int by>
+inline Wide lanes_up(Wide v) {
+  return lanes_up<by>(v, typename MakeLanes<kWide>::type{});
+}
+
+// Of every lane the sum of those up to it.
+inline Wide running_sums(Wide v) {
+  v += lanes_up<1>(v);
+  v += lanes_up<2>(v);
+  if constexpr (kWide > 4) v += lanes_up<4>(v);
+  if constexpr (kWide > 8) v += lanes_up<8>(v);
+  return v;
+}
+
 // The quads that quad(0), quad(1) ... return, side by side. Compilers would go through memory.
 template <class Each>
 inline Wide join(Each quad) {
