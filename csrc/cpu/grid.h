@@ -109,10 +109,14 @@ inline void convolve(const Plan& plan, Scratch& scratch) {
     n += tile * kWide;
   };
   while (n < plan.nodes()) {
-    const int64_t left = plan.nodes() - n;
-    if (left > 8 * kWide)
-      go.template operator()<12>();  // as many as 16 registers hold beside the rest
-    else if (left > 4 * kWide)
+    // Two tiles of 8 or 10 rather than one of 12, as many as 16 registers hold beside the rest, and one
+    // of 4, which takes as long as 8: the multiplications of a vector are too few to hide behind others.
+    const int64_t left = (plan.nodes() - n + kWide - 1) / kWide;
+    if (left > 20 || left == 11 || left == 12)
+      go.template operator()<12>();
+    else if (left > 16 || left == 9 || left == 10)
+      go.template operator()<10>();
+    else if (left > 4)
       go.template operator()<8>();
     else
       go.template operator()<4>();
