@@ -44,10 +44,11 @@ inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t coun
 // one after the other, so that sums over buckets are sums of vectors.
 class Buckets {
  public:
-  explicit Buckets(int64_t count) : rows_(static_cast<int32_t>(count / kWide)) {
+  explicit Buckets(int64_t count) : count_(static_cast<int32_t>(count)), rows_(count_ / kWide) {
     while (1 << shift_ < rows_) ++shift_;
   }
 
+  int32_t count() const { return count_; }
   int32_t position(int32_t bucket) const {
     return (bucket & (rows_ - 1)) * kWide + (bucket >> shift_);
   }
@@ -76,9 +77,38 @@ class Buckets {
   }
 
  private:
-  int32_t rows_;
+  int32_t count_, rows_;
   int shift_ = 0;
 };
+
+// size[b] += how many points are in bucket b; place[i] <- how many of these came before point i, which
+// is right where a bucket holds at most 256. Bytes, and eight a store: stores are what bounds this loop.
+inline void count_points(const int32_t* bucket, int64_t count, int32_t* size, uint8_t* place) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t places = 0;
+    for (int k = 0; k < 8; ++k)
+      places |= static_cast<uint64_t>(static_cast<uint8_t>(size[bucket[i + k]]++)) << 8 * k;
+    for (int k = 0; k < 8; ++k) place[i + k] = static_cast<uint8_t>(places >> 8 * k);
+  }
+  for (; i < count; ++i) place[i] = static_cast<uint8_t>(size[bucket[i]]++);
+}
+
+// Scratch::sorted and ::order <- x in order, bucket by bucket, of points at Scratch::cell.
+inline void sort_crowded(const float* x, int64_t count, const Buckets& all, Scratch& scratch) {
+  float* const sorted = scratch.sorted + kSortedPad;
+  int32_t *const order = scratch.order, *const start = scratch.buckets;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t slot = start[scratch.cell[i]]++;
+    sorted[slot] = x[i];
+    order[slot] = static_cast<int32_t>(i);
+  }
+  for (int32_t b = 0, first = 0; b < all.count(); ++b) {
+    const int32_t past = start[all.position(b)];
+    if (past - first > 1) sort_keys(sorted + first, order + first, past - first);
+    first = past;
+  }
+}
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -113,13 +143,19 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     return;
   }
 
-  int32_t *const bucket = scratch.cell, *const start = scratch.buckets, *const place = scratch.piece;
+  int32_t *const bucket = scratch.cell, *const start = scratch.buckets;
   const Buckets all(buckets);
   for (int64_t i = 0; i < count; ++i)
     bucket[i] = all.position(static_cast<int32_t>((x[i] - range.low) * scale));
   for (int64_t b = 0; b < buckets; ++b) start[b] = 0;
-  for (int64_t i = 0; i < count; ++i) place[i] = start[bucket[i]]++;
+  uint8_t* const place = scratch.place_in_bucket;
+  count_points(bucket, count, start, place);
   const int window = all.sizes_to_starts(start) - 1;
+  if (window > kWidestWindow) {
+    sort_crowded(x, count, all, scratch);
+    rank_by_runs(sorted, order, count, whole, rank);
+    return;
+  }
   uint64_t* const items = scratch.items;  // keys, and where they come from: one store for both
   for (int64_t i = 0; i < count; ++i)
     items[start[bucket[i]] + place[i]] = static_cast<uint64_t>(i) << 32 | bits_of(x[i]);
@@ -128,18 +164,9 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     __builtin_memcpy(sorted + i, &key, sizeof(key));
     order[i] = static_cast<int32_t>(items[i] >> 32);
   }
-  if (window <= kWidestWindow) {
-    for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
-    for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
-    rank_by_window(sorted, order, count, window, whole, rank);
-    return;
-  }
-  for (int64_t b = 0; b < buckets; ++b) {
-    const int64_t first = start[all.position(static_cast<int32_t>(b))];
-    const int64_t past = b + 1 < buckets ? start[all.position(static_cast<int32_t>(b + 1))] : count;
-    if (past - first > 1) sort_keys(sorted + first, order + first, past - first);
-  }
-  rank_by_runs(sorted, order, count, whole, rank);
+  for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
+  for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
+  rank_by_window(sorted, order, count, window, whole, rank);
 }
 
 inline void run_row(const HardRank& stage, int64_t i, Scratch& scratch) {

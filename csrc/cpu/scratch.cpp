@@ -47,6 +47,7 @@ Scratch::Scratch(int64_t count) {
     cut(piece, padded);
     cut(chosen, padded);
     cut(sorted, padded + 2 * kSortedPad);
+    cut(place_in_bucket, padded);
     cut(items, padded);
     cut(buckets, hard_rank_buckets(count));
   });

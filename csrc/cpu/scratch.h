@@ -30,8 +30,9 @@ struct Scratch {
   int32_t* piece;     // of the nearly hard path, in order: see nearly_hard.h
   int32_t* chosen;    // the references that a mask keeps
   float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
-  uint64_t* items;    // and keys with their places
-  int32_t* buckets;   // [hard_rank_buckets(count)]
+  uint8_t* place_in_bucket;
+  uint64_t* items;   // its keys with their places
+  int32_t* buckets;  // [hard_rank_buckets(count)]
 
   // [cells] each, times the constant shown
   double* moments;     // x kTerms
