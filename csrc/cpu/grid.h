@@ -109,8 +109,8 @@ inline void convolve(const Plan& plan, Scratch& scratch) {
     n += tile * kWide;
   };
   while (n < plan.nodes()) {
-    // Two tiles of 8 or 10 rather than one of 12, as many as 16 registers hold beside the rest, and one
-    // of 4, which takes as long as 8: the multiplications of a vector are too few to hide behind others.
+    // 12 are as many as 16 registers hold beside the rest. One of 4 takes as long as one of 8: better
+    // two of 8 or 10 than one of 12 and one of 4 or 8.
     const int64_t left = (plan.nodes() - n + kWide - 1) / kWide;
     if (left > 20 || left == 11 || left == 12)
       go.template operator()<12>();

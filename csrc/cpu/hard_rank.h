@@ -40,8 +40,8 @@ inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t coun
   }
 }
 
-// How numbers of 2^n buckets lie in memory: the lanes of a vector have as many consecutive buckets each,
-// one after the other, so that sums over buckets are sums of vectors.
+// How numbers of 2^n buckets lie in memory: the lanes of a vector have as many consecutive buckets
+// each, one after the other, so that sums over buckets are sums of vectors.
 class Buckets {
  public:
   explicit Buckets(int64_t count) : count_(static_cast<int32_t>(count)), rows_(count_ / kWide) {
@@ -49,9 +49,7 @@ class Buckets {
   }
 
   int32_t count() const { return count_; }
-  int32_t position(int32_t bucket) const {
-    return (bucket & (rows_ - 1)) * kWide + (bucket >> shift_);
-  }
+  int32_t position(int32_t bucket) const { return (bucket & (rows_ - 1)) * kWide + (bucket >> shift_); }
 
   // Sizes become the sums of those before; returns the largest.
   int sizes_to_starts(int32_t* sizes) const {
@@ -82,7 +80,7 @@ class Buckets {
 };
 
 // size[b] += how many points are in bucket b; place[i] <- how many of these came before point i, which
-// is right where a bucket holds at most 256. Bytes, and eight a store: stores are what bounds this loop.
+// is right where a bucket holds at most 256. Eight places a store: stores are what bounds this loop.
 inline void count_points(const int32_t* bucket, int64_t count, int32_t* size, uint8_t* place) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {

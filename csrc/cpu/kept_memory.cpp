@@ -23,8 +23,8 @@ namespace {
 
 constexpr std::align_val_t kAlign{64};
 constexpr size_t kSmallest = 128 << 10;  // smaller blocks are kept by the C library's own allocator
-constexpr size_t kLarge = 64 << 20;      // larger ones are in huge pages, and the kernel's for the asking
-constexpr size_t kMost = 256 << 20;      // of all blocks that are kept: what a sweep allows itself
+constexpr size_t kLarge = 64 << 20;  // larger ones are in huge pages, and the kernel's for the asking
+constexpr size_t kMost = 256 << 20;  // of all others that are kept: what a sweep allows itself
 constexpr size_t kMostLarge = size_t{4} << 30;  // and of all large ones
 constexpr size_t kHugePage = 2 << 20;
 
@@ -47,10 +47,10 @@ bool advise(const Block& block, int advice) {
 #endif
 }
 
-// Large blocks: in huge pages, where the system has them on request, the first touch costs a fault every
-// 2 MiB instead of every 4 KiB. Smaller ones are better off in small pages, which lie here and there: rows
-// of 2^n bytes that follow each other in physical memory share a few sets of the cache, and a product down
-// their columns takes 1.4 times as long.
+// Large blocks: in huge pages, where the system has them on request, the first touch costs a fault
+// every 2 MiB instead of every 4 KiB. Smaller ones are better off in small pages, which lie here and
+// there: rows of 2^n bytes that follow each other in physical memory share a few sets of the cache, and
+// a product down their columns takes 1.4 times as long.
 Block* fresh(size_t size) {
   Block* const block = new Block{::operator new(size, kAlign), size};
 #if defined(MADV_HUGEPAGE)
@@ -59,8 +59,8 @@ Block* fresh(size_t size) {
   return block;
 }
 
-// A large block that is kept may be taken by the kernel when it is short of memory; until then its pages
-// stay, and using them again costs nothing.
+// A large block that is kept may be taken by the kernel when it is short of memory; until then its
+// pages stay, and using them again costs nothing.
 bool offer(const Block& block) {
 #if defined(MADV_FREE)
   return advise(block, MADV_FREE);

@@ -103,8 +103,7 @@ class CpuBackend(CompiledBackend):
 
     name = "cpu"
     chunk_rows = 1024
-    # What csrc/cpu/kept_memory.cpp keeps: fresh memory would cost what it gains.
-    whole_bytes = 256 << 20
+    whole_bytes = 512 << 20
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Needs the compiled extension, CPU tensors, and float32 to compute in."""
