@@ -102,18 +102,21 @@ def chunk_anchors(
 
     An anchor takes a row of each side, and the working memory of the backend and of a side. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
-    a batch that is its own reference goes in one chunk of up to `engine.whole_bytes`: its products are
-    then symmetric, and half of some suffices. Else chunks are whole multiples of 16 anchors, if so many
-    fit: each is aligned in memory as the first is, and no kernel is compiled again for a later one.
+    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that is
+    not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
+    chunks are whole multiples of 16 anchors, if so many fit: each is aligned in memory as the first is,
+    and no kernel is compiled again for a later one.
     """
-    budget = recipe.chunk_bytes
-    if budget is None:
+    if recipe.chunk_bytes is not None:
+        budget = whole_bytes = recipe.chunk_bytes
+    else:
         budget = default_chunk_bytes(batch.teacher.device)
+        whole_bytes = engine.whole_bytes or budget
     working = engine.working_bytes_of(recipe) + max(side.pair_bytes(with_grad) for side in sides)
     row = batch.references * (len(sides) * batch.dtype.itemsize + working)
     most = min(side.most_pairs for side in sides) // max(batch.references, 1)
     fitting = max(1, min(budget // max(row, 1), most))
-    whole = batch.references * row <= min(budget, engine.whole_bytes) and batch.references <= most
+    whole = batch.references * row <= whole_bytes and batch.references <= most
     if whole and batch.teacher_refs is None and not batch.given:
         return max(1, batch.references)
     chunk = min(fitting, engine.chunk_rows)

@@ -210,6 +210,24 @@ def test_the_gradient_of_a_batch_that_is_its_own_reference(
     assert_near("gradient", got, wanted, (4 + rows**0.5) * tolerances.U * terms)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 126, 131, 300])
+def test_half_a_product_and_its_mirror_image(backend: str, rows: int, rng: Generator) -> None:
+    """A square inside a chunk's rows becomes symmetric, and what is beside it stays."""
+    if BACKENDS[backend].obstacle(torch.device("cpu"), torch.float32) is not None:
+        pytest.skip("no extension")
+    start = 3
+    values = torch.randn(rows, rows + 10, generator=rng)
+    wanted = values.clone()
+    square = values[:, start : start + rows]
+    wanted[:, start : start + rows] = square.triu() + square.triu(1).T
+    BACKENDS[backend].mirror(values, start)
+    assert torch.equal(values, wanted)
+    if backend == "cpu":
+        with pytest.raises(ValueError, match="must hold a square from column 11 on"):
+            torch.ops.pc_kernels.cpu_mirror_(values, 11)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_features_up_to_the_largest_number(

@@ -11,24 +11,26 @@ inline void spread(const Plan& plan, const float* weight, Scratch& scratch) {
   const int32_t* const cell = scratch.cell;
   const float* const place = scratch.place;
   for (int64_t i = 0; i < (plan.cells + 3) * kTerms; ++i) moments[i] = 0.0;
-  int64_t j = 0;
-  for (; j + 4 <= plan.count; j += 4) {
-    const Quad u = load<Quad>(place + j);
-    Quad a = weight ? load<Quad>(weight + j) : Quad{1.0f, 1.0f, 1.0f, 1.0f};
-    Quad b = a * u, c = b * u, d = c * u;
-    transpose(a, b, c, d);
-    const auto add = [&](int64_t k, Quad powers) {
-      add_quad(moments + static_cast<int64_t>(cell[k]) * kTerms, powers);
-    };
-    add(j, a);
-    add(j + 1, b);
-    add(j + 2, c);
-    add(j + 3, d);
-  }
-  for (; j < plan.count; ++j) {
-    double power = weight ? weight[j] : 1.0;
-    for (int a = 0; a < kTerms; ++a, power *= place[j])
-      moments[static_cast<int64_t>(cell[j]) * kTerms + a] += power;
+  constexpr int64_t block = 8 * kWide;
+  for (int64_t first = 0; first < plan.count; first += block) {
+    const int64_t past = plan.count - first < block ? plan.count : first + block;
+    alignas(Wide) float powers[block * kTerms];
+    for (int64_t j = first; j < past; j += kWide) {
+      const Part part{j, past - j < kWide ? past - j : kWide};
+      const Wide u = load(place + j);
+      Wide a = weight ? part.load(weight, 0.0f) : part.load_ones();
+      Wide b = a * u, c = b * u, d = c * u;
+      transpose(a, b, c, d);
+      float* const to = powers + (j - first) * kTerms;
+      store(to, a);
+      store(to + kWide, b);
+      store(to + 2 * kWide, c);
+      store(to + 3 * kWide, d);
+    }
+    for (int64_t j = first; j < past; j += kWide)
+      for (int l = 0; l < kWide; ++l)
+        add_quad(moments + static_cast<int64_t>(cell[j + l]) * kTerms,
+                 powers + (j - first) * kTerms + l % 4 * kWide + l / 4 * 4);
   }
 }
 
@@ -107,10 +109,14 @@ inline void convolve(const Plan& plan, Scratch& scratch) {
     n += tile * kWide;
   };
   while (n < plan.nodes()) {
-    const int64_t left = plan.nodes() - n;
-    if (left > 8 * kWide)
-      go.template operator()<12>();  // as many as 16 registers hold beside the rest
-    else if (left > 4 * kWide)
+    // 12 are as many as 16 registers hold beside the rest. One of 4 takes as long as one of 8: better
+    // two of 8 or 10 than one of 12 and one of 4 or 8.
+    const int64_t left = (plan.nodes() - n + kWide - 1) / kWide;
+    if (left > 20 || left == 11 || left == 12)
+      go.template operator()<12>();
+    else if (left > 16 || left == 9 || left == 10)
+      go.template operator()<10>();
+    else if (left > 4)
       go.template operator()<8>();
     else
       go.template operator()<4>();
@@ -144,41 +150,26 @@ template <class R>
 inline void integrate(const Plan& plan, Scratch& scratch) {
   constexpr float h = 1.0f / R::inverse_step;
   const float* const nodes = scratch.density_nodes;
-  float* const level = scratch.level;
-  float* const gain = scratch.gain;
+  const float* const mass = scratch.mass + kBand<R>;
+  const float* const cdf = taps<R>().cdf;
+  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
+  double edge = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
   for (int64_t c = 0; c < plan.cells; c += kWide) {
-    Wide whole = {}, half = {};
+    Wide whole = {}, half = {};  // of the interpolant, and of the cubic from the left edge to u = 0
     for (int n = 0; n < kNodes; ++n) {
       const Wide value = load(nodes + c + n);
       whole += value * (h * kStencil.integral[n]);
       half += value * (h * kStencil.half[n]);
     }
-    store(gain + c, whole);
-    store(level + c, half);  // of the cubic, from the left edge to u = 0
-  }
-  const float* const mass = scratch.mass + kBand<R>;
-  const float* const cdf = taps<R>().cdf;
-  const int64_t nearby = kBand<R> + kNodes < plan.nodes() ? kBand<R> + kNodes : plan.nodes();
-  const double start = lane_sum(nearby, [=](int64_t n) { return mass[n] * cdf[n]; });
-  // A running sum waits for each of its additions: four parts of the row run side by side.
-  constexpr int parts = 4;
-  const int64_t length = plan.cells / parts;
-  double rank[parts] = {start};
-  for (int p = 1; p < parts; ++p)
-    rank[p] = rank[p - 1] + sum_over(gain + (p - 1) * length, length, [](auto v) { return v; });
-  for (int64_t c = 0; c < length; ++c)
-    for (int p = 0; p < parts; ++p) {
-      const int64_t here = p * length + c;
-      level[here] = static_cast<float>(rank[p] + level[here]);
-      rank[p] += gain[here];
-    }
-  for (int64_t c = parts * length; c < plan.cells; ++c) {
-    level[c] = static_cast<float>(rank[parts - 1] + level[c]);
-    rank[parts - 1] += gain[c];
+    const Wide sums = running_sums(whole);
+    const float high = static_cast<float>(edge);
+    const float low = static_cast<float>(edge - static_cast<double>(high));
+    store(scratch.level + c, high + (low + lanes_up<1>(sums) + half));
+    edge += static_cast<double>(sums[kWide - 1]);
   }
 }
 
-// Integrate again: Scratch::gain, no longer needed, <- the constant that makes gain + h (level u +
+// Integrate again: Scratch::gain <- the constant that makes gain + h (level u +
 // Cubics::twice_integral_at(u)) the integral of the rank function in cell c. `start` is its value at
 // the first cell's left edge.
 template <class R>
@@ -219,9 +210,14 @@ inline Cubics gather(const Scratch& scratch, int64_t j) {
 
 // Of Scratch::level, or another array by cell.
 inline Wide gather_levels(const float* levels, const Scratch& scratch, int64_t j) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_mask_i32gather_ps(Wide{}, 0xffff, _mm512_loadu_si512(scratch.cell + j), levels,
+                                  sizeof(float));
+#else
   const auto level = [&](int64_t k) { return levels[scratch.cell[k]]; };
   return join([&](int q) {
     const int64_t k = j + 4 * q;
     return Quad{level(k), level(k + 1), level(k + 2), level(k + 3)};
   });
+#endif
 }

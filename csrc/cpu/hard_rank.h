@@ -12,15 +12,15 @@ inline void rank_by_window(const float* sorted, const int32_t* order, int64_t co
                            float whole, float* rank) {
   for (int64_t i = 0; i < count; i += kWide) {
     const Wide key = load(sorted + i);
-    WideMask below = {}, not_above = {};  // minus the number of neighbours that are
+    WideMask below = {}, not_above = {};  // the number of neighbours that are
     for (int o = -window; o <= window; ++o) {
       const Wide other = load(sorted + i + o);
-      below += other < key;
-      not_above += other <= key;
+      below = count_where(other < key, below);
+      not_above = count_where(other <= key, not_above);
     }
     // Twice the rank, in whole numbers; its own place is among those not above it.
     const auto first = static_cast<int32_t>(2 * (i - window) - 1);
-    const Wide twice = __builtin_convertvector(2 * lane_index() + first - below - not_above, Wide);
+    const Wide twice = __builtin_convertvector(2 * lane_index() + first + below + not_above, Wide);
     float value[kWide];
     store(value, twice / whole);
     const int64_t here = count - i < kWide ? count - i : kWide;
@@ -38,6 +38,80 @@ inline void rank_by_runs(const float* sorted, const int32_t* order, int64_t coun
     for (int64_t i = first; i < past; ++i) rank[order[i]] = value;
     first = past;
   }
+}
+
+// How numbers of 2^n buckets lie in memory: the lanes of a vector have as many consecutive buckets
+// each, one after the other, so that sums over buckets are sums of vectors.
+class Buckets {
+ public:
+  explicit Buckets(int64_t count) : count_(static_cast<int32_t>(count)), rows_(count_ / kWide) {
+    while (1 << shift_ < rows_) ++shift_;
+  }
+
+  int32_t count() const { return count_; }
+  int32_t position(int32_t bucket) const { return (bucket & (rows_ - 1)) * kWide + (bucket >> shift_); }
+
+  // Sizes become the sums of those before; returns the largest.
+  int sizes_to_starts(int32_t* sizes) const {
+    WideMask largest = {}, sum = {};
+    for (int32_t r = 0; r < rows_; ++r) {
+      const auto size = load<WideMask>(sizes + r * kWide);
+      largest = size > largest ? size : largest;
+      sum += size;
+    }
+    int fullest = 0;
+    for (int l = 0, before = 0; l < kWide; ++l) {
+      const int all = sum[l];
+      sum[l] = before;
+      before += all;
+      fullest = largest[l] > fullest ? largest[l] : fullest;
+    }
+    for (int32_t r = 0; r < rows_; ++r) {
+      const auto size = load<WideMask>(sizes + r * kWide);
+      store(sizes + r * kWide, sum);
+      sum += size;
+    }
+    return fullest;
+  }
+
+ private:
+  int32_t count_, rows_;
+  int shift_ = 0;
+};
+
+// size[b] += how many points are in bucket b; place[i] <- how many of these came before point i, which
+// is right where a bucket holds at most 256. Eight places a store: stores are what bounds this loop.
+inline void count_points(const int32_t* bucket, int64_t count, int32_t* size, uint8_t* place) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t places = 0;
+    for (int k = 0; k < 8; ++k)
+      places |= static_cast<uint64_t>(static_cast<uint8_t>(size[bucket[i + k]]++)) << 8 * k;
+    for (int k = 0; k < 8; ++k) place[i + k] = static_cast<uint8_t>(places >> 8 * k);
+  }
+  for (; i < count; ++i) place[i] = static_cast<uint8_t>(size[bucket[i]]++);
+}
+
+// Scratch::sorted and ::order <- x in order, bucket by bucket, of points at Scratch::cell.
+inline void sort_crowded(const float* x, int64_t count, const Buckets& all, Scratch& scratch) {
+  float* const sorted = scratch.sorted + kSortedPad;
+  int32_t *const order = scratch.order, *const start = scratch.buckets;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t slot = start[scratch.cell[i]]++;
+    sorted[slot] = x[i];
+    order[slot] = static_cast<int32_t>(i);
+  }
+  for (int32_t b = 0, first = 0; b < all.count(); ++b) {
+    const int32_t past = start[all.position(b)];
+    if (past - first > 1) sort_keys(sorted + first, order + first, past - first);
+    first = past;
+  }
+}
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
 }
 
 inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scratch) {
@@ -67,37 +141,30 @@ inline void hard_rank(const float* x, int64_t count, float* rank, Scratch& scrat
     return;
   }
 
-  int32_t* const bucket = scratch.cell;
-  for (int64_t i = 0; i < count; ++i) bucket[i] = static_cast<int32_t>((x[i] - range.low) * scale);
-  uint32_t* const start = scratch.buckets;
-  for (int64_t b = 0; b <= buckets; ++b) start[b] = 0;
-  for (int64_t i = 0; i < count; ++i) ++start[bucket[i]];
-  uint32_t fullest = 0;
-  for (int64_t b = 0; b < buckets; ++b) fullest = start[b] > fullest ? start[b] : fullest;
-  uint32_t below = 0;
-  for (int64_t b = 0; b < buckets; ++b) {
-    const uint32_t here = start[b];
-    start[b] = below;
-    below += here;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t slot = start[bucket[i]]++;
-    sorted[slot] = x[i];
-    order[slot] = static_cast<int32_t>(i);
-  }
-  const int window = static_cast<int>(fullest) - 1;
-  if (window <= kWidestWindow) {
-    for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
-    for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
-    rank_by_window(sorted, order, count, window, whole, rank);
+  int32_t *const bucket = scratch.cell, *const start = scratch.buckets;
+  const Buckets all(buckets);
+  for (int64_t i = 0; i < count; ++i)
+    bucket[i] = all.position(static_cast<int32_t>((x[i] - range.low) * scale));
+  for (int64_t b = 0; b < buckets; ++b) start[b] = 0;
+  uint8_t* const place = scratch.place_in_bucket;
+  count_points(bucket, count, start, place);
+  const int window = all.sizes_to_starts(start) - 1;
+  if (window > kWidestWindow) {
+    sort_crowded(x, count, all, scratch);
+    rank_by_runs(sorted, order, count, whole, rank);
     return;
   }
-  for (int64_t b = 0, first = 0; b < buckets; ++b) {  // start[b] is now where bucket b ends
-    const int64_t size = static_cast<int64_t>(start[b]) - first;
-    if (size > 1) sort_keys(sorted + first, order + first, size);
-    first += size;
+  uint64_t* const items = scratch.items;  // keys, and where they come from: one store for both
+  for (int64_t i = 0; i < count; ++i)
+    items[start[bucket[i]] + place[i]] = static_cast<uint64_t>(i) << 32 | bits_of(x[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto key = static_cast<uint32_t>(items[i]);
+    __builtin_memcpy(sorted + i, &key, sizeof(key));
+    order[i] = static_cast<int32_t>(items[i] >> 32);
   }
-  rank_by_runs(sorted, order, count, whole, rank);
+  for (int p = 1; p <= kSortedPad; ++p) sorted[-p] = -__builtin_inff();
+  for (int p = 0; p < kSortedPad; ++p) sorted[count + p] = __builtin_inff();
+  rank_by_window(sorted, order, count, window, whole, rank);
 }
 
 inline void run_row(const HardRank& stage, int64_t i, Scratch& scratch) {

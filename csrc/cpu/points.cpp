@@ -14,6 +14,7 @@
 
 #include "../arguments.h"
 #include "../points.h"
+#include "mirror.h"
 
 namespace pck {
 namespace {
@@ -257,34 +258,10 @@ std::tuple<TensorList, TensorList, Tensor, Tensor, double> near_origin(TensorLis
   return {points, squares, offsets, twins, unit};
 }
 
-// V <- V + V^T, tile by tile and through a copy: walking down columns in place would miss the cache at
-// every step.
-void symmetrise(float* v, int64_t n) {
-  constexpr int64_t tile = 32;
-  std::vector<std::pair<int64_t, int64_t>> corners;  // of the tiles on and above the diagonal
-  for (int64_t i = 0; i < n; i += tile)
-    for (int64_t j = i; j < n; j += tile) corners.emplace_back(i, j);
-  const auto add_mirror = [=](int64_t first_i, int64_t first_j) {
-    const int64_t rows = std::min(tile, n - first_i), columns = std::min(tile, n - first_j);
-    float mirror[tile][tile];
-    for (int64_t j = 0; j < columns; ++j) std::copy_n(v + (first_j + j) * n + first_i, rows, mirror[j]);
-    for (int64_t i = 0; i < rows; ++i) {
-      float* const row = v + (first_i + i) * n + first_j;
-      for (int64_t j = 0; j < columns; ++j) row[j] = mirror[j][i] = row[j] + mirror[j][i];
-    }
-    if (first_i == first_j) return;  // its own mirror image, and done
-    for (int64_t j = 0; j < columns; ++j) std::copy_n(mirror[j], rows, v + (first_j + j) * n + first_i);
-  };
-  const auto tiles = static_cast<int64_t>(corners.size());
-  parallel_for(tiles, kGrainElements / (tile * tile), [&](int64_t first, int64_t past) {
-    for (int64_t k = first; k < past; ++k) add_mirror(corners[k].first, corners[k].second);
-  });
-}
-
 Tensor with_mirror(Tensor values) {
   check_matrix("values", values, DeviceType::CPU);
   PCK_CHECK(values.size(0) == values.size(1), "values must be square, got ", values.sizes());
-  symmetrise(values.mutable_data_ptr<float>(), values.size(0));
+  add_mirror({values.mutable_data_ptr<float>(), values.size(0), values.size(1)});
   return values;
 }
 

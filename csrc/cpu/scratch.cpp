@@ -47,7 +47,9 @@ Scratch::Scratch(int64_t count) {
     cut(piece, padded);
     cut(chosen, padded);
     cut(sorted, padded + 2 * kSortedPad);
-    cut(buckets, hard_rank_buckets(count) + 1);
+    cut(place_in_bucket, padded);
+    cut(items, padded);
+    cut(buckets, hard_rank_buckets(count));
   });
   // Whole vectors are read past the row's end; what they read must be harmless, not meaningful.
   for (float* array : {student, teacher, slope, density, place}) std::fill_n(array, padded, 0.0f);

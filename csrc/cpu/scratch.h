@@ -27,10 +27,12 @@ struct Scratch {
   double* ramp;
   bool in_order;  // whether the row went the nearly hard path, which sorts it
   int32_t* order;
-  int32_t* piece;     // of the nearly hard path, in order: see nearly_hard.h
-  int32_t* chosen;    // the references that a mask keeps
-  float* sorted;      // hard_rank's bucketed keys, with room to read past both ends
-  uint32_t* buckets;  // [hard_rank_buckets(count) + 1]
+  int32_t* piece;   // of the nearly hard path, in order: see nearly_hard.h
+  int32_t* chosen;  // the references that a mask keeps
+  float* sorted;    // hard_rank's bucketed keys, with room to read past both ends
+  uint8_t* place_in_bucket;
+  uint64_t* items;   // its keys with their places
+  int32_t* buckets;  // [hard_rank_buckets(count)]
 
   // [cells] each, times the constant shown
   double* moments;     // x kTerms

@@ -2,12 +2,13 @@
 // by pair where that would be too large, or as scans.h and projection.h have it. Included inside the
 // namespace of one instruction set.
 
-// `low` is the smallest value.
+// In one pass, from some value of the row: as no value is further from the mean than
+// sqrt(count - 1) sigma (Samuelson 1968), the difference of squares loses a factor of count, of 2^53.
 inline Moments moments_of(const float* x, int64_t count, double low) {
   const double n = static_cast<double>(count);
-  const double mean = low + sum_over(x, count, [=](auto v) { return v - low; }) / n;
-  const double variance = sum_over(x, count, [=](auto v) { return (v - mean) * (v - mean); }) / n;
-  return {mean, std::sqrt(variance)};
+  const auto [sum, squares] = sums_about(x, count, low);
+  const double above = sum / n;
+  return {low + above, std::sqrt(squares / n - above * above)};
 }
 
 // Once the points are placed: whole vectors for `gather`, and memory for the cells.
@@ -39,7 +40,7 @@ PCK_HD void place_row(const float* x, const Range& range, Plan& plan, Scratch& s
     for (; j + kHalf <= count; j += kHalf) {
       const HalfDouble t = (load_double(x + j) - low) * inverse_step + kFirstPlace;
       const HalfIndex cell = __builtin_convertvector(t, HalfIndex);
-      const HalfDouble middle = __builtin_convertvector(cell, HalfDouble) + 0.5;
+      const HalfDouble middle = widen(cell) + 0.5;
       store(scratch.cell + j, cell);
       store(scratch.place + j, __builtin_convertvector(t - middle, Half));
     }

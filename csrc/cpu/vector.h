@@ -16,8 +16,8 @@ constexpr int kWide = PCK_VECTOR_BYTES / 4;
 constexpr int kHalf = PCK_VECTOR_BYTES / 8;
 
 // From and to any address: compilers make one unaligned instruction of these copies.
-template <class V = Wide>
-inline V load(const float* p) {
+template <class V = Wide, class T>
+inline V load(const T* p) {
   V v;
   __builtin_memcpy(&v, p, sizeof(V));
   return v;
@@ -29,8 +29,28 @@ inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// As doubles. Compilers would convert halves and join them.
+inline HalfDouble widen(Half v) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtps_pd(0xff, v);
+#elif PCK_VECTOR_BYTES == 32
+  return _mm256_cvtps_pd(v);
+#else
+  return __builtin_convertvector(v, HalfDouble);
+#endif
+}
+inline HalfDouble widen(HalfIndex v) {
+#if PCK_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtepi32_pd(0xff, reinterpret_cast<__m256i>(v));
+#elif PCK_VECTOR_BYTES == 32
+  return _mm256_cvtepi32_pd(reinterpret_cast<__m128i>(v));
+#else
+  return __builtin_convertvector(v, HalfDouble);
+#endif
+}
+
 inline HalfDouble load_double(const float* p) {
-  return __builtin_convertvector(load<Half>(p), HalfDouble);
+  return widen(load<Half>(p));
 }
 
 // Four doubles as floats, and four floats added to four doubles.
@@ -40,10 +60,10 @@ inline Quad load_quad(const double* p) {
   return __builtin_convertvector(v, Quad);
 }
 
-inline void add_quad(double* p, Quad term) {
+inline void add_quad(double* p, const float* term) {
   QuadDouble v;
   __builtin_memcpy(&v, p, sizeof(v));
-  v += __builtin_convertvector(term, QuadDouble);
+  v += QuadDouble{term[0], term[1], term[2], term[3]};
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
@@ -52,6 +72,16 @@ inline WideMask lane_index() {
   WideMask index;
   for (int l = 0; l < kWide; ++l) index[l] = l;
   return index;
+}
+
+// count, one more where the comparison holds: in AVX-512 a masked addition, which compilers do not make
+// of a difference.
+inline WideMask count_where(WideMask holds, WideMask count) {
+#if PCK_VECTOR_BYTES == 64
+  return holds ? count + 1 : count;
+#else
+  return count - holds;
+#endif
 }
 
 // The numbers 0 ... n - 1, as a type to deduce them from.
@@ -97,6 +127,30 @@ inline void transpose(V& a, V& b, V& c, V& d) {
   d = shuffle<2, 3, 6, 7>(ab_high, cd_high);
 }
 
+// Lanes move up by so many; zeros follow them.
+template <int by, int... lane>
+inline Wide lanes_up(Wide v, Lanes<lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, Wide{}, (lane < by ? kWide : lane - by)...);
+#else
+  return __builtin_shuffle(v, Wide{}, WideMask{(lane < by ? kWide : lane - by)...});
+#endif
+}
+
+template <int by>
+inline Wide lanes_up(Wide v) {
+  return lanes_up<by>(v, typename MakeLanes<kWide>::type{});
+}
+
+// Of every lane the sum of those up to it.
+inline Wide running_sums(Wide v) {
+  v += lanes_up<1>(v);
+  v += lanes_up<2>(v);
+  if constexpr (kWide > 4) v += lanes_up<4>(v);
+  if constexpr (kWide > 8) v += lanes_up<8>(v);
+  return v;
+}
+
 // The quads that quad(0), quad(1) ... return, side by side. Compilers would go through memory.
 template <class Each>
 inline Wide join(Each quad) {
@@ -140,6 +194,33 @@ inline double sum_over(const float* x, int64_t count, Term term) {
   for (int l = 0; l < kHalf; ++l) total += even[l];
   for (; i < count; ++i) total += term(static_cast<double>(x[i]));
   return total;
+}
+
+struct Sums {
+  double first, second;
+};
+
+// The sums of x_i - origin and of their squares, in double.
+inline Sums sums_about(const float* x, int64_t count, double origin) {
+  HalfDouble first[2] = {}, second[2] = {};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide)
+    for (int h = 0; h < 2; ++h) {
+      const HalfDouble term = load_double(x + i + h * kHalf) - origin;
+      first[h] += term;
+      second[h] += term * term;
+    }
+  Sums sums{};
+  for (int l = 0; l < kHalf; ++l) {
+    sums.first += first[0][l] + first[1][l];
+    sums.second += second[0][l] + second[1][l];
+  }
+  for (; i < count; ++i) {
+    const double term = x[i] - origin;
+    sums.first += term;
+    sums.second += term * term;
+  }
+  return sums;
 }
 
 // Smallest and largest of x; a NaN or an infinity anywhere makes `finite` false.

@@ -34,8 +34,9 @@ class Backend(RowMaker):
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
     """Anchors beyond which a chunk gains nothing."""
-    whole_bytes = 1 << 62
-    """Rows of a batch that is its own reference that had better stay together."""
+    whole_bytes: int | None = None
+    """Up to which the rows of a batch that is its own reference stay together, where no `chunk_bytes`
+    is given; None: its default."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""

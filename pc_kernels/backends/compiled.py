@@ -103,9 +103,7 @@ class CpuBackend(CompiledBackend):
 
     name = "cpu"
     chunk_rows = 1024
-    whole_bytes = (
-        64 << 20
-    )  # what csrc/cpu/kept_memory.cpp keeps: fresh memory would cost what it gains
+    whole_bytes = 512 << 20
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Needs the compiled extension, CPU tensors, and float32 to compute in."""
@@ -149,6 +147,10 @@ class CpuBackend(CompiledBackend):
         """See `RowMaker`; a few passes over the features, by threads."""
         moved, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
         return NearOrigin(moved or points, *rest)
+
+    def mirror(self, values: Tensor, start: int) -> None:
+        """See `RowMaker`; through registers."""
+        torch.ops.pc_kernels.cpu_mirror_(values, start)
 
     def with_mirror(self, v: Tensor) -> Tensor:
         """See `RowMaker`; in place."""

@@ -17,7 +17,7 @@ from .row_maker import (
     PLAIN,
     NearOrigin,
     RowMaker,
-    symmetric_product,
+    upper_product,
 )
 from .rows import Gram, Rows
 from .side import Points, Side
@@ -85,7 +85,8 @@ class GramSide(Side):
             torch.mm(anchors, self._references[:start].T, out=products[:, :start])
         if stop < products.shape[1]:
             torch.mm(anchors, self._references[stop:].T, out=products[:, stop:])
-        symmetric_product(anchors, products[:, start:stop])  # the anchors among themselves
+        upper_product(anchors, products[:, start:stop])  # the anchors among themselves
+        self._maker.mirror(products, start)
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""

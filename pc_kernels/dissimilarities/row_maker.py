@@ -99,17 +99,16 @@ def twins(points: Tensor, squares: Tensor) -> Tensor:
     return pairs[:, pairs[0] != pairs[1]]
 
 
-def symmetric_product(x: Tensor, out: Tensor) -> None:
-    """Writes x xᵀ [n, n] for x [n, D], computing half of it and mirroring the other."""
+def upper_product(x: Tensor, out: Tensor) -> None:
+    """Writes what is on and above the diagonal of x xᵀ [n, n] for x [n, D], in blocks."""
     n = x.shape[0]
     if n < 2 * SMALLEST_BLOCK:
         torch.mm(x, x.T, out=out)
         return
     half = n // 2
-    symmetric_product(x[:half], out[:half, :half])
-    symmetric_product(x[half:], out[half:, half:])
+    upper_product(x[:half], out[:half, :half])
+    upper_product(x[half:], out[half:, half:])
     torch.mm(x[:half], x[half:].T, out=out[:half, half:])
-    out[half:, :half] = out[:half, half:].T
 
 
 def pull_by_differences(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -161,6 +160,20 @@ class RowMaker:
         """X [n, D] with rows that are not finite set to 0, and [n]: NaN for these, 0 for the others."""
         finite = x.isfinite().all(1)
         return torch.where(finite[:, None], x, 0), torch.where(finite, 0, torch.nan).to(x.dtype)
+
+    def mirror(self, values: Tensor, start: int) -> None:
+        """Copies what is above the diagonal of a square to below it.
+
+        Args:
+            values: [n, M] of which the square is n columns.
+            start: the first of these.
+        """
+        square = values[:, start : start + len(values)]
+        for first in range(0, len(square), SMALLEST_BLOCK):
+            past = first + SMALLEST_BLOCK
+            block = square[first:past, first:past]
+            block.copy_(block.triu() + block.triu(1).T)
+            square[past:, first:past] = square[first:past, past:].T
 
     def with_mirror(self, v: Tensor) -> Tensor:
         """V + Vᵀ; V may be overwritten."""
