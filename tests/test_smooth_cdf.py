@@ -13,11 +13,12 @@ import test_nearly_hard
 import tolerances
 import torch
 from compare import (
+    BACKEND_NAMES,
     DOUBLE_BACKENDS,
+    FAST_BACKENDS,
     RELAXATIONS,
     check_smooth_cdf,
     own_leaf,
-    usable,
 )
 from conftest import ROOT
 from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
@@ -33,8 +34,6 @@ def value_of(parameter: Any) -> str | None:
     return None if parameter.marks else parameter.values[0]
 
 
-BACKEND_NAMES = usable(stage="kernel_sums")
-FAST_BACKENDS = [b for b in BACKEND_NAMES if b.values != ("reference",)]
 CASES = [
     {"tail": tail, "integral": integral}
     for tail in ("lower", "upper")
