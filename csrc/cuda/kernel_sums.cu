@@ -13,40 +13,39 @@ Taps<Far<R>> taps_of(const Launch&, const KernelSums&, R) {
 PCK_DEVICE bool weights_are_finite(Block& block, Together row) {
   float poison = 0.0f;  // 0 for finite weights, NaN otherwise
   for (; row.stage.weights != nullptr && row.channel < row.stage.channels; ++row.channel)
-    block.each(row.first_query, [&](int j) { poison += row.weight(j) - row.weight(j); });
+    block.each(row.first_query(), [&](int j) { poison += row.weight(j) - row.weight(j); });
   return block.reduce(poison, Sum{}) == 0.0f;
 }
 
 template <class R>
 PCK_DEVICE void run_row(Block& block, const KernelSums& stage, int64_t i, const Taps<R>& taps, Header&,
                         const Scratch& scratch) {
-  Together row(stage, i);
-  if (row.count == row.first_query) return;
-  const double tau = std::fmax(stage.options.temperature, kSmallestTau);
+  Together row{stage, i, 0};
+  if (row.count() == row.first_query()) return;
   place_together(block, row, scratch.values);
-  const Range range = range_of(block, scratch.values, row.count);
+  const Range range = range_of(block, scratch.values, row.count());
   const bool finite = range.finite() && weights_are_finite(block, row);
-  const bool defined = finite && row.first_query > 0;
-  const bool few = defined && few_pairs<R>(row, range, tau, scratch.cells);
+  const bool defined = finite && row.first_query() > 0;
+  const bool few = defined && few_pairs<R>(row, range, scratch.cells);
   // An integral grows with gaps that would be closed.
   const int cells = !defined || few ? 0
-                                    : place_points<R>(block, row.count, range, tau, scratch,
+                                    : place_points<R>(block, row.count(), range, row.tau(), scratch,
                                                       !row.with_integral());
-  if (defined && !few && cells == 0) sort_points(block, row.count, scratch, [](int, int) {});
+  if (defined && !few && cells == 0) sort_points(block, row.count(), scratch, [](int, int) {});
   for (; row.channel < stage.channels; ++row.channel) {
     if (!defined) {
       const float all = finite ? 0.0f : NAN;
-      block.each(row.count - row.first_query,
-                 [&](int j) { row.put(row.first_query + j, {all, all, all}); });
+      block.each(row.count() - row.first_query(),
+                 [&](int j) { row.put(row.first_query() + j, {all, all, all}); });
     } else if (few) {
-      pair_sums<R>(block, row, scratch.values, static_cast<float>(1.0 / tau));
+      pair_sums<R>(block, row, scratch.values);
     } else if (cells > 0) {
       grid_sums<R>(
-          block, row, Grid(cells, scratch), PlaceWords(scratch, cells), {row.first_query, row.count},
+          block, row, Grid(cells, scratch), PlaceWords(scratch, cells), {row.first_query(), row.count()},
           taps, [&](int j) { return row.weight(j); },
           [&](int j, const Values& values) { row.put(j, values); });
     } else {
-      sorted_sums(block, row, SortedRow<R>(scratch, row.count, tau), taps, scratch);
+      sorted_sums(block, row, SortedRow<R>(scratch, row.count(), row.tau()), taps, scratch);
     }
     block.sync();  // the next channel reuses the memory
   }

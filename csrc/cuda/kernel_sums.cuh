@@ -20,22 +20,17 @@ struct Values {
   float density, cdf, integral;
 };
 
-// One channel of a row of the stage: its points are the sources, then the queries.
+// One channel of a row of the stage, whose rows are those of matrices: its points are the sources, then
+// the queries. What it says follows from the stage, which takes no registers.
 struct Together {
   const KernelSums& stage;
-  int64_t source, query;  // the first of the row's, in the stage
+  int64_t i;
   int64_t channel;
-  int first_query, count;
 
-  PCK_DEVICE Together(const KernelSums& all, int64_t i)
-      : stage(all),
-        source(all.sources.first(i)),
-        query(all.queries.first(i)),
-        channel(0),
-        first_query(static_cast<int>(all.sources.count_of(i))),
-        count(first_query + static_cast<int>(all.queries.count_of(i))) {}
-
-  PCK_DEVICE bool is_source(int j) const { return j < first_query; }
+  PCK_DEVICE int first_query() const { return static_cast<int>(stage.sources.count); }
+  PCK_DEVICE int count() const { return first_query() + static_cast<int>(stage.queries.count); }
+  PCK_DEVICE double tau() const { return std::fmax(stage.options.temperature, kSmallestTau); }
+  PCK_DEVICE bool is_source(int j) const { return j < first_query(); }
   PCK_DEVICE bool is_masked() const {
     return stage.sources.keep != nullptr || stage.queries.keep != nullptr;
   }
@@ -66,7 +61,9 @@ struct Together {
   }
 
  private:
-  PCK_DEVICE int64_t place(int j) const { return is_source(j) ? source + j : query + (j - first_query); }
+  PCK_DEVICE int64_t place(int j) const {
+    return is_source(j) ? i * stage.sources.count + j : i * stage.queries.count + (j - first_query());
+  }
 };
 
 // scratch.values <- the points. What is absent lies where something else is.
@@ -74,11 +71,11 @@ PCK_DEVICE void place_together(Block& block, const Together& row, float* points)
   int somewhere = 0;
   if (row.is_masked()) {
     int last = -1;
-    block.each(row.count, [&](int j) { last = row.has(j) ? j : last; });
+    block.each(row.count(), [&](int j) { last = row.has(j) ? j : last; });
     somewhere = block.reduce(last, Largest{});
   }
   const float present = somewhere < 0 ? 0.0f : row.x(somewhere);
-  block.each(row.count, [&](int j) { points[j] = row.has(j) ? row.x(j) : present; });
+  block.each(row.count(), [&](int j) { points[j] = row.has(j) ? row.x(j) : present; });
   block.sync();
 }
 
@@ -87,15 +84,16 @@ PCK_DEVICE void place_together(Block& block, const Together& row, float* points)
 constexpr int kPairsALane = 8;
 
 template <class R>
-PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points, float inverse_tau) {
-  const int sources = row.first_query;
+PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points) {
+  const float inverse_tau = static_cast<float>(1.0 / row.tau());
+  const int sources = row.first_query();
   int lanes = 1;
   while (lanes < kWarp && lanes * kPairsALane < sources) lanes *= 2;
   const int side_by_side = block.threads() / lanes;
 #pragma unroll 1
-  for (int first = sources; first < row.count; first += side_by_side) {
+  for (int first = sources; first < row.count(); first += side_by_side) {
     const int j = first + block.thread() / lanes;
-    const float y = points[j < row.count ? j : sources];
+    const float y = points[j < row.count() ? j : sources];
     double density = 0.0, cdf = 0.0;
 #pragma unroll 1
     for (int k = block.thread() % lanes; k < sources;) {
@@ -111,7 +109,7 @@ PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points
     }
     density = reduce_warp(density, Sum{}, lanes);
     cdf = reduce_warp(cdf, Sum{}, lanes);
-    if (j < row.count && block.thread() % lanes == 0)
+    if (j < row.count() && block.thread() % lanes == 0)
       row.put(j, {static_cast<float>(density), static_cast<float>(cdf), 0.0f});
   }
 }
@@ -217,16 +215,16 @@ PCK_DEVICE Below sum_below(Block& block, const Together& row, const SortedRow<R>
   const int* const order = reinterpret_cast<const int*>(scratch.product);
   float *const sum = scratch.target, *const ramp = reinterpret_cast<float*>(scratch.places);
   block.scan<double>(
-      row.count, [&](int k) { return static_cast<double>(row.weight(order[k])); },
+      row.count(), [&](int k) { return static_cast<double>(row.weight(order[k])); },
       [&](int k, double before) { sum[k] = static_cast<float>(before); });
   block.sync();
   const auto rise = [&](int k) { return k == 0 ? 0.0 : sum[k] * sorted.gap(k, k - 1); };
   if (row.with_integral())
-    block.scan<double>(row.count, rise, [&](int k, double before) {
+    block.scan<double>(row.count(), rise, [&](int k, double before) {
       ramp[k] = static_cast<float>(before + rise(k));
     });
   else
-    block.each(row.count, [&](int k) { ramp[k] = 0.0f; });
+    block.each(row.count(), [&](int k) { ramp[k] = 0.0f; });
   block.sync();
   return {order, sum, ramp};
 }
@@ -276,11 +274,11 @@ constexpr double kPairsPerPoint = 16.0, kPairsPerCell = 32.0;
 // Whether all pairs cost less than a grid. Their differences and 1/tau must be in fp32, and their
 // integrals would lose digits there.
 template <class R>
-PCK_DEVICE bool few_pairs(const Together& row, const Range& range, double tau, int room) {
-  const double low = range.low, span = range.high - low;
-  const double pairs = static_cast<double>(row.first_query) * (row.count - row.first_query);
+PCK_DEVICE bool few_pairs(const Together& row, const Range& range, int room) {
+  const double low = range.low, span = range.high - low, tau = row.tau();
+  const double pairs = static_cast<double>(row.first_query()) * (row.count() - row.first_query());
   const double cells = std::fmin(span / tau * R::inverse_step, static_cast<double>(room));
-  return !row.with_integral() && pairs <= kPairsPerPoint * row.count + kPairsPerCell * cells &&
+  return !row.with_integral() && pairs <= kPairsPerPoint * row.count() + kPairsPerCell * cells &&
          span <= 3.4e38 && 1.0 / tau < kLargestInverse;
 }
 
