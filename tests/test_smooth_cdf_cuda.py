@@ -1,0 +1,111 @@
+"""The CUDA kernels of the smooth CDF, on the CPU (tests/cuda_shim)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cdf
+import pytest
+import test_nearly_hard
+import test_smooth_cdf
+import torch
+from shim import ShimBackend
+from test_cuda_shim import DEVICES
+from torch import Generator
+
+import pc_kernels
+from pc_kernels.backends import BACKENDS
+
+ON_GRIDS = 300, 200
+"""Sources and queries beyond what all pairs serve."""
+
+TROUBLE = [
+    "normal",
+    "integers",
+    "outlier of -1e9",
+    "two far tight clumps",
+    "heavy tails",
+    "up to the largest number",
+]
+"""Of `inputs.ROWS`."""
+
+
+@pytest.fixture(params=["narrow warps"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend that runs the kernels on a device of DEVICES."""
+    BACKENDS["cuda_shim"] = ShimBackend(**DEVICES[request.param])
+    yield "cuda_shim"
+    del BACKENDS["cuda_shim"]
+
+
+on_every_device = pytest.mark.parametrize("backend", DEVICES, indirect=True)
+
+
+@on_every_device
+def test_sizes(backend: str, rng: Generator) -> None:
+    cdf.check_sizes(backend, rng)
+
+
+@pytest.mark.parametrize("name", [*TROUBLE, *test_nearly_hard.ROWS])
+def test_rows_that_make_trouble(backend: str, name: str, rng: Generator) -> None:
+    cdf.check_rows(backend, name, ON_GRIDS, rng)
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_pairs_of_rows_that_make_trouble(backend: str, name: str, rng: Generator) -> None:
+    cdf.check_rows(backend, name, (67, 41), rng)
+
+
+@pytest.mark.parametrize("backend", ["global memory", "whole warps"], indirect=True)
+@pytest.mark.parametrize("name", ["normal", "clumps of several densities"])
+def test_rows_on_other_devices(backend: str, name: str, rng: Generator) -> None:
+    cdf.check_rows(backend, name, ON_GRIDS, rng)
+
+
+@pytest.mark.parametrize("sizes", [ON_GRIDS, (300, 4)])
+def test_light_beside_heavy(backend: str, sizes: tuple[int, int], rng: Generator) -> None:
+    cdf.check_light_beside_heavy(backend, sizes, rng)
+
+
+def test_losses(backend: str, rng: Generator) -> None:
+    cdf.check_losses(backend, rng)
+
+
+@pytest.mark.parametrize("check", ["small_counts_beside_a_crowd", "lists", "masks"])
+def test_as_every_backend(backend: str, check: str, rng: Generator) -> None:
+    arguments = {"small_counts_beside_a_crowd": ["upper"], "lists": [True]}.get(check, [])
+    getattr(test_smooth_cdf, f"test_{check}")(backend, *arguments, rng)
+
+
+@pytest.mark.parametrize("where", ["sources", "queries", "weights"])
+def test_nan(backend: str, where: str, rng: Generator) -> None:
+    test_smooth_cdf.test_only_rows_with_a_nan_or_infinity_are_nan(backend, torch.nan, where, rng)
+
+
+def test_extreme_temperatures(backend: str, rng: Generator) -> None:
+    test_smooth_cdf.test_extreme_temperatures(backend, rng)
+    for exponent in (-128, -140):
+        test_smooth_cdf.test_temperatures_whose_inverse_leaves_float32(backend, exponent, rng)
+
+
+def test_the_same_bits_every_time(backend: str, rng: Generator) -> None:
+    x, y = (torch.randn(2, n, generator=rng) for n in ON_GRIDS)
+    for temperature in (0.1, 1e-3):
+        first, again = (
+            pc_kernels.smooth_cdf(x, y, temperature=temperature, integral=True, backend=backend)
+            for _ in range(2)
+        )
+        assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("relaxation", ["laplace", "projection"])
+def test_what_has_no_kernel_goes_in_pytorch(
+    backend: str, relaxation: str, rng: Generator
+) -> None:
+    x = torch.randn(2, 30, generator=rng)
+    options = {"temperature": 0.2, "relaxation": relaxation}
+    rank = pc_kernels.soft_rank(x, backend=backend, **options)
+    assert torch.equal(rank, pc_kernels.soft_rank(x, backend="torch", **options))
+    if relaxation == "laplace":
+        counts = pc_kernels.smooth_cdf(x, x, backend=backend, **options)
+        assert torch.equal(counts, pc_kernels.smooth_cdf(x, x, backend="torch", **options))
