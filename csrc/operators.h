@@ -85,21 +85,20 @@ struct Operators {
     PCK_CHECK(most < kMostPoints, "a row has too many sources and queries: ", most);
     std::vector<int64_t> sizes{channels};
     for (const int64_t size : queries.sizes()) sizes.push_back(size);
-    const auto sum = [&](bool is_wanted) {
-      return is_wanted ? Backend::empty_rows(queries, sizes) : empty<float>(queries, {0});
-    };
-    Tensor density = sum(wanted[0]), cdf = sum(wanted[1]), integral = sum(wanted[2]);
-    const auto to = [](const Tensor& sums, bool is_wanted) {
-      return is_wanted ? sums.mutable_data_ptr<float>() : nullptr;
-    };
+    TensorList sums;
+    float* to[3];
+    for (size_t k = 0; k < 3; ++k) {
+      sums.push_back(wanted[k] ? Backend::empty_rows(queries, sizes) : empty<float>(queries, {0}));
+      to[k] = wanted[k] ? sums[k].mutable_data_ptr<float>() : nullptr;
+    }
     const int64_t points = sources.numel() + queries.numel();
     Backend::run_rows(
         queries, {rows, points / std::max<int64_t>(rows, 1), most},
         KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
                    channels, sources.numel(), queries.numel(),
                    rank_options(typename Backend::Steps{}, relaxation, temperature, false),
-                   to(density, wanted[0]), to(cdf, wanted[1]), to(integral, wanted[2])});
-    return {density, cdf, integral};
+                   to[0], to[1], to[2]});
+    return {sums[0], sums[1], sums[2]};
   }
 
   static void dissimilarity_(Tensor values, const std::string& dissimilarity, const TensorList& gram) {

@@ -25,7 +25,7 @@ struct Values {
 struct Together {
   const KernelSums& stage;
   int64_t i;
-  int64_t channel;
+  int channel;
 
   PCK_DEVICE int first_query() const { return static_cast<int>(stage.sources.count); }
   PCK_DEVICE int count() const { return first_query() + static_cast<int>(stage.queries.count); }
@@ -148,17 +148,19 @@ PCK_DEVICE double first_integral(Block& block, const Grid& grid) {
 // function in cell c.
 template <class R>
 PCK_DEVICE void integrate_twice(Block& block, const Grid& grid, double start) {
-  constexpr double h = 1.0 / R::inverse_step;
+  constexpr float h = 1.0f / R::inverse_step;
   const float* const level = grid.level();
   const float4* const cubics = grid.cubics();
   float* const gain = grid.gain();
   block.scan<double>(
       grid.cells,
-      [&](int c) { return h * (level[c] + h * (cubics[c].y / 24.0 + cubics[c].w / 320.0)); },
-      [&](int c, double before) {
+      [&](int c) {
         const float4 p = cubics[c];
-        const double half = p.x / 8.0 - p.y / 48.0 + p.z / 192.0 - p.w / 640.0;
-        gain[c] = static_cast<float>(start + before + h * (level[c] / 2.0 - h * half));
+        return static_cast<double>(h * (level[c] + h * (p.y * (1.0f / 24.0f) + p.w * (1.0f / 320.0f))));
+      },
+      [&](int c, double before) {
+        const float to_middle = h * (0.5f * level[c] - h * twice_integral_at(cubics[c], -0.5f));
+        gain[c] = static_cast<float>(start + before + to_middle);
       });
   block.sync();
 }
@@ -232,15 +234,19 @@ PCK_DEVICE Below sum_below(Block& block, const Together& row, const SortedRow<R>
 // The sums of point j in order, over the pairs that it sees.
 template <class R>
 PCK_DEVICE Values lone_sums(const Together& row, const SortedRow<R>& sorted, int j, const Below& below) {
-  double density = 0.0, cdf = 0.0, integral = 0.0;
-  const int far = sorted.pairs(j, [&](int k, float gap) {
-    const float w = row.weight(below.order[k]);
-    if (w == 0.0f) return;
-    if (row.with_density()) density += w * R::pdf(gap);
-    if (row.with_cdf()) cdf += w * R::cdf(gap);
-    if (row.with_integral()) integral += w * R::integral(static_cast<double>(gap));
-  });
-  Values values{static_cast<float>(density), static_cast<float>(cdf), static_cast<float>(integral)};
+  int far = 0;
+  const auto sum_of = [&](auto kernel) {  // one at a time: together they take too many registers
+    double sum = 0.0;
+    far = sorted.pairs(j, [&](int k, float gap) {
+      const float w = row.weight(below.order[k]);
+      if (w != 0.0f) sum += w * kernel(gap);
+    });
+    return static_cast<float>(sum);
+  };
+  Values values{};
+  if (row.with_density()) values.density = sum_of([](float gap) { return R::pdf(gap); });
+  if (row.with_cdf()) values.cdf = sum_of([](float gap) { return R::cdf(gap); });
+  if (row.with_integral()) values.integral = sum_of([](double gap) { return R::integral(gap); });
   below.add(values, far, sorted.gap(j, far));
   return values;
 }
