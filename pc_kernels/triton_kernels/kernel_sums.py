@@ -48,9 +48,10 @@ class Wanted(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of a row's sources in one channel: a pointer, or 1 each."""
+    """Of a row's sources: a pointer to those of the first channel, or 1 each."""
 
     ptr: tl.tensor
+    channel_stride: tl.tensor
     GIVEN: tl.constexpr
 
 
@@ -83,9 +84,9 @@ def span_of(low, high, sources, queries, grid, options):
     steps = inverse_tau * entry(INVERSE_STEPS, options.RELAXATION)
     span = (high.to(tl.float64) - low) * steps
     room = tl.cast(grid.capacity - 2, tl.float64)
-    pairs = sources.to(tl.float64) * queries.to(tl.float64)
-    points = (sources + queries).to(tl.float64)
-    worth = points * PAIRS_PER_POINT + tl.minimum(span, room) * PAIRS_PER_CELL
+    pairs = tl.cast(sources, tl.float64) * queries
+    worth = tl.cast(sources + queries, tl.float64) * PAIRS_PER_POINT
+    worth += tl.minimum(span, room) * PAIRS_PER_CELL
     on_grid = (span <= room) & (pairs > worth)
     if not options.GRID:
         on_grid = tl.full((), False, tl.int1)
@@ -94,30 +95,31 @@ def span_of(low, high, sources, queries, grid, options):
 
 
 @triton.jit
-def weight_of(weights, j, valid):
-    """Weights of the sources at j, 0 where none counts."""
+def weight_of(weights, channel, j, valid):
+    """Weights of the sources at j in a channel, 0 where none counts."""
     if weights.GIVEN:
-        weight = tl.load(weights.ptr + j, mask=valid, other=0.0)
+        at = tl.cast(channel, tl.int64) * weights.channel_stride + j
+        weight = tl.load(weights.ptr + at, mask=valid, other=0.0)
     else:
         weight = tl.where(valid, 1.0, 0.0)
     return weight
 
 
 @triton.jit
-def weights_are_finite(sources, weights, BLOCK: tl.constexpr):
-    """Whether all that count are."""
+def weights_are_finite(sources, weights, channel, BLOCK: tl.constexpr):
+    """Whether all that count in a channel are."""
     poison = tl.zeros([BLOCK], tl.float32)
     if weights.GIVEN:
         for first in range(0, sources.count, BLOCK):
             j = first + tl.arange(0, BLOCK)
-            weight = weight_of(weights, j, counted(j, sources))
+            weight = weight_of(weights, channel, j, counted(j, sources))
             poison += weight - weight  # 0, or NaN
     return tl.sum(poison, axis=0) == 0.0
 
 
 @triton.jit
-def spread_weights(sources, weights, span, grid, options):
-    """The sources' weights to moments, in units of each cell's largest; moments are 0 before."""
+def spread_weights(sources, weights, channel, span, grid, options):
+    """The sources' weights in a channel to moments, in units of each cell's largest; moments are 0 before."""
     for first in range(0, span.cells, options.BLOCK):
         c = first + tl.arange(0, options.BLOCK)
         tl.store(grid.level + c, tl.zeros([options.BLOCK], tl.float32), mask=c < span.cells)
@@ -126,7 +128,7 @@ def spread_weights(sources, weights, span, grid, options):
         j = first + tl.arange(0, options.BLOCK)
         valid = counted(j, sources)
         cell, _u = place(tl.load(sources.x + j, mask=valid, other=0.0), valid, span)
-        size = tl.abs(weight_of(weights, j, valid))
+        size = tl.abs(weight_of(weights, channel, j, valid))
         tl.atomic_max(grid.level + cell, size, mask=size > 0.0, sem="relaxed")
     tl.debug_barrier()
     for first in range(0, sources.count * LANES, options.BLOCK):
@@ -134,7 +136,7 @@ def spread_weights(sources, weights, span, grid, options):
         j = lane // LANES
         valid = counted(j, sources)
         cell, u = place(tl.load(sources.x + j, mask=valid, other=0.0), valid, span)
-        weight = weight_of(weights, j, valid) * cell_units(grid, cell, valid)
+        weight = weight_of(weights, channel, j, valid) * cell_units(grid, cell, valid)
         spread(grid, cell, u, weight, valid, lane % LANES)
 
 
@@ -142,7 +144,7 @@ def spread_weights(sources, weights, span, grid, options):
 def store(out, channel, j, sums, asked, inside):
     """Stores the sums at the queries j of a channel, 0 where they are not asked for."""
     density, cdf, integral = sums
-    at = channel.to(tl.int64) * out.channel_stride + j
+    at = tl.cast(channel, tl.int64) * out.channel_stride + j
     if out.DENSITY:
         tl.store(out.density + at, tl.where(asked, density, 0.0), mask=inside)
     if out.CDF:
@@ -155,7 +157,7 @@ def store(out, channel, j, sums, asked, inside):
 def sums_on_grid(sources, queries, weights, channel, out, span, grid, options):
     """One channel's sums by the grid, whose moments are 0 before and after."""
     LEVELS: tl.constexpr = out.CDF or out.INTEGRAL
-    spread_weights(sources, weights, span, grid, options)
+    spread_weights(sources, weights, channel, span, grid, options)
     density_function(grid, span.cells, options.RELAXATION, LEVELS, options.BLOCK, True)
     if out.INTEGRAL:
         integrate_twice(grid, span.cells, options.RELAXATION, options.BLOCK)
@@ -187,7 +189,7 @@ def sums_by_pairs(sources, queries, weights, channel, out, span, options):
             valid = counted(k, sources)
             # What does not count lies infinitely far above.
             x = tl.load(sources.x + k, mask=valid, other=float("inf")) * factors.half
-            w = weight_of(weights, k, valid)[:, None]
+            w = weight_of(weights, channel, k, valid)[:, None]
             z = (y[None, :] - x[:, None]) * factors.first * factors.second
             density, cdf, integral = kernels_at(z, options.RELAXATION - FAR)
             if out.DENSITY:
@@ -244,15 +246,13 @@ def kernel_sums_kernel(
 ):
     """Sums [channels, all_rows, query_count] of the kernels that are wanted, of the first `rows` rows."""
     grid = scratch(tables_ptr, moments_ptr, floats_ptr, floats_stride, capacity)
-    stride = tl.cast(all_rows, tl.int64) * source_count
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = tl.cast(i, tl.int64) * source_count
         to = tl.cast(i, tl.int64) * query_count
         sums_of_row(
             Row(x_ptr + at, source_count, -1, source_keep_ptr + at, HAS_SOURCE_KEEP),
             Row(y_ptr + to, query_count, -1, query_keep_ptr + to, HAS_QUERY_KEEP),
-            Weights(weights_ptr + at, HAS_WEIGHTS),
-            stride,
+            Weights(weights_ptr + at, tl.cast(all_rows, tl.int64) * source_count, HAS_WEIGHTS),
             channels,
             Wanted(
                 density_ptr + to,
@@ -269,16 +269,15 @@ def kernel_sums_kernel(
 
 
 @triton.jit
-def sums_of_row(sources, queries, weights, stride, channels, out, grid, options):
-    """The sums of a row in every channel; `stride` apart are the channels' weights."""
+def sums_of_row(sources, queries, weights, channels, out, grid, options):
+    """The sums of a row in every channel."""
     of_sources = row_extent(sources, None, 0, 0.0, False, options.BLOCK)
     of_queries = row_extent(queries, None, 0, 0.0, False, options.BLOCK)
     low = tl.minimum(of_sources.low, of_queries.low)
     high = tl.maximum(of_sources.high, of_queries.high)
     defined = finite(of_sources.total) & finite(of_queries.total)
     for channel in range(0, channels):
-        own = Weights(weights.ptr + channel.to(tl.int64) * stride, weights.GIVEN)
-        defined = defined & weights_are_finite(sources, own, options.BLOCK)
+        defined = defined & weights_are_finite(sources, weights, channel, options.BLOCK)
     if defined:
         empty = low > high
         low = tl.where(empty, 0.0, low)
@@ -287,11 +286,9 @@ def sums_of_row(sources, queries, weights, stride, channels, out, grid, options)
         if span.on_grid:
             clear(grid, span.cells, options.BLOCK)
             for channel in range(0, channels):
-                own = Weights(weights.ptr + channel.to(tl.int64) * stride, weights.GIVEN)
-                sums_on_grid(sources, queries, own, channel, out, span, grid, options)
+                sums_on_grid(sources, queries, weights, channel, out, span, grid, options)
         else:
             for channel in range(0, channels):
-                own = Weights(weights.ptr + channel.to(tl.int64) * stride, weights.GIVEN)
-                sums_by_pairs(sources, queries, own, channel, out, span, options)
+                sums_by_pairs(sources, queries, weights, channel, out, span, options)
     else:
         store_undefined(queries, channels, out, options.BLOCK)
