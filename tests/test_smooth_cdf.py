@@ -12,6 +12,7 @@ import pytest
 import test_nearly_hard
 import tolerances
 import torch
+from cdf import CASES
 from compare import (
     BACKEND_NAMES,
     DOUBLE_BACKENDS,
@@ -34,11 +35,6 @@ def value_of(parameter: Any) -> str | None:
     return None if parameter.marks else parameter.values[0]
 
 
-CASES = [
-    {"tail": tail, "integral": integral}
-    for tail in ("lower", "upper")
-    for integral in (False, True)
-]
 
 
 def sources_and_queries(name: str, rng: Generator, rows: int, m: int, n: int) -> list[Tensor]:
