@@ -74,10 +74,10 @@ inline Lists checked_lists(const char* name, const Tensor& x, const OptionalTens
     check_matrix(name, x, device);
     return {x.const_data_ptr<float>(), nullptr, x.size(1), keep};
   }
-  PCK_CHECK(x.scalar_type() == ScalarType::Float && x.device().is_cpu() && x.is_contiguous() &&
-                x.dim() == 1,
-            name, " with offsets must be contiguous float32 on the CPU, [all]; got ", x.scalar_type(),
-            " ", x.sizes(), " on ", x.device());
+  PCK_CHECK(
+      x.scalar_type() == ScalarType::Float && x.device().is_cpu() && x.is_contiguous() && x.dim() == 1,
+      name, " with offsets must be contiguous float32 on the CPU, [all]; got ", x.scalar_type(), " ",
+      x.sizes(), " on ", x.device());
   check_list(name, *offsets, x, offsets->numel(), ScalarType::Long);
   const int64_t* const at = offsets->const_data_ptr<int64_t>();
   const int64_t lists = offsets->numel() - 1;

@@ -20,7 +20,8 @@
 
 namespace pck {
 
-inline constexpr int64_t kMostPoints = int64_t{1} << 27;  // of a row: their cells are counted in 32 bits
+inline constexpr int64_t kMostPoints = int64_t{1}
+                                       << 27;  // of a row: their cells are counted in 32 bits
 
 template <class Backend>
 struct Operators {
@@ -96,8 +97,8 @@ struct Operators {
         queries, {rows, points / std::max<int64_t>(rows, 1), most},
         KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
                    channels, sources.numel(), queries.numel(),
-                   rank_options(typename Backend::Steps{}, relaxation, temperature, false),
-                   to[0], to[1], to[2]});
+                   rank_options(typename Backend::Steps{}, relaxation, temperature, false), to[0],
+                   to[1], to[2]});
     return {sums[0], sums[1], sums[2]};
   }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
+from pc_kernels.triton_kernels.tables import FAR
 
 KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "temperature": "fp64"}
 KINDS |= dict.fromkeys(("keep_ptr", "source_keep_ptr", "query_keep_ptr"), "*u8")
@@ -24,8 +25,6 @@ ARCHITECTURES = (80, 90, 100, 120)
 LOGISTIC, NORMAL = (RELAXATIONS[name].code for name in ("logistic", "normal"))
 SQUARED, ABSOLUTE, HUBER = (PENALTIES[name].code for name in ("squared", "absolute", "huber"))
 GIVEN, EUCLIDEAN, SQEUCLIDEAN = 0, 1, 2
-FAR = 16
-"""Added to a relaxation's code: the grid with a reach (triton_kernels/tables.py, which wants Triton's numpy)."""
 
 RANKS: dict[str, Any] = {"RELAXATION": LOGISTIC, "SCALE_STD": True, "WITH_GRAD": True}
 RANKS |= {"HAS_KEEP": False, "GRID": True}
@@ -36,7 +35,9 @@ TEACHER: dict[str, Any] = {"DISSIMILARITY": EUCLIDEAN, "FINITE": True, "HAS_KEEP
 TEACHER |= {"SHORT": False}
 MATRIX = {**TEACHER, "DISSIMILARITY": GIVEN, "FINITE": False}
 SUMS: dict[str, Any] = {"RELAXATION": FAR + LOGISTIC, "GRID": True, "HAS_WEIGHTS": True}
-SUMS |= dict.fromkeys(("DENSITY", "CDF"), True) | dict.fromkeys(("INTEGRAL", "HAS_QUERY_KEEP"), False)
+SUMS |= dict.fromkeys(("DENSITY", "CDF"), True) | dict.fromkeys(
+    ("INTEGRAL", "HAS_QUERY_KEEP"), False
+)
 SUMS |= {"HAS_SOURCE_KEEP": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dissimilarity": ("dissimilarity", {"DISSIMILARITY": EUCLIDEAN}),

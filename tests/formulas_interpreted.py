@@ -44,7 +44,7 @@ def kernels_kernel(
     z_ptr, out_ptr, integral_ptr, RELAXATION: tl.constexpr, COUNT: tl.constexpr
 ) -> None:
     at = tl.arange(0, COUNT)
-    density, step, integral = kernels_at(tl.load(z_ptr + at), RELAXATION)
+    _density, step, integral = kernels_at(tl.load(z_ptr + at), RELAXATION)
     tl.store(out_ptr + at, step)
     tl.store(integral_ptr + at, integral)
 
@@ -99,7 +99,7 @@ TAILS: dict[str, tuple[Formula, Formula]] = {
     "logistic": (torch.sigmoid, lambda z: torch.logaddexp(z, torch.zeros_like(z))),
     "normal": (lambda z: torch.special.log_ndtr(z).exp(), normal_integral),
 }
-"""Φ and ∫Φ in float64, each in proportion to itself: those of the table lose digits where they are small."""
+"""Φ and ∫Φ in float64, in proportion to themselves: those of the table lose digits where small."""
 
 
 @pytest.mark.parametrize("name", ON_GRIDS)

@@ -35,8 +35,6 @@ def value_of(parameter: Any) -> str | None:
     return None if parameter.marks else parameter.values[0]
 
 
-
-
 def sources_and_queries(name: str, rng: Generator, rows: int, m: int, n: int) -> list[Tensor]:
     """Of one kind of row, with the sources' own values among the queries, for ties."""
     make = make_rows if name in ROWS else test_nearly_hard.make

@@ -106,9 +106,7 @@ def test_the_same_bits_every_time(backend: str, rng: Generator) -> None:
 
 
 @pytest.mark.parametrize("relaxation", ["laplace", "projection"])
-def test_what_has_no_kernel_goes_in_pytorch(
-    backend: str, relaxation: str, rng: Generator
-) -> None:
+def test_what_has_no_kernel_goes_in_pytorch(backend: str, relaxation: str, rng: Generator) -> None:
     x = torch.randn(2, 30, generator=rng)
     options = {"temperature": 0.2, "relaxation": relaxation}
     rank = pc_kernels.soft_rank(x, backend=backend, **options)

@@ -229,7 +229,8 @@ PCK_DEVICE float integral_at(const float4& p, float u) {
 }
 
 PCK_DEVICE float twice_integral_at(const float4& p, float u) {
-  return (((p.w * 0.05f * u + p.z * (1.0f / 12.0f)) * u + p.y * (1.0f / 6.0f)) * u + p.x * 0.5f) * u * u;
+  return (((p.w * 0.05f * u + p.z * (1.0f / 12.0f)) * u + p.y * (1.0f / 6.0f)) * u + p.x * 0.5f) * u *
+         u;
 }
 
 // Gather: take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included.

@@ -37,13 +37,16 @@ PCK_DEVICE void run_row(Block& block, const KernelSums& stage, int64_t i, const 
       const float all = finite ? 0.0f : NAN;
       block.each(row.count() - row.first_query(),
                  [&](int j) { row.put(row.first_query() + j, {all, all, all}); });
-    } else if (few) {
-      pair_sums<R>(block, row, scratch.values);
-    } else if (cells > 0) {
-      grid_sums<R>(
-          block, row, Grid(cells, scratch), PlaceWords(scratch, cells), {row.first_query(), row.count()},
-          taps, [&](int j) { return row.weight(j); },
-          [&](int j, const Values& values) { row.put(j, values); });
+    } else if (few || cells > 0) {
+      float* const weights = scratch.target;
+      stage_weights(block, row, weights);
+      if (few)
+        pair_sums<R>(block, row, scratch.values, weights);
+      else
+        grid_sums<R>(
+            block, row, Grid(cells, scratch), PlaceWords(scratch, cells),
+            {row.first_query(), row.count()}, taps, [=](int j) { return weights[j]; },
+            [&](int j, const Values& values) { row.put(j, values); });
     } else {
       sorted_sums(block, row, SortedRow<R>(scratch, row.count(), row.tau()), taps, scratch);
     }

@@ -1,7 +1,7 @@
-// Stage `kernel_sums`: weighted sums of kernels at any points, by the pieces of `soft_rank`. Sources and
-// queries are one row of points, in which queries weigh nothing and only they are asked. A row goes one
-// of three ways: all its pairs, which cost less than a grid where there are few; one grid; or sorted, as
-// nearly hard rows do. See csrc/cpu/kernel_sums.h.
+// Stage `kernel_sums`: weighted sums of kernels at any points, by the pieces of `soft_rank`. Sources
+// and queries are one row of points, in which queries weigh nothing and only they are asked. A row goes
+// one of three ways: all its pairs, which cost less than a grid where there are few; one grid; or
+// sorted, as nearly hard rows do. See csrc/cpu/kernel_sums.h.
 //
 // Sums have an error relative to their terms, however small they are: the grid's support is the
 // relaxation's reach, and each of its cells has a unit of its own for weights.
@@ -79,12 +79,30 @@ PCK_DEVICE void place_together(Block& block, const Together& row, float* points)
   block.sync();
 }
 
+// The weights of the points, to be read more than once.
+PCK_DEVICE void stage_weights(Block& block, const Together& row, float* weights) {
+  block.each(row.count(), [&](int j) { weights[j] = row.weight(j); });
+  block.sync();
+}
+
 // All pairs, several lanes a query.
 
 constexpr int kPairsALane = 8;
 
+// Density and CDF at z.
 template <class R>
-PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points) {
+PCK_DEVICE Values pair_at(R, float z) {
+  return {R::pdf(z), R::cdf(z), 0.0f};
+}
+
+PCK_DEVICE Values pair_at(Far<Logistic>, float z) {  // by one exponential
+  const float e = std::exp(-std::fabs(z)), rest = 1.0f / (1.0f + e), tail = e * rest;
+  return {tail * rest, z < 0.0f ? tail : rest, 0.0f};
+}
+
+template <class R>
+PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points,
+                          const float* weights) {
   const float inverse_tau = static_cast<float>(1.0 / row.tau());
   const int sources = row.first_query();
   int lanes = 1;
@@ -100,9 +118,9 @@ PCK_DEVICE void pair_sums(Block& block, const Together& row, const float* points
       float densities = 0.0f, cdfs = 0.0f;  // of a few: in fp32 the roundings of all would add up
 #pragma unroll 1
       for (int i = 0; i < kPairsALane && k < sources; ++i, k += lanes) {
-        const float z = (y - points[k]) * inverse_tau, w = row.weight(k);
-        if (row.with_density()) densities += w * R::pdf(z);
-        if (row.with_cdf()) cdfs += w * R::cdf(z);
+        const Values pair = pair_at(R{}, (y - points[k]) * inverse_tau);
+        densities += weights[k] * pair.density;
+        cdfs += weights[k] * pair.cdf;
       }
       density += densities;
       cdf += cdfs;
@@ -144,8 +162,8 @@ PCK_DEVICE double first_integral(Block& block, const Grid& grid) {
   return block.reduce(start, Sum{});
 }
 
-// gain[c] <- the constant that makes gain + h (level u + h twice_integral_at(u)) the integral of the rank
-// function in cell c.
+// gain[c] <- the constant that makes gain + h (level u + h twice_integral_at(u)) the integral of the
+// rank function in cell c.
 template <class R>
 PCK_DEVICE void integrate_twice(Block& block, const Grid& grid, double start) {
   constexpr float h = 1.0f / R::inverse_step;
@@ -202,8 +220,8 @@ struct Below {
   const int* order;
   const float *sum, *ramp;
 
-  // Adds to a point's sums those of what is further below than it sees, the first `far` points; `gap` is
-  // its distance from the next one.
+  // Adds to a point's sums those of what is further below than it sees, the first `far` points; `gap`
+  // is its distance from the next one.
   PCK_DEVICE void add(Values& values, int far, double gap) const {
     values.cdf += sum[far];
     values.integral += static_cast<float>(ramp[far] + sum[far] * gap);
@@ -222,9 +240,8 @@ PCK_DEVICE Below sum_below(Block& block, const Together& row, const SortedRow<R>
   block.sync();
   const auto rise = [&](int k) { return k == 0 ? 0.0 : sum[k] * sorted.gap(k, k - 1); };
   if (row.with_integral())
-    block.scan<double>(row.count(), rise, [&](int k, double before) {
-      ramp[k] = static_cast<float>(before + rise(k));
-    });
+    block.scan<double>(row.count(), rise,
+                       [&](int k, double before) { ramp[k] = static_cast<float>(before + rise(k)); });
   else
     block.each(row.count(), [&](int k) { ramp[k] = 0.0f; });
   block.sync();
@@ -233,7 +250,8 @@ PCK_DEVICE Below sum_below(Block& block, const Together& row, const SortedRow<R>
 
 // The sums of point j in order, over the pairs that it sees.
 template <class R>
-PCK_DEVICE Values lone_sums(const Together& row, const SortedRow<R>& sorted, int j, const Below& below) {
+PCK_DEVICE Values lone_sums(const Together& row, const SortedRow<R>& sorted, int j,
+                            const Below& below) {
   int far = 0;
   const auto sum_of = [&](auto kernel) {  // one at a time: together they take too many registers
     double sum = 0.0;
@@ -256,8 +274,7 @@ PCK_DEVICE void sorted_sums(Block& block, const Together& row, const SortedRow<R
                             const Taps<R>& taps, const Scratch& scratch) {
   const Below below = sum_below(block, row, sorted, scratch);
   const auto alone = [&](int j) {
-    if (!row.is_source(below.order[j]))
-      row.put(below.order[j], lone_sums(row, sorted, j, below));
+    if (!row.is_source(below.order[j])) row.put(below.order[j], lone_sums(row, sorted, j, below));
   };
   for_parts(block, sorted, scratch.cells, alone, [&](const Tile& tile) {
     const TilePlaces places(sorted, tile);
@@ -274,8 +291,8 @@ PCK_DEVICE void sorted_sums(Block& block, const Together& row, const SortedRow<R
   });
 }
 
-// A pair costs about as much as a sixteenth of a point on a grid, or a 32nd of a cell.
-constexpr double kPairsPerPoint = 16.0, kPairsPerCell = 32.0;
+// A pair costs about as much as an eighth of a point on a grid, or a 16th of a cell (docs/gpu.md).
+constexpr double kPairsPerPoint = 8.0, kPairsPerCell = 16.0;
 
 // Whether all pairs cost less than a grid. Their differences and 1/tau must be in fp32, and their
 // integrals would lose digits there.

@@ -17,7 +17,7 @@ inline constexpr int kMostBlocks = 0x7fffffff;  // of a launch
 struct Launch {
   int64_t rows;
   int count;
-  int cells;           // room on the grid of soft_rank
+  int cells;                     // room on the grid of soft_rank
   bool masked, apart, weighted;  // see Layout
   int blocks;
   int threads;     // of a block

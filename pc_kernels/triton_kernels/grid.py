@@ -51,7 +51,7 @@ class Grid(NamedTuple):
     cubic: tl.tensor
     """The density in every cell."""
     level: tl.tensor
-    """The rank function in the middle of every cell; before, where points are weighted, its largest weight."""
+    """The rank function in the middle of every cell; of weighted points first its largest weight."""
     capacity: tl.tensor
     """Cells there is room for."""
 

@@ -119,7 +119,7 @@ def weights_are_finite(sources, weights, channel, BLOCK: tl.constexpr):
 
 @triton.jit
 def spread_weights(sources, weights, channel, span, grid, options):
-    """The sources' weights in a channel to moments, in units of each cell's largest; moments are 0 before."""
+    """The sources' weights in a channel to moments, which are 0, in units of each cell's largest."""
     for first in range(0, span.cells, options.BLOCK):
         c = first + tl.arange(0, options.BLOCK)
         tl.store(grid.level + c, tl.zeros([options.BLOCK], tl.float32), mask=c < span.cells)
@@ -205,7 +205,7 @@ def sums_by_pairs(sources, queries, weights, channel, out, span, options):
 @triton.jit
 def store_undefined(queries, channels, out, BLOCK: tl.constexpr):
     """NaN where a query is asked for."""
-    for channel in range(0, channels):
+    for channel in range(channels):
         for first in range(0, queries.count, BLOCK):
             j = first + tl.arange(0, BLOCK)
             nan = tl.full([BLOCK], float("nan"), tl.float32)
@@ -276,7 +276,7 @@ def sums_of_row(sources, queries, weights, channels, out, grid, options):
     low = tl.minimum(of_sources.low, of_queries.low)
     high = tl.maximum(of_sources.high, of_queries.high)
     defined = finite(of_sources.total) & finite(of_queries.total)
-    for channel in range(0, channels):
+    for channel in range(channels):
         defined = defined & weights_are_finite(sources, weights, channel, options.BLOCK)
     if defined:
         empty = low > high
@@ -285,10 +285,10 @@ def sums_of_row(sources, queries, weights, channels, out, grid, options):
         span = span_of(low, high, sources.count, queries.count, grid, options)
         if span.on_grid:
             clear(grid, span.cells, options.BLOCK)
-            for channel in range(0, channels):
+            for channel in range(channels):
                 sums_on_grid(sources, queries, weights, channel, out, span, grid, options)
         else:
-            for channel in range(0, channels):
+            for channel in range(channels):
                 sums_by_pairs(sources, queries, weights, channel, out, span, options)
     else:
         store_undefined(queries, channels, out, options.BLOCK)

@@ -22,7 +22,7 @@ LEFT_NODE = NODES // 2 - 1
 """The node at a cell's left edge is this many after the cell's first node."""
 
 FAR = 16
-"""Added to a relaxation's code: the same, with the reach as its support (docs/method.md, "Small counts")."""
+"""Added to a relaxation's code: the same with its reach as support (docs/method.md, "Small counts")."""
 
 NEAR_GRIDS = {row.code: row.single for row in RELAXATIONS.values() if row.single is not None}
 GRIDS = NEAR_GRIDS | {FAR + code: grid.far for code, grid in NEAR_GRIDS.items()}

@@ -78,8 +78,17 @@ void sums(int64_t rows, int64_t sources, int64_t queries, int kind, const RankOp
     const auto lists = [&](const Values& values, int64_t count, const Mask& mask) {
       return Lists{values.data(), nullptr, count, present_of(mask, masked, -1).keep};
     };
-    KernelSums stage{lists(x, sources, there), lists(y, queries, asked), masked, weights.data(), 2,
-                     rows * sources, rows * queries, options, density.data(), cdf.data(), nullptr};
+    KernelSums stage{lists(x, sources, there),
+                     lists(y, queries, asked),
+                     masked,
+                     weights.data(),
+                     2,
+                     rows * sources,
+                     rows * queries,
+                     options,
+                     density.data(),
+                     cdf.data(),
+                     nullptr};
     launch(rows, sources + queries, stage);
     stage.integral = integral.data();
     launch(rows, sources + queries, stage);
