@@ -2,13 +2,13 @@
 // out. What a backend adds is how it runs rows:
 //
 //     struct Backend {
-//       static constexpr const char* name;               // in front of its operators' names
-//       static constexpr DeviceType device;              // of its tensors
-//       using Relaxations = List<...>;                   // that its kernels have
-//       using Steps = List<...>;                         // those of which it has sums
-//       static Tensor empty_rows(const Tensor& like, Sizes);    // for results
-//       static void run(const Tensor& x, const Stage&);  // any of stages.h, over the rows of x
-//       static void run_rows(const Tensor& x, const RowSizes&, const Stage&);  // over others beside x
+//       static constexpr const char* name;             // in front of its operators' names
+//       static constexpr DeviceType device;            // of its tensors
+//       using Relaxations = List<...>;                 // that its kernels have
+//       using Steps = List<...>;                       // those of which it has sums
+//       static Tensor empty_rows(const Tensor&, Sizes);   // for results, beside a tensor
+//       static void run(const Tensor& x, const Stage&);   // any of stages.h, over the rows of x
+//       static void run_rows(const Tensor& x, const RowSizes&, const Stage&);  // over other rows
 //     };
 #pragma once
 

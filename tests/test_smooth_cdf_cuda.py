@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cdf
 import pytest
@@ -13,9 +14,12 @@ from inputs import BEYOND_PLAIN_FLOAT32
 from shim import ShimBackend
 from test_cuda_shim import DEVICES
 from torch import Generator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pc_kernels
 from pc_kernels.backends import BACKENDS
+from pc_kernels.cdf_rows import CdfRows
+from pc_kernels.ops import rank_recipe
 
 ON_GRIDS = 300, 200
 """Sources and queries beyond what all pairs serve."""
@@ -103,6 +107,35 @@ def test_the_same_bits_every_time(backend: str, rng: Generator) -> None:
             for _ in range(2)
         )
         assert torch.equal(first, again)
+
+
+class Waits(TorchDispatchMode):
+    """Operators whose results or shapes depend on values, for which a GPU would be waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        if any(tag.name.startswith(("data_dep", "dynamic_out")) for tag in function.tags):
+            self.seen.append(str(function))
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("relaxation", ["laplace", "projection", "projection_kl"])
+def test_nothing_waits_for_scans_and_projections(relaxation: str, rng: Generator) -> None:
+    x, keep = torch.randn(3, 40, generator=rng), torch.rand(3, 40, generator=rng) < 0.8
+    recipe = rank_recipe(0.1, relaxation, "std", "torch")
+    with Waits() as waits:
+        _, density = BACKENDS["torch"].soft_rank(x, recipe, True, keep)
+        BACKENDS["torch"].soft_rank_backward(x, x, density, recipe, keep)
+        if relaxation == "laplace":
+            rows = CdfRows(x, x, None, source_mask=keep)
+            BACKENDS["torch"].kernel_sums(rows, recipe, ("cdf", "pdf"))
+        x.nonzero()
+    assert waits.seen == ["aten.nonzero.default"]
 
 
 @pytest.mark.parametrize("relaxation", ["laplace", "projection"])

@@ -24,7 +24,11 @@ LEFT_NODE = NODES // 2 - 1
 FAR = 16
 """Added to a relaxation's code: the same with its reach as support (docs/method.md, "Small counts")."""
 
-NEAR_GRIDS = {row.code: row.single for row in RELAXATIONS.values() if row.single is not None}
+NEAR_GRIDS = {
+    row.code: row.single
+    for row in RELAXATIONS.values()
+    if row.single is not None and row.code is not None
+}
 GRIDS = NEAR_GRIDS | {FAR + code: grid.far for code, grid in NEAR_GRIDS.items()}
 INVERSE_STEPS = {code: grid.inverse_step for code, grid in GRIDS.items()}
 BANDS = {code: grid.band for code, grid in GRIDS.items()}
@@ -95,7 +99,7 @@ def _normal_tail(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # `logistic` ∫Φ = e p(e), e = exp(z). Polynomials are off by FIT of themselves, in float32.
 FIT = 3e-7
 NORMAL_RATE = 0.3
-_FARTHEST = 1 / (1 + NORMAL_RATE * (RELAXATIONS["normal"].single.far.support + 1))
+_FARTHEST = 1 / (1 + NORMAL_RATE * (RELAXATIONS["normal"].grid(torch.float32).far.support + 1))
 NORMAL_CDF = fitted(lambda t: _normal_tail(t)[1] / t, _FARTHEST)
 NORMAL_INTEGRAL = fitted(
     lambda t: (1 / np.sqrt(2 * np.pi) - np.multiply(*_normal_tail(t))) / t**2, _FARTHEST
@@ -116,6 +120,7 @@ def tables(relaxation: str, device: torch.device, far: bool = False) -> Tensor:
 
 def _tables(relaxation: str, device: torch.device, far: bool) -> Tensor:
     row = RELAXATIONS[relaxation]
+    assert row.code is not None, f"{relaxation!r} has no kernels"
     code = row.code + FAR * far
     band, step, taps = BANDS[code], 1 / INVERSE_STEPS[code], TAPS[code]
     values = np.zeros(taps + padded(2 * band + 1))
