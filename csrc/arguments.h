@@ -2,6 +2,7 @@
 // (pc_kernels/checks.py); the checks here keep a direct caller of torch.ops from reading out of bounds.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -52,6 +53,39 @@ inline void check_like(const char* name, const Tensor& given, const Tensor& x) {
             given.sizes(), " on ", given.device());
 }
 
+// `count` numbers of a type beside `values`.
+inline void check_list(const char* name, const Tensor& list, const Tensor& values, int64_t count,
+                       ScalarType type = ScalarType::Float) {
+  PCK_CHECK(list.scalar_type() == type && list.device() == values.device() && list.is_contiguous() &&
+                list.numel() == count,
+            name, " must be ", count, " contiguous ", type, " on ", values.device(), ", got ",
+            list.numel(), " ", list.scalar_type(), " on ", list.device());
+}
+
+// Float32, [rows, count], or on the CPU, where offsets can be looked at, lists one after the other.
+inline Lists checked_lists(const char* name, const Tensor& x, const OptionalTensor& offsets,
+                           const OptionalTensor& mask, DeviceType device) {
+  const bool* keep = nullptr;
+  if (mask.has_value()) {
+    check_list(name, *mask, x, x.numel(), ScalarType::Bool);
+    keep = mask->const_data_ptr<bool>();
+  }
+  if (!offsets.has_value()) {
+    check_matrix(name, x, device);
+    return {x.const_data_ptr<float>(), nullptr, x.size(1), keep};
+  }
+  PCK_CHECK(
+      x.scalar_type() == ScalarType::Float && x.device().is_cpu() && x.is_contiguous() && x.dim() == 1,
+      name, " with offsets must be contiguous float32 on the CPU, [all]; got ", x.scalar_type(), " ",
+      x.sizes(), " on ", x.device());
+  check_list(name, *offsets, x, offsets->numel(), ScalarType::Long);
+  const int64_t* const at = offsets->const_data_ptr<int64_t>();
+  const int64_t lists = offsets->numel() - 1;
+  PCK_CHECK(lists >= 0 && at[0] == 0 && at[lists] == x.numel() && std::is_sorted(at, at + lists + 1),
+            name, ": offsets must rise from 0 to ", x.numel());
+  return {x.const_data_ptr<float>(), at, 0, keep};
+}
+
 // Points [anchors, references], or one matrix that is both.
 inline void check_points(const TensorList& points, DeviceType device) {
   PCK_CHECK(points.size() == 1 || points.size() == 2, "points must be 1 or 2 matrices, got ",
@@ -75,15 +109,6 @@ inline void check_pull(const Tensor& values, const Tensor& x, const Tensor& y, D
   PCK_CHECK(values.is_contiguous() ||
                 ((values.stride(0) == 1 || rows == 1) && (values.stride(1) == rows || columns == 1)),
             "values must be contiguous, or their transpose, got strides ", values.strides());
-}
-
-// `count` numbers of a type beside `values`.
-inline void check_list(const char* name, const Tensor& list, const Tensor& values, int64_t count,
-                       ScalarType type = ScalarType::Float) {
-  PCK_CHECK(list.scalar_type() == type && list.device() == values.device() && list.is_contiguous() &&
-                list.numel() == count,
-            name, " must be ", count, " contiguous ", type, " on ", values.device(), ", got ",
-            list.numel(), " ", list.scalar_type(), " on ", list.device());
 }
 
 // Which of `values` are there.

@@ -346,7 +346,7 @@ inline constexpr int kTaps = (2 * kBand<R> + 4) / 4 * 4;
 // phi at the nodes of a band (even, so that a convolution may read forwards; then zeros), and Phi from
 // one band below a node to the stencil's end above it.
 template <class R>
-struct Taps {
+struct alignas(16) Taps {
   static constexpr int band = kBand<R>;
   float pdf[kTaps<R>] = {};
   float cdf[band + kNodes];

@@ -2,19 +2,26 @@
 // out. What a backend adds is how it runs rows:
 //
 //     struct Backend {
-//       static constexpr const char* name;               // in front of its operators' names
-//       static constexpr DeviceType device;              // of its tensors
-//       using Relaxations = List<...>;                   // that its kernels have
-//       static Tensor empty_like(const Tensor& x);       // for results as large as x
-//       static void run(const Tensor& x, const Stage&);  // any of stages.h, over the rows of x
+//       static constexpr const char* name;             // in front of its operators' names
+//       static constexpr DeviceType device;            // of its tensors
+//       using Relaxations = List<...>;                 // that its kernels have
+//       using Steps = List<...>;                       // those of which it has sums
+//       static Tensor empty_rows(const Tensor&, Sizes);   // for results, beside a tensor
+//       static void run(const Tensor& x, const Stage&);   // any of stages.h, over the rows of x
+//       static void run_rows(const Tensor& x, const RowSizes&, const Stage&);  // over other rows
 //     };
 #pragma once
 
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "arguments.h"
 
 namespace pck {
+
+inline constexpr int64_t kMostPoints = int64_t{1}
+                                       << 27;  // of a row: their cells are counted in 32 bits
 
 template <class Backend>
 struct Operators {
@@ -22,7 +29,7 @@ struct Operators {
 
   static Tensor hard_rank(const Tensor& x, const OptionalTensor& keep) {
     const Points points = checked_points(x, keep, Backend::device);
-    Tensor rank = Backend::empty_like(x);
+    Tensor rank = Backend::empty_rows(x, x.sizes());
     Backend::run(x, HardRank{points, rank.mutable_data_ptr<float>()});
     return rank;
   }
@@ -33,8 +40,8 @@ struct Operators {
                                               bool scale_std, bool with_grad) {
     const Points points = checked_points(x, keep, Backend::device);
     const RankOptions options = rank_options(Relaxations{}, relaxation, temperature, scale_std);
-    Tensor rank = Backend::empty_like(x);
-    Tensor density = with_grad ? Backend::empty_like(x) : empty<float>(x, {0});
+    Tensor rank = Backend::empty_rows(x, x.sizes());
+    Tensor density = with_grad ? Backend::empty_rows(x, x.sizes()) : empty<float>(x, {0});
     Backend::run(x, SoftRank{points, options, rank.mutable_data_ptr<float>(),
                              with_grad ? density.mutable_data_ptr<float>() : nullptr});
     return {rank, density};
@@ -47,11 +54,52 @@ struct Operators {
     check_like("grad_rank", grad_rank, x);
     check_like("density", density, x);
     const RankOptions options = rank_options(Relaxations{}, relaxation, temperature, scale_std);
-    Tensor grad_x = Backend::empty_like(x);
+    Tensor grad_x = Backend::empty_rows(x, x.sizes());
     Backend::run(
         x, SoftRankBackward{points, grad_rank.const_data_ptr<float>(), density.const_data_ptr<float>(),
                             options, grad_x.mutable_data_ptr<float>()});
     return grad_x;
+  }
+
+  // See stages.h; an empty tensor for each kernel that is not wanted.
+  static std::tuple<Tensor, Tensor, Tensor> kernel_sums(
+      const Tensor& sources, const Tensor& queries, const OptionalTensor& weights,
+      const OptionalTensor& source_offsets, const OptionalTensor& query_offsets,
+      const OptionalTensor& source_mask, const OptionalTensor& query_mask, bool upper,
+      double temperature, const std::string& relaxation, const std::vector<bool>& wanted) {
+    PCK_CHECK(wanted.size() == 3, "wanted must be 3 bools, got ", wanted.size());
+    const DeviceType device = Backend::device;
+    const Lists x = checked_lists("sources", sources, source_offsets, source_mask, device);
+    const Lists y = checked_lists("queries", queries, query_offsets, query_mask, device);
+    PCK_CHECK(sources.device() == queries.device(), "sources and queries must be on one device, got ",
+              sources.device(), " and ", queries.device());
+    const auto rows_of = [](const Tensor& values, const OptionalTensor& offsets) {
+      return offsets.has_value() ? offsets->numel() - 1 : values.size(0);
+    };
+    const int64_t rows = rows_of(sources, source_offsets);
+    PCK_CHECK(rows == rows_of(queries, query_offsets), "sources and queries must have as many ",
+              "rows, got ", rows, " and ", rows_of(queries, query_offsets));
+    const int64_t channels = weights.has_value() ? weights->size(0) : 1;
+    if (weights.has_value()) check_list("weights", *weights, sources, channels * sources.numel());
+    int64_t most = 0;
+    for (int64_t i = 0; i < rows; ++i) most = std::max(most, x.count_of(i) + y.count_of(i));
+    PCK_CHECK(most < kMostPoints, "a row has too many sources and queries: ", most);
+    std::vector<int64_t> sizes{channels};
+    for (const int64_t size : queries.sizes()) sizes.push_back(size);
+    TensorList sums;
+    float* to[3];
+    for (size_t k = 0; k < 3; ++k) {
+      sums.push_back(wanted[k] ? Backend::empty_rows(queries, sizes) : empty<float>(queries, {0}));
+      to[k] = wanted[k] ? sums[k].mutable_data_ptr<float>() : nullptr;
+    }
+    const int64_t points = sources.numel() + queries.numel();
+    Backend::run_rows(
+        queries, {rows, points / std::max<int64_t>(rows, 1), most},
+        KernelSums{x, y, upper, weights.has_value() ? weights->const_data_ptr<float>() : nullptr,
+                   channels, sources.numel(), queries.numel(),
+                   rank_options(typename Backend::Steps{}, relaxation, temperature, false), to[0],
+                   to[1], to[2]});
+    return {sums[0], sums[1], sums[2]};
   }
 
   static void dissimilarity_(Tensor values, const std::string& dissimilarity, const TensorList& gram) {
@@ -151,6 +199,10 @@ struct Operators {
     add("soft_rank_backward(Tensor grad_rank, Tensor x, Tensor density, Tensor? keep, "
         "float temperature, str relaxation, bool scale_std) -> Tensor",
         Operator<&soft_rank_backward>::boxed);
+    add("kernel_sums(Tensor sources, Tensor queries, Tensor? weights, Tensor? source_offsets, "
+        "Tensor? query_offsets, Tensor? source_mask, Tensor? query_mask, bool upper, "
+        "float temperature, str relaxation, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+        Operator<&kernel_sums>::boxed);
     add("dissimilarity_(Tensor(a!) values, str dissimilarity, Tensor[] gram) -> ()",
         Operator<&dissimilarity_>::boxed);
     add("hard_rank_rows_(Tensor(a!) teacher, str dissimilarity, Tensor[] gram, Tensor? keep, "

@@ -97,6 +97,11 @@ struct Lists {
   PCK_HD int64_t count_of(int64_t i) const { return first(i + 1) - first(i); }
 };
 
+// So many rows of this many points on average, and at most.
+struct RowSizes {
+  int64_t rows, count, most;
+};
+
 // The stages. An absent value has rank, density and gradient 0. In a row whose ranks are not defined,
 // the results of all values that are there are NaN.
 

@@ -53,7 +53,7 @@ def smooth_cdf(
     """
     chosen = make_options(options)
     rows, channelled = _rows(sources, queries, weights, chosen)
-    check_usable(chosen.backend, *rows[:3], stage="kernel_sums")
+    check_usable(chosen.backend, *rows[:3])
     sums, _ = torch.ops.pc_kernels.smooth_cdf(
         *rows[:7],
         chosen.recipe.temperature,

@@ -397,7 +397,7 @@ def smooth_cdf(
     dtype = compute_dtype(sources, queries, weights)
     wanted = (kernel,) * with_sums + (slope_of(kernel),) * with_slopes
     with exact_arithmetic(sources.device):
-        engine = select(backend, sources.device, dtype, "kernel_sums")
+        engine = select(backend, sources.device, dtype)
         found = iter(engine.kernel_sums(rows.to(dtype), recipe, wanted))
     nothing = queries.new_empty(0, dtype=dtype)
     sums = next(found) if with_sums else nothing

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from pc_kernels.formulas import PENALTIES, RELAXATIONS
+from pc_kernels.triton_kernels.tables import FAR
 
-KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "keep_ptr": "*u8", "temperature": "fp64"}
+KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "temperature": "fp64"}
+KINDS |= dict.fromkeys(("keep_ptr", "source_keep_ptr", "query_keep_ptr"), "*u8")
 ALIGNED = ("capacity", "floats_stride", "room")
 """Integers that the backend makes multiples of 16."""
 
@@ -32,6 +34,11 @@ SQUARED_ROWS = {**COHERENCE, "DISSIMILARITY": SQEUCLIDEAN}
 TEACHER: dict[str, Any] = {"DISSIMILARITY": EUCLIDEAN, "FINITE": True, "HAS_KEEP": False}
 TEACHER |= {"SHORT": False}
 MATRIX = {**TEACHER, "DISSIMILARITY": GIVEN, "FINITE": False}
+SUMS: dict[str, Any] = {"RELAXATION": FAR + LOGISTIC, "GRID": True, "HAS_WEIGHTS": True}
+SUMS |= dict.fromkeys(("DENSITY", "CDF"), True) | dict.fromkeys(
+    ("INTEGRAL", "HAS_QUERY_KEEP"), False
+)
+SUMS |= {"HAS_SOURCE_KEEP": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dissimilarity": ("dissimilarity", {"DISSIMILARITY": EUCLIDEAN}),
     "straight": ("straight_dissimilarity", {"DISSIMILARITY": EUCLIDEAN, "WIDTH": 64}),
@@ -57,6 +64,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "coherence_rows",
         {**GIVEN_ROWS, "HAS_KEEP": True, "RELAXATION": NORMAL, "PENALTY": HUBER},
     ),
+    "kernel_sums": ("kernel_sums", SUMS),
+    "kernel_sums, normal, integral": (
+        "kernel_sums",
+        {**SUMS, "RELAXATION": FAR + NORMAL, "INTEGRAL": True},
+    ),
+    "kernel_sums, pairs": ("kernel_sums", {**SUMS, "GRID": False, "HAS_WEIGHTS": False}),
     "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
     "coherence_rows, no gradient": (
         "coherence_rows",
@@ -77,7 +90,7 @@ def compiled(stage: str, constants: dict[str, Any], setting: Any, target: Any) -
     blocks = {name.upper(): size for name, size in vars(setting).items()}
     constants = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
     options = {"num_warps": setting.warps}
-    if stage in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
+    if stage not in ("dissimilarity", "straight_dissimilarity"):
         options |= compiler_options(torch.device(target.backend))
     return compiled_kernel(kernel, constants, target, KINDS, **options)
 
@@ -105,6 +118,10 @@ def settings_of(stage: str, constants: dict[str, Any]) -> tuple[Any, ...]:
 
     if stage == "straight_dissimilarity":
         return (settings.STRAIGHT_TILE,)
+    if stage == "kernel_sums" and not constants["GRID"]:
+        from pc_kernels.triton_kernels.kernel_sums_launch import pair_setting
+
+        return pair_setting(8192, 4), pair_setting(4, 8192)
     if constants.get("SHORT"):
         return settings.COMPARED_ROWS
     if not constants.get("GRID", True):

@@ -27,7 +27,7 @@ RELAXATIONS = tuple(name for name, row in formulas.RELAXATIONS.items() if row.si
 """Those on grids; test_laplace.py has the other."""
 
 
-def usable(dtype: torch.dtype = torch.float32, stage: str = "") -> list[Any]:
+def usable(dtype: torch.dtype = torch.float32) -> list[Any]:
     """The backends as pytest parameters, skipped with the reason where they do not run here."""
     import pytest
 
@@ -35,7 +35,7 @@ def usable(dtype: torch.dtype = torch.float32, stage: str = "") -> list[Any]:
     for name, backend in BACKENDS.items():
         if not backend.serves(torch.device("cpu")):
             continue
-        reason = backend.obstacle_to(stage, torch.device("cpu"), dtype)
+        reason = backend.obstacle(torch.device("cpu"), dtype)
         marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
         parameters.append(pytest.param(name, marks=marks))
     return parameters

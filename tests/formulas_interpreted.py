@@ -6,6 +6,8 @@ TRITON_INTERPRET=1 python -m pytest tests/formulas_interpreted.py
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import triton
@@ -16,7 +18,13 @@ from tolerances import ROUNDINGS, U
 from torch import Tensor
 
 from pc_kernels.formulas import HUBER_DELTA, PENALTIES, RELAXATIONS, Formula
-from pc_kernels.triton_kernels.formulas import code_of, step_and_density, value_and_slope
+from pc_kernels.triton_kernels import tables
+from pc_kernels.triton_kernels.formulas import (
+    code_of,
+    kernels_at,
+    step_and_density,
+    value_and_slope,
+)
 
 COUNT = 2048
 
@@ -29,6 +37,16 @@ def relaxation_kernel(
     step, density = step_and_density(tl.load(z_ptr + at), RELAXATION)
     tl.store(step_ptr + at, step)
     tl.store(density_ptr + at, density)
+
+
+@triton.jit
+def kernels_kernel(
+    z_ptr, out_ptr, integral_ptr, RELAXATION: tl.constexpr, COUNT: tl.constexpr
+) -> None:
+    at = tl.arange(0, COUNT)
+    _density, step, integral = kernels_at(tl.load(z_ptr + at), RELAXATION)
+    tl.store(out_ptr + at, step)
+    tl.store(integral_ptr + at, integral)
 
 
 @triton.jit
@@ -67,6 +85,38 @@ def test_relaxations(name: str, rng: torch.Generator) -> None:
     assert_near("step", step, row.cdf(z.double()), ROUNDINGS * U)
     assert_near("density", density, row.pdf(z.double()), rounding_of(row.pdf, z))
     assert step[:4].tolist() == [0.5, 0.5, 1.0, 0.0] and density[2:4].tolist() == [0.0, 0.0]
+
+
+def normal_integral(z: Tensor) -> Tensor:
+    """∫Φ, with the digits of its tail."""
+    a = z.abs()
+    mills = torch.special.erfcx(a / math.sqrt(2)) * math.sqrt(math.pi / 2)
+    tail = torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi) * (1 - a * mills)
+    return tail + z.clamp(min=0)
+
+
+TAILS: dict[str, tuple[Formula, Formula]] = {
+    "logistic": (torch.sigmoid, lambda z: torch.logaddexp(z, torch.zeros_like(z))),
+    "normal": (lambda z: torch.special.log_ndtr(z).exp(), normal_integral),
+}
+"""Φ and ∫Φ in float64, in proportion to themselves: those of the table lose digits where small."""
+
+
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_kernels_have_tails_in_proportion(name: str, rng: torch.Generator) -> None:
+    """Φ and ∫Φ are near relative to themselves, as far as the reach; far out they are 0, and 1 and z."""
+    row = RELAXATIONS[name]
+    z = torch.linspace(-1, 1, COUNT) * row.single.far.support
+    z[::2] = torch.randn(COUNT // 2, generator=rng)
+    z[:4] = torch.tensor([0.0, -0.0, 1e30, -1e30])
+    z[4] = -torch.inf
+    step, integral = both(kernels_kernel, z, code_of(row))
+    for formula, got in zip(TAILS[name], (step, integral), strict=True):
+        wanted = formula(z[5:].double())
+        allowed = rounding_of(formula, z[5:]) + tables.FIT * wanted
+        assert_near("kernel", got[5:], wanted, allowed)
+    assert step[:5].tolist() == [0.5, 0.5, 1.0, 0.0, 0.0]
+    assert integral[2:5].tolist() == [z[2].item(), 0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", PENALTIES)

@@ -115,6 +115,22 @@ class SoftRankBackward(ctypes.Structure):
     )
 
 
+class Lists(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("offsets", c_void_p), ("count", c_int64), ("keep", c_void_p))
+
+
+class KernelSums(ctypes.Structure):
+    _fields_ = (
+        ("sources", Lists),
+        ("queries", Lists),
+        ("upper", c_bool),
+        ("weights", c_void_p),
+        *((name, c_int64) for name in ("channels", "all_sources", "all_queries")),
+        ("options", RankOptions),
+        *((name, c_void_p) for name in formulas.KERNELS),
+    )
+
+
 class DissimilarityRows(ctypes.Structure):
     _fields_ = (("rows", Rows),)
 
@@ -296,6 +312,28 @@ class ShimBackend(CudaBackend):
         stage = SoftRankBackward(*given, rank_options(*options), address(grad))
         self.run("soft_rank_backward", len(x), stage)
         return grad
+
+    def run_kernel_sums(
+        self, x: Tensor, y: Tensor, weights: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        x_offsets, y_offsets, x_mask, y_mask, upper, temperature, relaxation, wanted = rest
+        assert x_offsets is None and y_offsets is None
+        channels = 1 if weights is None else len(weights)
+        sums = [
+            torch.full((channels, *y.shape) if is_wanted else (0,), torch.nan)
+            for is_wanted in wanted
+        ]
+        stage = KernelSums(
+            Lists(address(x), None, x.shape[1], address(x_mask)),
+            Lists(address(y), None, y.shape[1], address(y_mask)),
+            upper,
+            address(weights),
+            *(channels, x.numel(), y.numel()),
+            rank_options(temperature, relaxation, False),
+            *(address(s if is_wanted else None) for s, is_wanted in zip(sums, wanted, strict=True)),
+        )
+        self.run("kernel_sums", len(x), stage)
+        return tuple(sums)
 
     def run_dissimilarity_(self, *rows: Any) -> None:
         self.run("dissimilarity", len(rows[0]), DissimilarityRows(rows_of(*rows)))

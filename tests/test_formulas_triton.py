@@ -77,11 +77,11 @@ def test_taps(name: str) -> None:
     row = RELAXATIONS[name]
     values = tables.tables(name, torch.device("cpu")).double()
     count = 2 * row.single.band + 1
-    taps, padding = values[tables.TAPS :].split([count, -count % tables.TAP_BLOCK])
+    taps, padding = values[tables.TAPS[row.code] :].split([count, -count % tables.TAP_BLOCK])
     assert torch.equal(taps, taps.flip(0)) and not padding.any()
     beyond = 2 * row.cdf(torch.tensor(-float(row.single.support), dtype=torch.float64))
     assert abs(taps.sum() / row.single.inverse_step - 1) <= beyond + 2.0**-24
-    edge = values[tables.EDGE : tables.TAPS]
+    edge = values[tables.EDGE : tables.TAPS[row.code]]
     used = row.single.band + tables.NODES
     assert (edge.diff() <= 0).all() and (edge[:used] > 0).all() and (edge[used:] == 0).all()
     assert edge[tables.LEFT_NODE] == 0.5

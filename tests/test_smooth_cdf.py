@@ -12,12 +12,14 @@ import pytest
 import test_nearly_hard
 import tolerances
 import torch
+from cdf import CASES
 from compare import (
+    BACKEND_NAMES,
     DOUBLE_BACKENDS,
+    FAST_BACKENDS,
     RELAXATIONS,
     check_smooth_cdf,
     own_leaf,
-    usable,
 )
 from conftest import ROOT
 from inputs import BEYOND_PLAIN_FLOAT32, ROWS, make_rows
@@ -31,15 +33,6 @@ from pc_kernels.formulas import RELAXATIONS as TABLE
 def value_of(parameter: Any) -> str | None:
     """The backend, unless it is skipped."""
     return None if parameter.marks else parameter.values[0]
-
-
-BACKEND_NAMES = usable(stage="kernel_sums")
-FAST_BACKENDS = [b for b in BACKEND_NAMES if b.values != ("reference",)]
-CASES = [
-    {"tail": tail, "integral": integral}
-    for tail in ("lower", "upper")
-    for integral in (False, True)
-]
 
 
 def sources_and_queries(name: str, rng: Generator, rows: int, m: int, n: int) -> list[Tensor]:

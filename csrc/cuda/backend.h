@@ -14,13 +14,19 @@ struct Cuda {
   static constexpr const char* name = "cuda";
   static constexpr DeviceType device = DeviceType::CUDA;
   using Relaxations = GridRelaxations;
+  using Steps = GridRelaxations;
 
-  static Tensor empty_like(const Tensor& x) { return empty<float>(x, x.sizes()); }
+  static Tensor empty_rows(const Tensor& like, Sizes sizes) { return empty<float>(like, sizes); }
 
   // Over the rows of x.
   template <class Stage>
   static void run(const Tensor& x, const Stage& stage) {
     run(x, x.size(0), x.size(1), stage);
+  }
+
+  template <class Stage>
+  static void run_rows(const Tensor& x, const RowSizes& sizes, const Stage& stage) {
+    run(x, sizes.rows, sizes.most, stage);
   }
 
   // Over so many rows of so many values, on the device of x. The workspace goes back to PyTorch's

@@ -53,11 +53,12 @@ PCK_DEVICE T word_by_word(T value, Shuffle shuffle) {
   return value;
 }
 
-// The values of a warp's lanes, combined: every lane gets the same result.
+// The values of a warp's lanes, or of so many lanes side by side, combined: every lane gets the same
+// result.
 template <class T, class Combine>
-PCK_DEVICE T reduce_warp(T value, Combine combine) {
+PCK_DEVICE T reduce_warp(T value, Combine combine, int lanes = kWarp) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+  for (int distance = lanes / 2; distance > 0; distance /= 2)
     value = combine(value, word_by_word(value, [=](unsigned w) {
                       return __shfl_xor_sync(kEveryLane, w, distance);
                     }));

@@ -6,7 +6,7 @@
 //     spread     moments, [4][cells] in 64 bits: low words | high words
 //     nodes      terms, [4][cells]       in low;   mass, a band of zeros around it  -> high
 //     convolve   density at the nodes -> low
-//     integrate  level, [cells]       -> low, second half
+//     integrate  level, and its own integral's gain, [cells] each -> low, second half
 //     gather     cubics, [cells][4]   -> high
 #pragma once
 
@@ -17,9 +17,13 @@
 
 namespace pck::cuda {
 
-inline constexpr int kFewestCells = 64;  // room in `high` for the mass and its bands
+// Room in `high` for the mass and its bands: of most grids, and of those with a reach (`Far`).
+inline constexpr int kFewestCells = 64, kFewestFarCells = 128;
 static_assert(3 * kFewestCells >=
               largest(GridRelaxations{}, [](auto row) { return kTaps<decltype(row)>; }) + kNodes + 7);
+static_assert(3 * kFewestFarCells >=
+              largest(GridRelaxations{}, [](auto row) { return kTaps<Far<decltype(row)>>; }) + kNodes +
+                  7);
 
 __device__ constexpr Stencil kDeviceStencil = make_stencil();
 
@@ -54,14 +58,20 @@ struct Grid {
   int room;  // Scratch::cells
   unsigned* low;
   int* high;
+  int* exponent;
 
   PCK_DEVICE Grid(int used, const Scratch& scratch)
-      : cells(used), room(scratch.cells), low(scratch.low), high(scratch.high) {}
+      : cells(used),
+        room(scratch.cells),
+        low(scratch.low),
+        high(scratch.high),
+        exponent(scratch.exponent) {}
   PCK_DEVICE int nodes() const { return cells + kNodes - 1; }
   PCK_DEVICE float* terms(int a) const { return reinterpret_cast<float*>(low) + a * room; }
   PCK_DEVICE float* mass() const { return reinterpret_cast<float*>(high); }  // a band of zeros first
   PCK_DEVICE float* density() const { return reinterpret_cast<float*>(low); }
   PCK_DEVICE float* level() const { return density() + 2 * room; }
+  PCK_DEVICE float* gain() const { return density() + 3 * room; }
   PCK_DEVICE float4* cubics() const { return reinterpret_cast<float4*>(high); }
 };
 
@@ -77,10 +87,20 @@ PCK_DEVICE void add_wide(unsigned* low, int* high, int addend) {
 
 inline constexpr int kUnitShift = 29;  // for weights of 1
 
-// Spread: moments[a][cell] = sum of w u^a over the cell's points, in units of 2^-shift. `shift` is such
-// that no |w| exceeds 2^30 units.
-template <class Places, class Weight>
-PCK_DEVICE void spread(Block& block, const Grid& grid, const Places& places, int count, int shift,
+// Moments are whole multiples of 2^-shift, such that no |w| exceeds 2^30 of these units.
+struct SameUnit {  // in all cells
+  int shift;
+  PCK_DEVICE int of(int) const { return shift; }
+};
+
+struct CellUnits {  // by the largest weight of a cell: errors are relative to it
+  const int* exponent;
+  PCK_DEVICE int of(int cell) const { return kUnitShift - exponent[cell]; }
+};
+
+// Spread: moments[a][cell] = sum of w u^a over the cell's points.
+template <class Places, class Units, class Weight>
+PCK_DEVICE void spread(Block& block, const Grid& grid, const Places& places, int count, Units units,
                        Weight weight) {
   for (int a = 0; a < kTerms; ++a)
     block.each(grid.cells, [&](int c) {
@@ -90,7 +110,7 @@ PCK_DEVICE void spread(Block& block, const Grid& grid, const Places& places, int
   block.sync();
   block.each(count, [&](int j) {
     const auto [cell, u] = places(j);
-    float power = std::scalbn(weight(j), shift);
+    float power = std::scalbn(weight(j), units.of(cell));
 #pragma unroll
     for (int a = 0; a < kTerms; ++a, power *= u)
       add_wide(grid.low + a * grid.room + cell, grid.high + a * grid.room + cell,
@@ -101,13 +121,13 @@ PCK_DEVICE void spread(Block& block, const Grid& grid, const Places& places, int
 
 // Cell moments to weights on the nodes, between bands of zeros: node n collects from the cells
 // n - kNodes + 1 ... n.
-template <class R>
-PCK_DEVICE void nodes_from_moments(Block& block, const Grid& grid, int shift) {
+template <class R, class Units>
+PCK_DEVICE void nodes_from_moments(Block& block, const Grid& grid, Units units) {
   for (int a = 0; a < kTerms; ++a)
     block.each(grid.cells, [&](int c) {
       const int i = a * grid.room + c;
       const int64_t sum = static_cast<int64_t>(grid.high[i]) * (int64_t{1} << 32) + grid.low[i];
-      grid.terms(a)[c] = std::scalbn(static_cast<float>(sum), -shift);
+      grid.terms(a)[c] = std::scalbn(static_cast<float>(sum), -units.of(c));
     });
   block.sync();
   float* const mass = grid.mass();
@@ -199,7 +219,7 @@ PCK_DEVICE void integrate(Block& block, const Grid& grid, const Taps<R>& taps) {
   block.sync();
 }
 
-// A cell's cubic and its integral from the middle, times 1/h.
+// A cell's cubic and its integrals from the middle, times 1/h and 1/h^2.
 PCK_DEVICE float cubic_at(const float4& p, float u) {
   return ((p.w * u + p.z) * u + p.y) * u + p.x;
 }
@@ -208,13 +228,18 @@ PCK_DEVICE float integral_at(const float4& p, float u) {
   return (((p.w * 0.25f * u + p.z * (1.0f / 3.0f)) * u + p.y * 0.5f) * u + p.x) * u;
 }
 
+PCK_DEVICE float twice_integral_at(const float4& p, float u) {
+  return (((p.w * 0.05f * u + p.z * (1.0f / 12.0f)) * u + p.y * (1.0f / 6.0f)) * u + p.x * 0.5f) * u *
+         u;
+}
+
 // Gather: take(j, sum_k Phi((x_j - x_k)/tau) - 1/2, sum_k phi((x_j - x_k)/tau)), k = j included.
 template <class R, class Places, class Take>
 PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, const Places& places, int count,
                                const Taps<R>& taps, Take take) {
   constexpr float h = 1.0f / R::inverse_step;
-  spread(block, grid, places, count, kUnitShift, [](int) { return 1.0f; });
-  nodes_from_moments<R>(block, grid, kUnitShift);
+  spread(block, grid, places, count, SameUnit{kUnitShift}, [](int) { return 1.0f; });
+  nodes_from_moments<R>(block, grid, SameUnit{kUnitShift});
   convolve<R>(block, grid, taps);
   integrate<R>(block, grid, taps);
   cell_cubics(block, grid);
@@ -226,22 +251,22 @@ PCK_DEVICE void grid_rank_sums(Block& block, const Grid& grid, const Places& pla
   block.sync();
 }
 
-// The shift for weights of so many points that none exceeds 2^30 units.
+// The unit for weights of so many points.
 template <class Weight>
-PCK_DEVICE int shift_of(Block& block, int count, Weight weight) {
+PCK_DEVICE SameUnit unit_of(Block& block, int count, Weight weight) {
   float largest = 0.0f;
   block.each(count, [&](int j) { largest = std::fmax(largest, std::fabs(weight(j))); });
   largest = block.reduce(largest, Largest{});
-  return largest > 0.0f ? kUnitShift - std::ilogb(largest) : 0;
+  return {largest > 0.0f ? kUnitShift - std::ilogb(largest) : 0};
 }
 
 // Gather: take(j, sum_k weight_k phi((x_j - x_k)/tau)).
 template <class R, class Places, class Weight, class Take>
 PCK_DEVICE void grid_density(Block& block, const Grid& grid, const Places& places, int count,
                              const Taps<R>& taps, Weight weight, Take take) {
-  const int shift = shift_of(block, count, weight);
-  spread(block, grid, places, count, shift, weight);
-  nodes_from_moments<R>(block, grid, shift);
+  const SameUnit unit = unit_of(block, count, weight);
+  spread(block, grid, places, count, unit, weight);
+  nodes_from_moments<R>(block, grid, unit);
   convolve<R>(block, grid, taps);
   cell_cubics(block, grid);
   block.each(count, [&](int j) {

@@ -17,6 +17,7 @@ constexpr double kUsualDeviations = 10.0;
 constexpr double kRoomyDeviations = 16.0;
 constexpr double kCellsOfNearlyHardRows = 1024;
 constexpr double kCellsOfParts = 256;
+constexpr double kCellsOfFarParts = 512;
 
 constexpr int64_t kHeader = sizeof(Header);
 
@@ -27,15 +28,18 @@ struct Room {
 };
 
 // `capacity`: the most cells that there is memory for.
-Room grid_room(int64_t count, const RankOptions& options, double capacity) {
+Room grid_room(int64_t count, const Needs& needs, double capacity) {
+  const RankOptions& options = *needs.options;
   const double points = static_cast<double>(count);
+  const double parts = needs.weighted ? kCellsOfFarParts : kCellsOfParts;
+  const int fewest = needs.weighted ? kFewestFarCells : kFewestCells;
   const int inverse_step = visit(GridRelaxations{}, options.relaxation,
                                  [](auto row) { return decltype(row)::inverse_step; });
   // A larger grid costs more than parts.
   const double limit = std::min({kMostCellsPerPoint * points, points * points / 8.0, capacity});
   const auto whole = [=](double cells) {
-    const double wanted = std::min(std::max(cells, kCellsOfParts), limit);
-    return std::max(kFewestCells, (static_cast<int>(wanted) + 3) / 4 * 4);
+    const double wanted = std::min(std::max(cells, parts), limit);
+    return std::max(fewest, (static_cast<int>(wanted) + 3) / 4 * 4);
   };
   if (!options.scale_std) return {whole(0.0), whole(2.0 * points)};
   const double deviation = inverse_step / options.temperature;
@@ -60,18 +64,19 @@ int64_t shared_of(const Layout& layout, bool points) {
 // Where the references' arrays go, and room on the grid: returns whether they fit into shared memory.
 // Two blocks on a multiprocessor hide each other's barriers: if half of its memory has room for all
 // that a row might use, so be it. Else places take the room of values, and the grid has what is left,
-// of half or all of the memory; or it has all, and the references' arrays are in global memory.
+// of half or all of the memory; or it has all, and the references' arrays are in global memory. Where
+// points are weighted, places never take the room of values.
 bool fit(Layout& layout, const Room& room, const Shared& shared) {
   layout.cells = room.most;
   layout.apart = room.most > 0;
   if (shared_of(layout, true) <= shared.each(2)) return true;
   layout.cells = room.least;
-  layout.apart = false;
+  layout.apart = layout.weighted;
   const int64_t least = shared_of(layout, true);
   const bool in_shared = least <= shared.block;
   const int64_t bytes = shared.each(in_shared && least <= shared.each(2) ? 2 : 1);
   const int64_t left = bytes - kHeader - (in_shared ? layout.point_bytes() : 0);
-  const int64_t fitting = left / Layout::kCellBytes / 4 * 4;
+  const int64_t fitting = left / layout.bytes_a_cell() / 4 * 4;
   layout.cells = static_cast<int>(std::min<int64_t>(room.most, fitting));
   return in_shared;
 }
@@ -102,12 +107,13 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch*
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
         cudaDeviceGetAttribute(&threads_most, cudaDevAttrMaxThreadsPerBlock, device)})
     if (error != cudaSuccess) return error;
-  if (shared.block < kHeader + kFewestCells * Layout::kCellBytes) return cudaErrorInvalidValue;
-  const double capacity = static_cast<double>((shared.block - kHeader) / Layout::kCellBytes);
-  const int own = static_cast<int>((needs.shared_bytes + Layout::kCellBytes - 1) / Layout::kCellBytes);
-  const Room room =
-      needs.options == nullptr ? Room{own, own} : grid_room(count, *needs.options, capacity);
-  Layout layout{needs.arrays ? static_cast<int>(count) : 0, 0, needs.masked, false};
+  Layout layout{needs.arrays ? static_cast<int>(count) : 0, 0, needs.masked, false, needs.weighted};
+  const int64_t cell_bytes = layout.bytes_a_cell();
+  const int fewest = needs.weighted ? kFewestFarCells : kFewestCells;
+  if (shared.block < kHeader + fewest * cell_bytes) return cudaErrorInvalidValue;
+  const double capacity = static_cast<double>((shared.block - kHeader) / cell_bytes);
+  const int own = static_cast<int>((needs.shared_bytes + cell_bytes - 1) / cell_bytes);
+  const Room room = needs.options == nullptr ? Room{own, own} : grid_room(count, needs, capacity);
   const bool in_shared = fit(layout, room, shared);
   const int64_t shared_bytes = shared_of(layout, in_shared);
   // Working memory in global memory is only for as many blocks as run at a time.
@@ -117,6 +123,7 @@ cudaError_t plan_launch(int64_t rows, int64_t count, const Needs& needs, Launch*
              layout.cells,
              layout.masked,
              layout.apart,
+             layout.weighted,
              static_cast<int>(blocks),
              in_shared ? block_threads(count, shared_bytes, shared.block, threads_most)
                        : std::min(kThreads<false>, threads_most),

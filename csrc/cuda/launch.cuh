@@ -52,6 +52,12 @@ PCK_DEVICE const Taps<R>& stage_taps(Block& block, const Taps<R>& taps, Header& 
   return reinterpret_cast<const Taps<R>&>(header.taps);
 }
 
+// Of a reach, they stay in constant memory, in which all threads read the same one mostly.
+template <class R>
+PCK_DEVICE const Taps<Far<R>>& stage_taps(Block&, const Taps<Far<R>>& taps, Header&) {
+  return taps;
+}
+
 // Traps unless the tables have all codes of a stage.
 template <class Stage>
 PCK_DEVICE void check_codes(const Stage& stage) {
@@ -99,7 +105,7 @@ cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps)
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
   config.stream = launch.stream;
   const Chunk chunk{launch.rows,
-                    {launch.count, launch.cells, launch.masked, launch.apart},
+                    {launch.count, launch.cells, launch.masked, launch.apart, launch.weighted},
                     static_cast<unsigned char*>(launch.workspace)};
   return cudaLaunchKernelEx(&config, kernel, chunk, stage, taps);
 }
@@ -108,6 +114,12 @@ cudaError_t start(const Launch& launch, const Stage& stage, const AnyTaps& taps)
 template <class Stage>
 int64_t calls_of(const Launch& launch, const Stage&) {
   return launch.rows;
+}
+
+// The taps of a relaxation, unless there is an overload for the stage.
+template <class Stage, class R>
+Taps<R> taps_of(const Launch&, const Stage&, R) {
+  return {};
 }
 
 template <class Stage>
@@ -119,7 +131,7 @@ cudaError_t run(const Launch& planned, const Stage& stage) {
     launch.blocks = static_cast<int>(std::min<int64_t>(launch.rows, kMostBlocks));
   if constexpr (requires { stage.options; })
     return visit(GridRelaxations{}, stage.options.relaxation,
-                 [&](auto row) { return start(launch, stage, Taps<decltype(row)>()); });
+                 [&](auto row) { return start(launch, stage, taps_of(launch, stage, row)); });
   else
     return start(launch, stage, NoTaps{});
 }

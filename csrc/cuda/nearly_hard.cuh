@@ -16,17 +16,23 @@ namespace pck::cuda {
 // twice as many pairs, which costs about as much as their share of a grid would.
 inline constexpr int kCrowd = 32;
 
-// scratch.values <- the row, sorted, scratch.target along with it; scratch.product <- the place that
-// each had, as an integer's bits.
-PCK_DEVICE void sort_row(Block& block, int count, const Scratch& scratch) {
-  float* const target = scratch.target;
+// scratch.values <- the row, sorted; scratch.product <- the place that each had, as an integer's bits.
+// also(a, b) changes places of what goes along.
+template <class Also>
+PCK_DEVICE void sort_points(Block& block, int count, const Scratch& scratch, Also also) {
   int* const place = reinterpret_cast<int*>(scratch.product);
   block.each(count, [&](int j) { place[j] = j; });
   block.sync();
   sort_keys(block, scratch.values, count, [=](int a, int b) {
-    exchange_values(target[a], target[b]);
+    also(a, b);
     exchange_values(place[a], place[b]);
   });
+}
+
+// The same, scratch.target along with it.
+PCK_DEVICE void sort_row(Block& block, int count, const Scratch& scratch) {
+  float* const target = scratch.target;
+  sort_points(block, count, scratch, [=](int a, int b) { exchange_values(target[a], target[b]); });
 }
 
 // Neighbours in order.

@@ -42,12 +42,12 @@ PCK_DEVICE int close_gaps(Block& block, int count, int bins, const Scratch& scra
   return kept;
 }
 
-// Puts the points on a grid: returns its cells, or 0, the values untouched, if there is no room for it
-// or pairs are cheaper. Places are found in double: a small value beside a large one has digits that
-// their difference in fp32 would lose.
+// Puts the points on a grid: returns its cells, or 0, the values untouched, if there is no room for it,
+// with gaps closed or not, or pairs are cheaper. Places are found in double: a small value beside a
+// large one has digits that their difference in fp32 would lose.
 template <class R>
 PCK_DEVICE int place_points(Block& block, int count, const Range& range, double tau,
-                            const Scratch& scratch) {
+                            const Scratch& scratch, bool may_close_gaps = true) {
   const float* const x = scratch.values;
   const double low = range.low;
   const double inverse_step = R::inverse_step / tau;
@@ -61,7 +61,7 @@ PCK_DEVICE int place_points(Block& block, int count, const Range& range, double 
   int cells = span <= most - 2.0 ? static_cast<int>(span) + 2 : 0;
   const bool gaps = cells == 0;
   if (gaps) {
-    if (!(span < 4.0 * kBand<R> * scratch.cells)) return 0;
+    if (!may_close_gaps || !(span < 4.0 * kBand<R> * scratch.cells)) return 0;
     const int bins = static_cast<int>(span) / kBand<R> + 1;
     const auto bin_of = [=](int j) { return static_cast<int>(coordinate(j)) / kBand<R>; };
     cells = close_gaps(block, count, bins, scratch, bin_of) * kBand<R>;

@@ -17,8 +17,8 @@ inline constexpr int kMostBlocks = 0x7fffffff;  // of a launch
 struct Launch {
   int64_t rows;
   int count;
-  int cells;           // room on the grid of soft_rank
-  bool masked, apart;  // see Layout
+  int cells;                     // room on the grid of soft_rank
+  bool masked, apart, weighted;  // see Layout
   int blocks;
   int threads;     // of a block
   bool in_shared;  // whether the arrays of a row's references are in shared memory
@@ -33,7 +33,8 @@ struct Launch {
 struct Needs {
   const RankOptions* options = nullptr;  // of soft ranks
   bool masked = false;
-  bool arrays = true;  // of a row's references; those of logits and points do without
+  bool weighted = false;  // points with weights, whose sums may be small
+  bool arrays = true;     // of a row's references; those of logits and points do without
   int shared_bytes = 0;
 
   template <class Stage>
@@ -41,6 +42,7 @@ struct Needs {
     if constexpr (requires { stage.options; }) options = &stage.options;
     if constexpr (requires { stage.present; }) masked = stage.present.keep != nullptr;
     if constexpr (requires { stage.points; }) masked = stage.points.present.keep != nullptr;
+    if constexpr (requires { stage.sources; }) weighted = true;
     if constexpr (requires { stage.logits; }) arrays = false;
     if constexpr (requires { Stage::kSharedBytes; }) {
       arrays = false;

@@ -54,38 +54,37 @@ BACKENDS: dict[str, Backend] = {
 """By name, in the order in which `auto` tries them; `reference` is never picked for speed."""
 
 
-def fastest(device: torch.device, dtype: torch.dtype, stage: str = "") -> Backend:
-    """What "auto" takes: the first that is usable, for all stages or this one."""
+def fastest(device: torch.device, dtype: torch.dtype) -> Backend:
+    """What "auto" takes: the first that is usable."""
     candidates = (b for b in BACKENDS.values() if b.serves(device))
-    return next(b for b in candidates if b.obstacle_to(stage, device, dtype) is None)
+    return next(b for b in candidates if b.obstacle(device, dtype) is None)
 
 
-def select(name: str, device: torch.device, dtype: torch.dtype, stage: str = "") -> Backend:
+def select(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend called `name`, or for "auto" the first that is usable.
 
-    `stage`: where it is one that not every backend has.
     "auto" warns, once, where it computes in plain PyTorch for want of compiled kernels.
 
     Raises:
         ValueError: no backend has this name, or the one that has cannot be used, and why.
     """
     if name == "auto":
-        chosen = fastest(device, dtype, stage)
+        chosen = fastest(device, dtype)
         compiled = BACKENDS.get(device.type)  # those have the names of their devices
         slow = chosen.name == "torch" and dtype == torch.float32
         if compiled is not None and slow and not torch.compiler.is_compiling():
-            warn_of_fallback(device.type, str(compiled.obstacle_to(stage, device, dtype)))
+            warn_of_fallback(device.type, str(compiled.obstacle(device, dtype)))
         return chosen
     if name not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"backend must be one of {names}; got {name!r}")
-    reason = BACKENDS[name].obstacle_to(stage, device, dtype)
+    reason = BACKENDS[name].obstacle(device, dtype)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
     return BACKENDS[name]
 
 
-def check_usable(name: str, first: Tensor, *others: Tensor | None, stage: str = "") -> None:
+def check_usable(name: str, first: Tensor, *others: Tensor | None) -> None:
     """Raises ValueError if the backend called `name` cannot compute on these tensors, and why."""
     if name != "auto":
-        select(name, first.device, compute_dtype(first, *others), stage)
+        select(name, first.device, compute_dtype(first, *others))

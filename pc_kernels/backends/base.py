@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..cdf_rows import CdfRows, sums_by_matrices
 from ..dissimilarities.gram_rows import dissimilarities
 from ..dissimilarities.row_maker import RowMaker
 from ..dissimilarities.rows import Chunk, Pairs, Rows
@@ -16,7 +17,6 @@ from . import chain, contrast_rows, grid_method, projected
 from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
-    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -28,8 +28,6 @@ class Backend(RowMaker):
     """
 
     name: str
-    lacks: tuple[str, ...] = ()
-    """Stages that it does not compute."""
     working_bytes = chain.WORKING_BYTES
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
@@ -41,12 +39,6 @@ class Backend(RowMaker):
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why tensors of this device and dtype cannot be computed on, or None."""
         raise NotImplementedError
-
-    def obstacle_to(self, stage: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it cannot compute this stage on such tensors, or None."""
-        if stage in self.lacks:
-            return f"it has no kernels for {stage} yet; use backend='torch'"
-        return self.obstacle(device, dtype)
 
     def serves(self, device: torch.device) -> bool:
         """Whether `auto` may choose it for this device, if there is no obstacle."""
@@ -93,9 +85,13 @@ class Backend(RowMaker):
         """Σ_k w_k K((y_j − x_k)/τ) at the queries y, for each of these `formulas.KERNELS`.
 
         [W, N, n], or [W, Q] of lists; 0 where a query is absent, NaN in rows with a NaN or an infinity,
-        in weights as well.
+        in weights as well. Here in plain PyTorch, for every relaxation.
         """
-        raise NotImplementedError
+
+        def sums(part: CdfRows) -> list[Tensor]:
+            return grid_method.kernel_sums(part, recipe, kernels)
+
+        return sums_by_matrices(rows, kernels, sums)
 
     def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
         """The blocks of the isotonic regression of rows s and w [N, m], descending, in float64.

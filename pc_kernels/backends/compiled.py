@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..cdf_rows import CdfRows, sums_by_matrices
 from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import KERNELS, Projection, Relaxation
@@ -20,7 +21,6 @@ from .base import FusedBackend
 from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
-    from ..cdf_rows import CdfRows
     from ..recipe import Recipe
 
 
@@ -62,6 +62,14 @@ class CompiledBackend(FusedBackend):
         return self.operator("soft_rank_backward")(
             grad_rank.contiguous(), x.contiguous(), density, keep, *_scaling(recipe)
         )
+
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`; a row at a time."""
+        if not self.knows(recipe.formula):
+            return super().kernel_sums(rows, recipe, kernels)
+        wanted = [kernel in kernels for kernel in KERNELS]
+        sums = self.operator("kernel_sums")(*rows, recipe.temperature, recipe.relaxation, wanted)
+        return [sums[KERNELS.index(kernel)] for kernel in kernels]
 
     def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """See `Backend`."""
@@ -120,14 +128,6 @@ class CpuBackend(CompiledBackend):
         """See `FusedBackend`; its kernels scan and project as well."""
         return relaxation.code is not None
 
-    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
-        """See `Backend`; threads over rows, whatever their lengths."""
-        wanted = [kernel in kernels for kernel in KERNELS]
-        sums = torch.ops.pc_kernels.cpu_kernel_sums(
-            *rows, recipe.temperature, recipe.relaxation, wanted
-        )
-        return [sums[KERNELS.index(kernel)] for kernel in kernels]
-
     def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
         """See `Backend`; by pooling adjacent violators, threads over rows."""
         blocks: Tensor = torch.ops.pc_kernels.cpu_isotonic_blocks(s, w, kl)
@@ -169,7 +169,6 @@ class CudaBackend(CompiledBackend):
     """The CUDA extension (csrc/cuda): a block of threads a row."""
 
     name = "cuda"
-    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """CUDA devices."""
@@ -189,6 +188,12 @@ class CudaBackend(CompiledBackend):
         if dtype != torch.float32:
             return f"it computes in float32; for {dtype} use backend='torch'"
         return None
+
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`; lists are rows of matrices here."""
+        return sums_by_matrices(
+            rows, kernels, partial(super().kernel_sums, recipe=recipe, kernels=kernels)
+        )
 
     def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
         """See `RowMaker`; two launches. On a GPU extreme features over- and underflow."""

@@ -105,11 +105,3 @@ class TorchBackend(Backend):
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
         return grid_method.hard_rank(x, keep)
-
-    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
-        """See `Backend`."""
-
-        def on_grids(part: CdfRows) -> list[Tensor]:
-            return grid_method.kernel_sums(part, recipe, kernels)
-
-        return sums_by_matrices(rows, kernels, on_grids)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..cdf_rows import CdfRows, sums_by_matrices
 from ..dissimilarities.row_maker import FEW_PAIRS, NearOrigin
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..products import IN_FLOAT32, Products
@@ -23,7 +24,6 @@ class TritonBackend(FusedBackend):
     """Triton kernels (triton_kernels/): a GPU and `pip install triton` are all they need."""
 
     name = "triton"
-    lacks = ("kernel_sums",)
 
     def serves(self, device: torch.device) -> bool:
         """GPUs; the interpreter, on the CPU, is for tests."""
@@ -91,6 +91,19 @@ class TritonBackend(FusedBackend):
         return _launch().soft_rank_backward(
             grad_rank.contiguous(), x.contiguous(), density, recipe, keep
         )
+
+    def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
+        """See `Backend`; lists are rows of matrices here, and very long ones go in plain PyTorch."""
+        from ..triton_kernels import kernel_sums_launch as launch
+
+        def sums(part: CdfRows) -> list[Tensor]:
+            if not launch.fits(part):
+                return super(TritonBackend, self).kernel_sums(part, recipe, kernels)
+            return launch.kernel_sums(part.to(torch.float32), recipe, kernels)
+
+        if not self.knows(recipe.formula):
+            return super().kernel_sums(rows, recipe, kernels)
+        return sums_by_matrices(rows, kernels, sums)
 
     def hard_rank_rows(self, teacher: Rows, pairs: Pairs) -> Rows:
         """See `Backend`."""

@@ -145,7 +145,7 @@ class Search:
 
     def _budget(self, embeddings: Tensor) -> int:
         """How many sources and queries a chunk may have, over all its rows."""
-        engine = select(self.recipe.backend, embeddings.device, embeddings.dtype, "kernel_sums")
+        engine = select(self.recipe.backend, embeddings.device, embeddings.dtype)
         available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
         return available // (WORKING_BYTES + 2 * engine.working_bytes)
 

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .. import formulas
 from ..formulas import PENALTIES, RELAXATIONS, Penalty, Relaxation
+from . import tables
 
 LOGISTIC = tl.constexpr(RELAXATIONS["logistic"].code)
 NORMAL = tl.constexpr(RELAXATIONS["normal"].code)
@@ -16,6 +17,10 @@ NORMAL = tl.constexpr(RELAXATIONS["normal"].code)
 SQUARED = tl.constexpr(PENALTIES["squared"].code)
 ABSOLUTE = tl.constexpr(PENALTIES["absolute"].code)
 HUBER = tl.constexpr(PENALTIES["huber"].code)
+NORMAL_RATE = tl.constexpr(tables.NORMAL_RATE)
+NORMAL_CDF = tl.constexpr(tables.NORMAL_CDF)
+NORMAL_INTEGRAL = tl.constexpr(tables.NORMAL_INTEGRAL)
+LOGISTIC_INTEGRAL = tl.constexpr(tables.LOGISTIC_INTEGRAL)
 HUBER_DELTA = tl.constexpr(formulas.HUBER_DELTA)
 
 BODIES = {Relaxation: (LOGISTIC, NORMAL), Penalty: (SQUARED, ABSOLUTE, HUBER)}
@@ -42,6 +47,44 @@ def step_and_density(z, RELAXATION: tl.constexpr):
     else:
         tl.static_assert(False, "a relaxation without a Triton body")
     return step, density
+
+
+@triton.constexpr_function
+def coefficient(polynomial, k):
+    """Of xᵏ, of a polynomial of degree 9."""
+    return polynomial[k]
+
+
+@triton.jit
+def polynomial_at(x, POLYNOMIAL: tl.constexpr):
+    """A polynomial of degree 9 at x."""
+    value = x * 0.0 + coefficient(POLYNOMIAL, 9)
+    for k in tl.static_range(1, 10):
+        value = value * x + coefficient(POLYNOMIAL, 9 - k)
+    return value
+
+
+@triton.jit
+def kernels_at(z, RELAXATION: tl.constexpr):
+    """φ(z), Φ(z) and ∫Φ up to z of a relaxation, each with an error in proportion to itself."""
+    a = tl.abs(z)
+    if RELAXATION == LOGISTIC:
+        e = tl.exp(-a)
+        r = 1.0 / (1.0 + e)
+        density = e * r * r
+        tail = e * r
+        step = tl.where(z >= 0.0, r, tail)
+        integral = e * polynomial_at(e, LOGISTIC_INTEGRAL)
+    elif RELAXATION == NORMAL:
+        e = tl.exp(-0.5 * a * a)
+        t = 1.0 / (1.0 + NORMAL_RATE * a)
+        density = 0.39894228040143267794 * e
+        tail = e * t * polynomial_at(t, NORMAL_CDF)
+        step = tl.where(z >= 0.0, 1.0 - tail, tail)
+        integral = e * t * t * polynomial_at(t, NORMAL_INTEGRAL)
+    else:
+        tl.static_assert(False, "a relaxation without a Triton body")
+    return density, step, tl.maximum(z, 0.0) + integral
 
 
 @triton.jit

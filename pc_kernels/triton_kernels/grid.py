@@ -26,6 +26,7 @@ MASS_PAD = tl.constexpr(tables.MASS_PAD)
 DENSITY_PAD = tl.constexpr(tables.DENSITY_PAD)
 INVERSE_STEPS = tl.constexpr(tables.INVERSE_STEPS)
 BANDS = tl.constexpr(tables.BANDS)
+FAR = tl.constexpr(tables.FAR)
 
 FIXED = tl.constexpr(float(1 << 36))
 """Moments are whole multiples of 1/FIXED: integers add up the same in any order, and exactly."""
@@ -50,7 +51,7 @@ class Grid(NamedTuple):
     cubic: tl.tensor
     """The density in every cell."""
     level: tl.tensor
-    """The rank function in the middle of every cell."""
+    """The rank function in the middle of every cell; of weighted points first its largest weight."""
     capacity: tl.tensor
     """Cells there is room for."""
 
@@ -122,13 +123,36 @@ def spread(grid, cell, u, weight, mask, part):
 
 
 @triton.jit
-def moments_to_floats(grid, cells, BLOCK: tl.constexpr):
+def exponent_of(x):
+    """That of x ≥ 0, as in its bits, within what has an inverse."""
+    return tl.minimum(tl.maximum(x.to(tl.int32, bitcast=True) >> 23, 1), 253)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """Of an exponent as in the bits: 127 is 1."""
+    return (exponent << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def cell_units(grid, cell, mask):
+    """What the weights of these points are multiplied by, to be 4 at most: by the largest of the cell."""
+    largest = tl.load(grid.level + cell, mask=mask, other=1.0, cache_modifier=".cg")
+    return power_of_two(254 - exponent_of(largest))
+
+
+@triton.jit
+def moments_to_floats(grid, cells, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
     """Moments as float32 numbers where the cubics will be, and zeros in their place."""
     for first in range(0, cells * TERMS, BLOCK):
         i = first + tl.arange(0, BLOCK)
         inside = i < cells * TERMS
         moment = tl.load(grid.moments + i, mask=inside, other=0, cache_modifier=".cg")
-        tl.store(grid.cubic + i, moment.to(tl.float32) * (1.0 / FIXED), mask=inside)
+        value = moment.to(tl.float32) * (1.0 / FIXED)
+        if WEIGHTED:
+            largest = tl.load(grid.level + i // TERMS, mask=inside, other=1.0, cache_modifier=".cg")
+            value *= power_of_two(exponent_of(largest))
+        tl.store(grid.cubic + i, value, mask=inside)
         tl.store(grid.moments + i, tl.zeros([BLOCK], tl.int64), mask=inside)
 
 
@@ -164,15 +188,16 @@ def masses(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def convolve(grid, cells, BAND: tl.constexpr, BLOCK: tl.constexpr):
+def convolve(grid, cells, RELAXATION: tl.constexpr, BLOCK: tl.constexpr):
     """Density at the nodes: masses convolved with φ, whose table ends in zeros."""
+    BAND: tl.constexpr = entry(BANDS, RELAXATION)
     nodes = cells + NODES - 1
     for first in range(0, nodes, BLOCK):
         n = first + tl.arange(0, BLOCK)
         total = tl.zeros([BLOCK], tl.float32)
         for tap in range(0, 2 * BAND + 1, TAP_BLOCK):
             t = tap + tl.arange(0, TAP_BLOCK)[:, None]
-            phi = tl.load(grid.tables + TAPS + t)
+            phi = tl.load(grid.tables + entry(TAPS, RELAXATION) + t)
             mass = tl.load(grid.mass + n[None, :] + t)  # beyond the nodes, whatever lies there
             total += tl.sum(mass * phi, axis=0)
         tl.store(grid.density + n, total, mask=n < nodes)
@@ -190,7 +215,7 @@ def cubics(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK
     term = tl.arange(0, TERMS)[None, :]
     rank = tl.full((), 0.0, tl.float64)
     if INTEGRATE:
-        i = tl.arange(0, EDGE_TAPS)
+        i = tl.arange(0, entry(EDGE_TAPS, RELAXATION))
         inside = i < cells + NODES - 1 + BAND
         mass = tl.load(grid.mass + BAND + i, mask=inside, other=0.0)
         rank += tl.sum((mass * tl.load(grid.tables + EDGE + i)).to(tl.float64), axis=0)
@@ -215,17 +240,53 @@ def cubics(grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK
 
 
 @triton.jit
+def integrate_twice(grid, cells, RELAXATION: tl.constexpr, BLOCK: tl.constexpr):
+    """To `grid.mass`, after cubics: what makes the integral of the cubic's integral that of the ranks.
+
+    It starts as `cubics` does. Ends with a barrier.
+    """
+    BAND: tl.constexpr = entry(BANDS, RELAXATION)
+    TAPS_OF_EDGE: tl.constexpr = entry(EDGE_TAPS, RELAXATION)
+    STEP: tl.constexpr = 1 / entry(INVERSE_STEPS, RELAXATION)
+    i = tl.arange(0, TAPS_OF_EDGE)
+    mass = tl.load(grid.mass + BAND + i, mask=i < cells + NODES - 1 + BAND, other=0.0)
+    start = tl.load(grid.tables + EDGE + TAPS_OF_EDGE + i)
+    total = tl.sum((mass * start).to(tl.float64), axis=0)
+    tl.debug_barrier()
+    term = tl.arange(0, TERMS)[None, :]
+    for first in range(0, cells, BLOCK):
+        c = first + tl.arange(0, BLOCK)
+        valid = c < cells
+        level = tl.load(grid.level + c, mask=valid, other=0.0)
+        cubic = tl.load(grid.cubic + c[:, None] * TERMS + term, mask=valid[:, None], other=0.0)
+        odd = tl.where(term == 1, 1.0 / 24, tl.where(term == 3, 1.0 / 320, 0.0))
+        low = tl.where(term == 0, -1.0 / 8, 1.0 / 48)
+        half = tl.where(term < 2, low, tl.where(term == 2, -1.0 / 192, 1.0 / 640))
+        gain = (level + tl.sum(cubic * odd, axis=1) * STEP).to(tl.float64) * STEP
+        to_middle = (level * 0.5 + tl.sum(cubic * half, axis=1) * STEP) * STEP
+        below = tl.cumsum(gain, axis=0) - gain
+        tl.store(grid.mass + c, (total + below + to_middle).to(tl.float32), mask=valid)
+        total += tl.sum(gain, axis=0)
+    tl.debug_barrier()
+
+
+@triton.jit
 def density_function(
-    grid, cells, RELAXATION: tl.constexpr, INTEGRATE: tl.constexpr, BLOCK: tl.constexpr
+    grid,
+    cells,
+    RELAXATION: tl.constexpr,
+    INTEGRATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WEIGHTED: tl.constexpr = False,
 ):
     """From moments, all spread, to what `gather` and, with INTEGRATE, `gather_rank` read."""
     BAND: tl.constexpr = entry(BANDS, RELAXATION)
     tl.debug_barrier()
-    moments_to_floats(grid, cells, BLOCK)
+    moments_to_floats(grid, cells, WEIGHTED, BLOCK)
     tl.debug_barrier()
     masses(grid, cells, BAND, BLOCK)
     tl.debug_barrier()
-    convolve(grid, cells, BAND, BLOCK)
+    convolve(grid, cells, RELAXATION, BLOCK)
     tl.debug_barrier()
     cubics(grid, cells, RELAXATION, INTEGRATE, BLOCK)
     tl.debug_barrier()
@@ -255,3 +316,13 @@ def gather_rank(grid, cell, u, RELAXATION: tl.constexpr):
     share = 1.0 / (order.to(tl.float32) * entry(INVERSE_STEPS, RELAXATION))
     level = tl.load(grid.level + cell)
     return level + u * tl.sum(values * share, axis=1), tl.sum(values, axis=1)
+
+
+@triton.jit
+def gather_integral(grid, cell, u, RELAXATION: tl.constexpr):
+    """The integral of the rank function at the points."""
+    STEP: tl.constexpr = 1 / entry(INVERSE_STEPS, RELAXATION)
+    order = (tl.arange(0, TERMS)[None, :] + 1).to(tl.float32)
+    twice = tl.sum(terms(grid, cell, u) / (order * (order + 1.0)), axis=1)
+    level = tl.load(grid.level + cell)
+    return tl.load(grid.mass + cell) + u * STEP * (level + u * STEP * twice)

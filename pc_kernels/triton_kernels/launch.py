@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -103,6 +103,30 @@ class Launch:
             self(tuned(key, self.settings, partial(self, rows=len(few)), few))
 
 
+class Scratch(NamedTuple):
+    """Scratch memory of all programs, as kernels take it."""
+
+    memory: tuple[Tensor, ...]
+    """Moments and floats of a `grid.Grid`, and spare rows if there are any."""
+    floats: int
+    """Floats of one program."""
+
+
+def scratch_of(
+    like: Tensor, rows: int, capacity: int, settings: tuple[Setting, ...], spare: int = 0
+) -> tuple[int, Scratch]:
+    """How many programs share the rows, and their memory: grids of so many cells, spare floats beside."""
+    moments = TERMS * capacity
+    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
+    number = programs(like.device, rows, settings, 8 * moments + 4 * (floats + spare))
+    memory = (
+        like.new_empty(number * moments, dtype=torch.int64),
+        like.new_empty(number * floats, dtype=torch.float32),
+        *([like.new_empty(number * spare)] if spare else []),
+    )
+    return number, Scratch(memory, floats)
+
+
 def soft_launch(
     kernel: Any,
     tensors: tuple[Any, ...],
@@ -120,19 +144,14 @@ def soft_launch(
     relaxation = code_of(recipe.smooth_step)
     grid = count > ALL_PAIRS
     capacity = grid_capacity(count, recipe) if grid else 16
-    moments = TERMS * capacity
-    floats = (3 + TERMS) * capacity + MASS_PAD + DENSITY_PAD
-    scratch = 8 * moments + 4 * (floats + spare * count)
     settings = long_rows(count) if grid else trimmed(SHORT_ROWS, count)
-    number = programs(overwritten.device, rows, settings, scratch)
+    number, scratch = scratch_of(overwritten, rows, capacity, settings, spare * count)
     shared = (
         tables(recipe.relaxation, overwritten.device),
-        overwritten.new_empty(number * moments, dtype=torch.int64),
-        overwritten.new_empty(number * floats, dtype=torch.float32),
-        *([overwritten.new_empty(number * spare * count)] if spare else []),
+        *scratch.memory,
         count,
         capacity,
-        floats,
+        scratch.floats,
         recipe.temperature,
     )
     constants = {

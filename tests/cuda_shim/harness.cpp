@@ -48,6 +48,10 @@ int soft_rank_backward(int64_t rows, const SoftRankBackward* stage) {
   return run(rows, stage->points.count, *stage);
 }
 
+int kernel_sums(int64_t rows, const KernelSums* stage) {
+  return run(rows, stage->sources.count + stage->queries.count, *stage);
+}
+
 int dissimilarity(int64_t rows, const DissimilarityRows* stage) {
   return run(rows, stage->rows.count, *stage);
 }

@@ -68,6 +68,33 @@ void ranks(int64_t rows, int64_t count, int kind, const RankOptions& options) {
   }
 }
 
+// Of the sources' values at themselves and elsewhere, in two channels.
+void sums(int64_t rows, int64_t sources, int64_t queries, int kind, const RankOptions& options) {
+  const Values x = random_values(rows * sources, kind), y = random_values(rows * queries, kind);
+  const Values weights = random_values(2 * rows * sources, 0);
+  const Mask there = random_mask(rows * sources), asked = random_mask(rows * queries);
+  Values density(2 * y.size()), cdf(2 * y.size()), integral(2 * y.size());
+  for (const bool masked : {false, true}) {
+    const auto lists = [&](const Values& values, int64_t count, const Mask& mask) {
+      return Lists{values.data(), nullptr, count, present_of(mask, masked, -1).keep};
+    };
+    KernelSums stage{lists(x, sources, there),
+                     lists(y, queries, asked),
+                     masked,
+                     weights.data(),
+                     2,
+                     rows * sources,
+                     rows * queries,
+                     options,
+                     density.data(),
+                     cdf.data(),
+                     nullptr};
+    launch(rows, sources + queries, stage);
+    stage.integral = integral.data();
+    launch(rows, sources + queries, stage);
+  }
+}
+
 // Features whose inner products are `values`; the last two rows are near duplicates.
 struct Features {
   Values points, squares, offsets, values;
@@ -162,6 +189,8 @@ int main() {
     for (const RankOptions& options : {everyday, nearly_hard}) {
       for (const int kind : {0, 1, 2}) ranks(2, 150, kind, options);
       ranks(2, 9, 0, options);
+      for (const int kind : {0, 1}) sums(2, 200, 170, kind, options);
+      sums(2, 90, 3, 2, options);
       coherence(12, false, options);
       coherence(70, !options.scale_std, options);
       for (const Form form : {Form{Softmax::code, true}, Form{Softmax::code, false},

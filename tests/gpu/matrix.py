@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cdf
 import tolerances
 import torch
 from compare import (
@@ -34,6 +35,7 @@ from compare import (
     assert_near,
     check_features,
     check_matrices,
+    check_smooth_cdf,
     check_soft_rank,
     own_leaf,
 )
@@ -149,6 +151,47 @@ def ranks(bench: Bench) -> Iterator[None]:
                 x = make_rows(name, bench.rng, 3, 97)
                 check_ranks(bench, x, temperature=temperature, relaxation=relaxation)
                 yield
+
+
+def smooth_cdfs(bench: Bench) -> Iterator[None]:
+    """Weighted sums at other points, masked, in lists, by every way; and losses built on them."""
+    sizes = [(67, 41), (3000, 4), (4, 3000), (2000, 1500)]
+    for i, (m, n) in enumerate(sizes[:1] if bench.quick else sizes):
+        for temperature, tail in ((1e-3, "lower"), (0.1, "upper")):
+            x, y = bench.uniform(2, m), 1.2 * bench.uniform(2, n)
+            w = bench.uniform(2, 2, m) - 0.3
+            options: dict[str, Any] = {"temperature": temperature, "tail": tail}
+            options |= {"integral": i % 3 == 0, "relaxation": RELAXATIONS[i % 2]}
+            there, asked = bench.uniform(2, m) < 0.8, bench.uniform(2, n) < 0.8
+            with case(bench.backend, m, n, options):
+                masks = {"source_mask": there, "query_mask": asked}
+                check_smooth_cdf(bench.backend, (x, y, w), bench.rng, **options, **masks)
+            yield
+    x, offsets = bench.uniform(90), torch.tensor([0, 1, 1, 40, 90], device=bench.device)
+    lists = {"source_offsets": offsets, "query_offsets": offsets}
+    check_smooth_cdf(bench.backend, (x, x.flip(0), None), bench.rng, temperature=0.1, **lists)
+    yield
+    cdf.check_light_beside_heavy(bench.backend, (300, 200), bench.rng, bench.device)
+    yield
+    cdf.check_losses(bench.backend, bench.rng, bench.device)
+    yield
+
+
+def without_kernels(bench: Bench) -> Iterator[None]:
+    """Relaxations that go in plain PyTorch, as on the CPU."""
+    for relaxation in ("laplace", "projection", "projection_kl"):
+        x = torch.randn(3, 200, generator=bench.rng)
+        ranks = []
+        for device, backend in (("cpu", "torch"), (bench.device, bench.backend)):
+            leaf = own_leaf(x.to(device))
+            rank = pc_kernels.soft_rank(leaf, 0.1, relaxation=relaxation, backend=backend)
+            rank.square().sum().backward()
+            ranks.append((rank.cpu().double(), leaf.grad.cpu().double()))
+        (wanted, wanted_grad), (got, grad) = ranks
+        with case(bench.backend, relaxation):
+            assert_near("rank", got, wanted, tolerances.RANK)
+            assert (grad - wanted_grad).norm() <= tolerances.GRAD * wanted_grad.norm()
+        yield
 
 
 def nearly_hard_rows(bench: Bench) -> Iterator[None]:
@@ -395,6 +438,8 @@ EVERYWHERE: list[Check] = [
     batches,
     ranks,
     nearly_hard_rows,
+    smooth_cdfs,
+    without_kernels,
     hard_ranks,
     hostile_features,
     masks,
