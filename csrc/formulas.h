@@ -180,7 +180,8 @@ PCK_HD double softplus_slope(double x) {
 // squared distances, which are made of inner products: `of` takes a squared distance. An anchor far
 // from the origin would cost the digits in which its references differ; ranks do not change by what all
 // of a row have in common, so `of_far` takes the squared distance less |anchor|^2 and returns the
-// dissimilarity less its offset (or the offset's square for squared distances). `backward` makes
+// dissimilarity less its offset (or the offset's square for squared distances). It grows with that
+// `power` of the features' scale. `backward` makes
 // V of dL/d(dissimilarity), with dL/d anchor = sum_j V_j (anchor - reference_j). Of a reference beside
 // a far anchor, the dissimilarity less the offset is too inexact for that: it `is_beside`.
 
@@ -190,6 +191,7 @@ struct NoneBeside {
 
 struct NoGram : NoneBeside {
   static constexpr bool is_gram = false;
+  static constexpr int power = 1;
   PCK_HD static float of(float value) { return value; }
   PCK_HD static float of_far(float value, float, float) { return value; }
   PCK_HD static float backward(float grad, float, float) { return grad; }
@@ -209,6 +211,7 @@ struct Euclidean {
   static constexpr const char* name = "euclidean";
   static constexpr int code = 2;
   static constexpr bool is_gram = true;
+  static constexpr int power = 1;
   PCK_HD static float of(float squared) { return std::sqrt(squared); }
   PCK_HD static float of_far(float excess, float anchor_sq, float offset) {
     const float squared = anchor_sq + excess;  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
@@ -227,6 +230,7 @@ struct SquaredEuclidean : NoneBeside {
   static constexpr const char* name = "sqeuclidean";
   static constexpr int code = 3;
   static constexpr bool is_gram = true;
+  static constexpr int power = 2;
   PCK_HD static float of(float squared) { return squared; }
   PCK_HD static float of_far(float excess, float, float) { return excess; }
   PCK_HD static float backward(float grad, float, float) { return 2.0f * grad; }
@@ -236,6 +240,7 @@ struct Cosine : NoneBeside {  // of features of length 1
   static constexpr const char* name = "cosine";
   static constexpr int code = 4;
   static constexpr bool is_gram = true;
+  static constexpr int power = 2;
   PCK_HD static float of(float squared) { return 0.5f * squared; }
   PCK_HD static float of_far(float excess, float, float) { return 0.5f * excess; }
   PCK_HD static float backward(float grad, float, float) { return grad; }

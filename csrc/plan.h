@@ -17,6 +17,7 @@ enum class Way {
   constant,   // all equal under scale="std", or nothing to compare with: 1/2, no gradient
   grid,
   pairs,      // nearly hard: too wide for a grid at this temperature, summed pair by pair
+  few,        // pair by pair: of so few points that a grid costs more, see cpu/few_points.h
   scans,      // of the row in order, see cpu/scans.h
   projection  // see cpu/projection.h
 };

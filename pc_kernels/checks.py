@@ -143,8 +143,10 @@ def check_weighting(
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """What the kernels compute in: float64 if any input is, float32 otherwise."""
-    wide = any(x is not None and x.dtype == torch.float64 for x in tensors)
-    return torch.float64 if wide else torch.float32
+    for x in tensors:
+        if x is not None and x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-EXACT = ("ieee", "none")
+EXACT = {"ieee", "none"}
 """Values of a switch under which products of float32 are exact to rounding."""
 
-SWITCHES = ("mkldnn", "cuda")
+SWITCHES: dict[str, Any] = {
+    name: getattr(torch.backends, name).matmul for name in ("mkldnn", "cuda")
+}
 
 
 class FullPrecision:
@@ -40,6 +42,8 @@ class FullPrecision:
         with self._lock:
             self._inside += 1
             before, all_before = _settings(), _setting_of_all()
+            if EXACT.issuperset(before.values()) and all_before in ("highest", None):
+                return
             self._before |= {name: was for name, was in before.items() if was not in EXACT}
             if all_before not in ("highest", None):
                 self._all_before = all_before
@@ -50,7 +54,7 @@ class FullPrecision:
         """Turns them back, if nobody is inside any more and nobody else has."""
         with self._lock:
             self._inside -= 1
-            if self._inside == 0:
+            if self._inside == 0 and (self._before or self._all_before):
                 self._restore()
 
     def _restore(self) -> None:
@@ -73,18 +77,14 @@ class FullPrecision:
         self._restore()
 
 
-def _switch(name: str) -> Any:
-    return getattr(torch.backends, name).matmul
-
-
 def _settings() -> dict[str, str]:
-    return {name: _switch(name).fp32_precision for name in SWITCHES}
+    return {name: switch.fp32_precision for name, switch in SWITCHES.items()}
 
 
 def _turn(settings: dict[str, str]) -> None:
     for name, value in settings.items():
-        if _switch(name).fp32_precision != value:
-            _switch(name).fp32_precision = value
+        if SWITCHES[name].fp32_precision != value:
+            SWITCHES[name].fp32_precision = value
 
 
 def _setting_of_all() -> str | None:
@@ -100,8 +100,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_full_precision.leave_all)
 
 
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
+def exact_arithmetic(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off, and float32 products in full float32 whatever the global setting is."""
+    return _no_autocast(device) if torch.is_autocast_enabled(device.type) else _full_precision
+
+
+@contextmanager
+def _no_autocast(device: torch.device) -> Iterator[None]:
     with torch.autocast(device.type, enabled=False), _full_precision:
         yield

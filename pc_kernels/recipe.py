@@ -93,6 +93,14 @@ class Recipe:
         return self.dissimilarity if given is None else given
 
     @property
+    def ranked_by(self) -> Dissimilarity:
+        """What a teacher's features are ranked by.
+
+        Squares rank as distances do, and no root rounds to a tie.
+        """
+        return "sqeuclidean" if self.of_teacher == "euclidean" else self.of_teacher
+
+    @property
     def formula(self) -> Relaxation | Projection:
         """The relaxation's row in its table."""
         return RELAXATIONS.get(self.relaxation) or PROJECTIONS[self.relaxation]

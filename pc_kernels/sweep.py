@@ -75,15 +75,13 @@ class Batch:
         masked = self.pair_mask is not None
         way = recipe.products
         points = [Points.of(s, self.student_refs, self.dtype, way) for s in self.students]
-        # Squares rank as distances do, and no root rounds to a tie.
-        name = "sqeuclidean" if recipe.of_teacher == "euclidean" else recipe.of_teacher
         of_teacher = Points.of(self.teacher, self.teacher_refs, self.dtype, way)
         return (
             [
                 make_side(recipe.dissimilarity, p, with_grad=with_grad, masked=masked, maker=engine)
                 for p in points
             ],
-            make_side(name, of_teacher, with_grad=False, masked=masked, maker=engine),
+            make_side(recipe.ranked_by, of_teacher, with_grad=False, masked=masked, maker=engine),
         )
 
     def pairs(self, start: int, stop: int) -> Pairs:
@@ -123,7 +121,6 @@ def chunk_anchors(
     return chunk - chunk % 16 if chunk > 16 else chunk
 
 
-@torch.no_grad()
 def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[Tensor]]:
     """Losses [L, A], and with_grad the gradients of Σ_l Σ_i weights[l, i] L_i.
 
@@ -132,7 +129,10 @@ def sweep(batch: Batch, recipe: Recipe, with_grad: bool) -> tuple[Tensor, list[T
     """
     device = batch.teacher.device
     engine = select(recipe.backend, device, batch.dtype)
-    with exact_arithmetic(device):
+    with torch.no_grad(), exact_arithmetic(device):
+        at_once = engine.sweep_at_once(batch, recipe, with_grad)
+        if at_once is not None:
+            return at_once
         students, teacher = batch.sides(recipe, engine, with_grad)
         weights = batch.weights.to(batch.dtype).contiguous()
         losses = torch.empty_like(weights)

@@ -157,11 +157,13 @@ def test_operators_leak_nothing() -> None:
     info = ctypes.CDLL(None).mallinfo2
     info.restype = MallocInfo
     operators, x = torch.ops.pc_kernels, torch.rand(4, 4)
+    options = "euclidean", "sqeuclidean", 0.1, "logistic", True
 
     def in_use_after(calls: int) -> int:
         for _ in range(calls):
             operators.cpu_soft_rank(x, x > 0.5, 0.1, "logistic", True, True)
             operators.cpu_near_origin([x, x], 64.0)
+            operators.cpu_sweep([x, x], [x, x], x[0], -1, *options, "squared", 64.0, 0, 0.1, True)
             with pytest.raises(ValueError, match=r"must be one of .* got 'no such'"):
                 operators.cpu_dissimilarity_(x, "no such", [x])
         return int(info().h)  # uordblks: bytes that are handed out

@@ -16,6 +16,32 @@ struct RowKernel {
 // Columns that one call of the kernel of ContrastColumns serves.
 inline constexpr int64_t kColumnBlock = 512;
 
+// Points that one call of the kernel of PointSums serves. Their sums by column are added up in the
+// order of the blocks, so that results do not depend on the number of threads.
+inline constexpr int64_t kPointBlock = 64;
+
+// Of points [rows, width] the largest |x| of every block, and the sums and sums of squares of its
+// columns; and the squared norm of every point.
+struct PointSums {
+  const float* x;
+  int64_t rows, width;
+  float* largest;  // [blocks]
+  float* sums;     // [blocks, width]
+  float* powers;   // [blocks, width]
+  float* squares;  // [rows]
+};
+
+// target_i <- sum_j v_ij (x_i - y_j), from the differences; x and target are [rows, width], y is
+// [count, width].
+struct PullRows {
+  const float* v;
+  int64_t row, column;  // its strides
+  const float* x;
+  const float* y;
+  int64_t count, width;
+  float* target;
+};
+
 // One instruction set's kernels.
 struct RowKernels : RowKernel<HardRank>,
                     RowKernel<SoftRank>,
@@ -25,7 +51,9 @@ struct RowKernels : RowKernel<HardRank>,
                     RowKernel<HardRankRows>,
                     RowKernel<CoherenceRows>,
                     RowKernel<ContrastColumns>,
-                    RowKernel<ContrastRows> {
+                    RowKernel<ContrastRows>,
+                    RowKernel<PointSums>,
+                    RowKernel<PullRows> {
   const char* name;
 };
 

@@ -187,7 +187,7 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
     using R = Far<Own>;
     const bool few =
         stage.integral == nullptr && few_pairs<Own>(scratch.student, m, n, stage.options.temperature);
-    const Plan plan = few ? Plan{} : plan_row<R>(scratch.student, m + n, stage.options, scratch);
+    const Plan plan = few ? Plan{} : plan_row<R, false>(scratch.student, m + n, stage.options, scratch);
     const bool finite = (few || plan.way != Way::undefined) && weights_are_finite(stage, i, scratch);
     for (int64_t c = 0; c < stage.channels; ++c) {
       const int64_t start = c * stage.all_queries + first;

@@ -1,6 +1,5 @@
-// The CPU's own passes over features, which PyTorch's operators would make a dozen of: what comes
-// before the products of a Gram side, and what follows its last row
-// (pc_kernels/dissimilarities/gram_side.py).
+#include "points.h"
+
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
@@ -8,22 +7,20 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../arguments.h"
 #include "../points.h"
+#include "isa.h"
 #include "mirror.h"
 
 namespace pck {
 namespace {
 
-// Rows that are summed together. Their sums are added up in the order of the blocks, so that results do
-// not depend on the number of threads.
-constexpr int64_t kBlockRows = 64;
 // What is worth waking another thread for.
 constexpr int64_t kGrainElements = 1 << 15;
+constexpr int64_t kGrainLooked = 1 << 17;  // by the one pass that is made of vectors
 
 // A contiguous matrix, [rows, width].
 struct Matrix {
@@ -40,11 +37,12 @@ struct Matrix {
 // body(block, first row, past the last row)
 template <class Body>
 void for_blocks(int64_t rows, int64_t width, Body body) {
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, kBlockRows * width));
+  const int64_t blocks = (rows + kPointBlock - 1) / kPointBlock;
+  const int64_t grain =
+      std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, kPointBlock * width));
   parallel_for(blocks, grain, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
-      body(b, b * kBlockRows, std::min(rows, (b + 1) * kBlockRows));
+      body(b, b * kPointBlock, std::min(rows, (b + 1) * kPointBlock));
   });
 }
 
@@ -53,7 +51,7 @@ void for_blocks(int64_t rows, int64_t width, Body body) {
 template <class Term>
 std::vector<double> column_sums(const Matrix& x, Term term) {
   const int64_t rows = x.rows, width = x.width;
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (rows + kPointBlock - 1) / kPointBlock;
   std::vector<float> partial(static_cast<size_t>(blocks * width), 0.0f);
   for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
     float* const own = partial.data() + b * width;
@@ -66,32 +64,46 @@ std::vector<double> column_sums(const Matrix& x, Term term) {
   return sums;
 }
 
-// The largest |x|; infinite if something is not finite.
-float largest_of(const Matrix& x) {
-  const float* const values = x.values;
-  const int64_t rows = x.rows, width = x.width;
-  std::vector<float> partial((rows + kBlockRows - 1) / kBlockRows, 0.0f);
-  for_blocks(rows, width, [&](int64_t b, int64_t first, int64_t past) {
-    constexpr int64_t lanes = 16;  // side by side: a single maximum would wait for each comparison
-    float largest[lanes] = {};
-    const int64_t end = past * width, whole = end - (end - first * width) % lanes;
-    const auto take = [&](int64_t l, float size) {
-      largest[l] = size <= largest[l] ? largest[l] : size;
-    };
-    for (int64_t i = first * width; i < whole; i += lanes)
-      for (int64_t l = 0; l < lanes; ++l) take(l, std::fabs(values[i + l]));
-    for (int64_t i = whole; i < end; ++i) take(i - whole, std::fabs(values[i]));
-    for (const float lane : largest) partial[b] = lane <= partial[b] ? partial[b] : lane;
+// What one pass over points finds.
+struct Found {
+  float largest;                     // |x|; a NaN may go unseen
+  std::vector<double> sums, powers;  // of every column, of x and x^2
+  Tensor squares;                    // norms
+};
+
+Found look_at(const Tensor& points) {
+  const Matrix x(points);
+  const int64_t blocks = (x.rows + kPointBlock - 1) / kPointBlock;
+  std::vector<float> largest(blocks), sums(blocks * x.width), powers(blocks * x.width);
+  Found found{0.0f, std::vector<double>(x.width), std::vector<double>(x.width),
+              empty<float>(points, {x.rows})};
+  const PointSums stage{x.values,
+                        x.rows,
+                        x.width,
+                        largest.data(),
+                        sums.data(),
+                        powers.data(),
+                        found.squares.mutable_data_ptr<float>()};
+  const RowKernel<PointSums>& kernel = row_kernels();
+  const int64_t grain = kGrainLooked / (kPointBlock * std::max<int64_t>(1, x.width)) + 1;
+  parallel_for(blocks, grain, [&](int64_t first, int64_t past) {
+    Scratch scratch(0);
+    for (int64_t b = first; b < past; ++b) kernel.run(stage, b, scratch);
   });
-  float largest = 0.0f;
-  for (const float part : partial) largest = part <= largest ? largest : part;
-  return largest == largest ? largest : INFINITY;
+  for (int64_t b = 0; b < blocks; ++b) {
+    found.largest = std::fmax(found.largest, largest[b]);
+    for (int64_t c = 0; c < x.width; ++c) {
+      found.sums[c] += sums[b * x.width + c];
+      found.powers[c] += powers[b * x.width + c];
+    }
+  }
+  return found;
 }
 
 // A unit 2^k in which squares neither over- nor underflow, mostly 1.
-double unit_of(const TensorList& points) {
+double unit_of(const std::vector<Found>& found) {
   float largest = 0.0f;
-  for (const Tensor& x : points) largest = std::fmax(largest, largest_of(Matrix(x)));
+  for (const Found& points : found) largest = std::fmax(largest, points.largest);
   if (largest == 0.0f || !std::isfinite(largest)) return 1.0;
   int exponent = 0;
   std::frexp(largest, &exponent);
@@ -100,15 +112,14 @@ double unit_of(const TensorList& points) {
 }
 
 // How far each feature is shifted. Empty where the points are centred already.
-std::vector<float> shift_of(const Matrix& references) {
+std::vector<float> shift_of(const Matrix& references, const Found& found) {
   const int64_t width = references.width;
   const double count = static_cast<double>(references.rows);
-  std::vector<double> mean = column_sums(references, [](float v, int64_t) { return v; });
-  std::vector<double> power = column_sums(references, [](float v, int64_t) { return v * v; });
+  std::vector<double> mean = found.sums;
   bool off_centre = false;
   for (int64_t c = 0; c < width; ++c) {
     mean[c] /= count;
-    off_centre |= mean[c] * mean[c] * 2.0 >= power[c] / count;
+    off_centre |= mean[c] * mean[c] * 2.0 >= found.powers[c] / count;
   }
   if (!off_centre) return {};
   const std::vector<float> middle(mean.begin(), mean.end());
@@ -166,17 +177,6 @@ double sum_of_squares(const float* x, int64_t count) {
   return strip_sum(x, count, [](float v) { return v * v; });
 }
 
-Tensor squared_norms(const Tensor& points) {
-  const Matrix x(points);
-  Tensor norms = empty<float>(points, {x.rows});
-  float* const target = norms.mutable_data_ptr<float>();
-  for_blocks(x.rows, x.width, [&](int64_t, int64_t first, int64_t past) {
-    for (int64_t i = first; i < past; ++i)
-      target[i] = static_cast<float>(sum_of_squares(x.row(i), x.width));
-  });
-  return norms;
-}
-
 // |a| of the anchors whose |a|^2 is more than `far` times the median of the references', else 0.
 Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double far) {
   Tensor offsets = empty<float>(anchor_sq, anchor_sq.sizes());
@@ -232,26 +232,37 @@ Tensor twins_of(const Tensor& points, const Tensor& squares) {
   return twins;
 }
 
-// Of points [anchors], or [anchors, references]: the points near the origin (empty if they are where
-// they were), their squared norms, the offsets of far anchors, the references' twins, and the unit that
-// the points were divided by.
-std::tuple<TensorList, TensorList, Tensor, Tensor, double> near_origin(TensorList points, double far) {
+}  // namespace
+
+Tensor divided(const Tensor& x, double unit) {
+  return mapped(x, [=](float v, int64_t) { return static_cast<float>(v / unit); });
+}
+
+NearOrigin near_origin(TensorList points, double far) {
   check_points(points, DeviceType::CPU);
-  const double unit = points.back().numel() == 0 ? 1.0 : unit_of(points);
+  std::vector<Found> found;
+  const auto look = [&] {
+    found.clear();
+    for (const Tensor& x : points) found.push_back(look_at(x));
+  };
+  look();
+  const double unit = points.back().numel() == 0 ? 1.0 : unit_of(found);
   bool moved = unit != 1.0;
-  if (moved)
-    for (Tensor& x : points)
-      x = mapped(x, [=](float v, int64_t) { return static_cast<float>(v / unit); });
+  if (moved) {
+    for (Tensor& x : points) x = divided(x, unit);
+    look();
+  }
   if (points.back().size(0) > 0) {
-    std::vector<float> shift = shift_of(Matrix(points.back()));
+    std::vector<float> shift = shift_of(Matrix(points.back()), found.back());
     if (!shift.empty()) keep_exact(points, shift);
     if (std::any_of(shift.begin(), shift.end(), [](float v) { return v != 0.0f; })) {
       moved = true;
       for (Tensor& x : points) x = mapped(x, [&](float v, int64_t c) { return v - shift[c]; });
+      look();
     }
   }
   TensorList squares;
-  for (const Tensor& x : points) squares.push_back(squared_norms(x));
+  for (const Found& of : found) squares.push_back(of.squares);
   Tensor offsets = far_offsets(squares.front(), squares.back(), far);
   Tensor twins = twins_of(points.back(), squares.back());
   if (!moved) points.clear();
@@ -264,6 +275,8 @@ Tensor with_mirror(Tensor values) {
   add_mirror({values.mutable_data_ptr<float>(), values.size(0), values.size(1)});
   return values;
 }
+
+namespace {
 
 // Rows v_i of a matrix that is contiguous, or a contiguous one's transpose.
 struct Weights {
@@ -294,17 +307,8 @@ struct Weights {
   }
 };
 
-// target <- sum_j v_j (x_i - y_j), from the differences.
-void pull_of(const float* v, int64_t stride, const float* own, const Matrix& y, float* target) {
-  std::vector<double> sum(y.width, 0.0);
-  for (int64_t j = 0; j < y.rows; ++j)
-    for (int64_t c = 0; c < y.width; ++c) sum[c] += v[j * stride] * (own[c] - y.row(j)[c]);
-  for (int64_t c = 0; c < y.width; ++c) target[c] = static_cast<float>(sum[c]);
-}
+}  // namespace
 
-// sum_j v_ij (x_i - y_j), by a product. As a difference of two sums it cancels where what pulls at x_i
-// is much nearer to it than the origin: near duplicates, and what no shift could bring near. Such rows,
-// and few pairs, are summed from differences.
 Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_pairs,
             double cancelled) {
   check_pull(values, x, y, DeviceType::CPU);
@@ -327,17 +331,22 @@ Tensor pull(const Tensor& values, const Tensor& x, const Tensor& y, int64_t few_
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(pulled.get(), pulled.get(), values.get(), y.get(), 1.0, -1.0));
   }
+  const PullRows rows{v,         weights.row, weights.column, own, y.const_data_ptr<float>(),
+                      y.size(0), width,       target};
+  const RowKernel<PullRows>& kernel = row_kernels();
   for_blocks(n, width, [&](int64_t, int64_t first, int64_t past) {
+    Scratch scratch(0);
     for (int64_t i = first; i < past; ++i) {
       const auto terms = [&] {
         return cancelled * cancelled * squares[i] * sum_of_squares(own + i * width, width);
       };
-      if (few || sum_of_squares(target + i * width, width) < terms())
-        pull_of(v + i * weights.row, weights.column, own + i * width, Matrix(y), target + i * width);
+      if (few || sum_of_squares(target + i * width, width) < terms()) kernel.run(rows, i, scratch);
     }
   });
   return pulled;
 }
+
+namespace {
 
 template <class Add>
 void visit_operators(Add add) {

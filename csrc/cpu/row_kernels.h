@@ -16,16 +16,18 @@ namespace PCK_ISA {
 #include "hard_rank.h"
 #include "grid.h"
 #include "scans.h"
+#include "few_points.h"
 #include "soft_rank.h"
 #include "few_sums.h"
 #include "kernel_sums.h"
 #include "coherence_rows.h"
 #include "contrast_rows.h"
+#include "points_rows.h"
 
 }  // namespace PCK_ISA
 
 using PCK_ISA::run_row;
-const RowKernels PCK_KERNELS{{run_row}, {run_row}, {run_row}, {run_row}, {run_row},
-                             {run_row}, {run_row}, {run_row}, {run_row}, PCK_ISA_NAME};
+const RowKernels PCK_KERNELS{{run_row}, {run_row}, {run_row}, {run_row}, {run_row}, {run_row},
+                             {run_row}, {run_row}, {run_row}, {run_row}, {run_row}, PCK_ISA_NAME};
 
 }  // namespace pck

@@ -53,8 +53,8 @@ PCK_HD void place_row(const float* x, const Range& range, Plan& plan, Scratch& s
   ready_for_grid(plan, scratch);
 }
 
-// Decides the way, and readies the row for it.
-template <class R>
+// Decides the way, and readies the row for it; few points go pair by pair where that `may_be_few`.
+template <class R, bool may_be_few = true>
 inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, Scratch& scratch) {
   if (count == 0) return {Way::constant, 0, 0, {}, 0.0};
   scratch.in_order = false;
@@ -67,6 +67,9 @@ inline Plan plan_row(const float* x, int64_t count, const RankOptions& options, 
   } else if constexpr (R::method == Method::scans) {
     plan.way = Way::scans;
     begin_scans(x, count, plan.tau, scratch);
+  } else if (may_be_few && is_few<R>(range, plan)) {
+    plan.way = Way::few;
+    begin_few(x, range, plan, scratch);
   } else {
     place_row<R>(x, range, plan, scratch);
   }
@@ -183,13 +186,16 @@ __attribute__((noinline)) void nearly_hard_rank_gradient(int64_t count, const fl
 }
 
 // rank[j] <- (sum_k Phi((x_j - x_k)/tau) - 1/2)/(count - 1), k = j included, and density[j] <- phi's
-// sum, if wanted: pairs and scans have no use for it, projections leave the points' blocks there.
+// sum, if wanted: pairs and scans have no use for it, nor have few points, projections leave the
+// points' blocks there.
 template <class R>
 inline void rank_sums(const Plan& plan, const float* x, float* rank, float* density, Scratch& scratch) {
   if constexpr (R::method == Method::projection) {
     projected_ranks(R::kl, x, plan.count, plan.tau, rank, density, scratch);
   } else if constexpr (R::method == Method::scans) {
     scanned_rank_sums(plan, rank, scratch);
+  } else if (plan.way == Way::few) {
+    few_rank_sums(plan, rank, scratch);
   } else if (plan.way == Way::pairs) {
     nearly_hard_rank_sums<R>(plan, rank, density, scratch);
   } else {
@@ -219,6 +225,8 @@ inline void rank_gradient(const Plan& plan, const float* x, const float* slope, 
     projected_gradient(R::kl, x, count, plan.tau, slope, density, grad, scratch);
   } else if constexpr (R::method == Method::scans) {
     scanned_rank_gradient(count, slope, grad, scratch);
+  } else if (plan.way == Way::few) {
+    few_rank_gradient(plan, slope, grad, scratch);
   } else if (plan.way == Way::pairs) {
     nearly_hard_rank_gradient<R>(count, slope, density, grad, scratch);
   } else {

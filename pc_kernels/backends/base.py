@@ -18,6 +18,7 @@ from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..sweep import Batch
 
 
 class Backend(RowMaker):
@@ -114,6 +115,12 @@ class Backend(RowMaker):
         dissimilarities/gram_rows.py), or with ∂L/∂δ where they are given.
         """
         return chain.coherence_rows(self, chunk, recipe, with_grad)
+
+    def sweep_at_once(
+        self, batch: Batch, recipe: Recipe, with_grad: bool
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """The whole of `sweep`, if this backend has an operator for such a batch; else None."""
+        return None
 
     def contrast_bytes(self, dtype: torch.dtype) -> int:
         """Working memory of the contrast stages for each pair of a chunk, beside the logits."""

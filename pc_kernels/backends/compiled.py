@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from ..cdf_rows import CdfRows, sums_by_matrices
-from ..dissimilarities.row_maker import CANCELLED, FAR, FEW_PAIRS, NearOrigin
+from ..dissimilarities.row_maker import (
+    CANCELLED,
+    FAR,
+    FEW_PAIRS,
+    SMALLEST_BLOCK,
+    NearOrigin,
+)
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import KERNELS, Projection, Relaxation
 from ..installation import OLD_TORCH, why_not_loaded
@@ -22,6 +28,14 @@ from .contrast_rows import ColumnSums, LogitRows
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..sweep import Batch
+
+
+AT_ONCE = ("euclidean", "sqeuclidean")
+"""Dissimilarities of batches of which one operator makes everything."""
+
+MOST_AT_ONCE = (2 * SMALLEST_BLOCK) ** 2
+"""Pairs from which on their products are worth being halved, see `symmetric_product`."""
 
 
 class CompiledBackend(FusedBackend):
@@ -128,6 +142,32 @@ class CpuBackend(CompiledBackend):
         """See `FusedBackend`; its kernels scan and project as well."""
         return relaxation.code is not None
 
+    def sweep_at_once(
+        self, batch: Batch, recipe: Recipe, with_grad: bool
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """See `Backend`; of few pairs, where calls cost more than what they compute."""
+        names = recipe.dissimilarity, recipe.ranked_by
+        plain = len(batch.students) == 1 and batch.pair_mask is None and not batch.given
+        known = all(name in AT_ONCE for name in names) and recipe.products == "ieee"
+        pairs, room = len(batch.teacher) * batch.references, recipe.chunk_bytes
+        fits = pairs < MOST_AT_ONCE and (room is None or 8 * pairs <= room)
+        if not (plain and known and fits and self.fuses(recipe)):
+            return None
+        losses, gradients = torch.ops.pc_kernels.cpu_sweep(
+            _points(batch.students[0], batch.student_refs),
+            _points(batch.teacher, batch.teacher_refs),
+            batch.weights[0].float().contiguous(),
+            -1 if batch.self_start is None else batch.self_start,
+            *names,
+            *_scaling(recipe),
+            recipe.penalty,
+            FAR,
+            FEW_PAIRS,
+            CANCELLED,
+            with_grad,
+        )
+        return losses[None], gradients
+
     def isotonic_blocks(self, s: Tensor, w: Tensor, kl: bool) -> Tensor:
         """See `Backend`; by pooling adjacent violators, threads over rows."""
         blocks: Tensor = torch.ops.pc_kernels.cpu_isotonic_blocks(s, w, kl)
@@ -212,6 +252,10 @@ class CudaBackend(CompiledBackend):
         pulled = torch.empty_like(x) if few else products.weighed(v, y)
         self.operator("pull_")(pulled, v, x, y, not few, CANCELLED)
         return pulled
+
+
+def _points(*features: Tensor | None) -> list[Tensor]:
+    return [x.detach().float().contiguous() for x in features if x is not None]
 
 
 def _fields(rows: Rows) -> tuple[Tensor, str, list[Tensor]]:
