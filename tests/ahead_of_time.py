@@ -64,11 +64,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "coherence_rows",
         {**GIVEN_ROWS, "HAS_KEEP": True, "RELAXATION": NORMAL, "PENALTY": HUBER},
     ),
-    "kernel_sums": ("kernel_sums", SUMS),
-    "kernel_sums, normal, integral": (
-        "kernel_sums",
-        {**SUMS, "RELAXATION": FAR + NORMAL, "INTEGRAL": True},
-    ),
+    "kernel_sums": ("kernel_sums", {**SUMS, "RELAXATION": FAR + NORMAL, "INTEGRAL": True}),
     "kernel_sums, pairs": ("kernel_sums", {**SUMS, "GRID": False, "HAS_WEIGHTS": False}),
     "coherence_rows, straight": ("coherence_rows", {**COHERENCE, "READY": True}),
     "coherence_rows, no gradient": (

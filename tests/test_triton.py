@@ -15,6 +15,7 @@ import pytest
 import torch
 from ahead_of_time import (
     COHERENCE,
+    SUMS,
     TEACHER,
     VARIANTS,
     compiled,
@@ -108,8 +109,9 @@ def test_sizes_of_one_compile() -> None:
     from pc_kernels.triton_kernels import settings
 
     target = nvidia(90)
-    for stage, constants in (("coherence_rows", COHERENCE), ("hard_rank", TEACHER)):
-        ones = {"count": 1, "rows": 1, "width": 1}
+    kernels = (("coherence_rows", COHERENCE), ("hard_rank", TEACHER), ("kernel_sums", SUMS))
+    for stage, constants in kernels:
+        ones = dict.fromkeys(("count", "rows", "width", "source_count", "query_count"), 1)
         compiled(stage, {**constants, **ones, "GRID": False}, settings.SHORT_ROWS[0], target)
 
 
@@ -221,14 +223,16 @@ def test_constants_belong_to_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> N
 @needs_triton
 def test_kernels_do_not_depend_on_the_number_of_rows() -> None:
     """So the last chunk of a batch compiles none, which the capture of a CUDA graph would not allow."""
-    from pc_kernels.triton_kernels import launch
+    from pc_kernels.triton_kernels import kernel_sums, launch
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter compiles nothing")
-    for name in ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows"):
-        kernel = getattr(launch, f"{name}_kernel")
+    names = ("hard_rank", "soft_rank", "soft_rank_backward", "coherence_rows")
+    for kernel in [getattr(launch, f"{n}_kernel") for n in names] + [
+        kernel_sums.kernel_sums_kernel
+    ]:
         fixed = {p.name for p in kernel.params if p.do_not_specialize}
-        assert "rows" in fixed and fixed >= {"self_start"} & set(kernel.arg_names)
+        assert "rows" in fixed and fixed >= {"self_start", "all_rows"} & set(kernel.arg_names)
 
 
 @needs_triton

@@ -147,7 +147,7 @@ class Search:
         """How many sources and queries a chunk may have, over all its rows."""
         engine = select(self.recipe.backend, embeddings.device, embeddings.dtype)
         available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
-        return available // (WORKING_BYTES + 2 * engine.working_bytes)
+        return available // (WORKING_BYTES + 2 * engine.working_bytes_of(self.recipe))
 
 
 class RetrievalFunction(torch.autograd.Function):

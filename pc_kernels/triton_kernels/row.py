@@ -6,7 +6,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-SPECIALIZATION = {"do_not_specialize": ("self_start", "rows")}
+SPECIALIZATION = {"do_not_specialize": ("self_start", "rows", "all_rows", "channels")}
 """One kernel serves any number of rows: the last chunk of a batch compiles nothing."""
 
 
