@@ -190,6 +190,7 @@ struct NoneBeside {
 
 struct NoGram : NoneBeside {
   static constexpr bool is_gram = false;
+  static constexpr int power = 1;
   PCK_HD static float of(float value) { return value; }
   PCK_HD static float of_far(float value, float, float) { return value; }
   PCK_HD static float backward(float grad, float, float) { return grad; }
@@ -209,6 +210,7 @@ struct Euclidean {
   static constexpr const char* name = "euclidean";
   static constexpr int code = 2;
   static constexpr bool is_gram = true;
+  static constexpr int power = 1;  // of the features' scale that it grows with
   PCK_HD static float of(float squared) { return std::sqrt(squared); }
   PCK_HD static float of_far(float excess, float anchor_sq, float offset) {
     const float squared = anchor_sq + excess;  // sqrt(x + y) - sqrt(x) = y/(sqrt(x + y) + sqrt(x))
@@ -227,6 +229,7 @@ struct SquaredEuclidean : NoneBeside {
   static constexpr const char* name = "sqeuclidean";
   static constexpr int code = 3;
   static constexpr bool is_gram = true;
+  static constexpr int power = 2;
   PCK_HD static float of(float squared) { return squared; }
   PCK_HD static float of_far(float excess, float, float) { return excess; }
   PCK_HD static float backward(float grad, float, float) { return 2.0f * grad; }
@@ -236,6 +239,7 @@ struct Cosine : NoneBeside {  // of features of length 1
   static constexpr const char* name = "cosine";
   static constexpr int code = 4;
   static constexpr bool is_gram = true;
+  static constexpr int power = 2;
   PCK_HD static float of(float squared) { return 0.5f * squared; }
   PCK_HD static float of_far(float excess, float, float) { return 0.5f * excess; }
   PCK_HD static float backward(float grad, float, float) { return grad; }
@@ -249,6 +253,13 @@ struct IsGram {  // no lambda: it would not be inlined always, see cpu/row_kerne
   template <class D>
   PCK_HD bool operator()(D) const {
     return D::is_gram;
+  }
+};
+
+struct PowerOf {
+  template <class D>
+  PCK_HD int operator()(D) const {
+    return D::power;
   }
 };
 

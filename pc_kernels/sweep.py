@@ -164,7 +164,10 @@ def _gradients(students: list[Side]) -> list[Tensor]:
 
 
 def _in_units(recipe: Recipe, student: Side) -> Recipe:
-    """The recipe with a temperature in units of the dissimilarities that the side's rows hold."""
-    if recipe.scale is not None or student.unit == 1.0:
+    """The recipe with a temperature in units of the dissimilarities that the side's rows hold.
+
+    What only the device knows, its kernels do.
+    """
+    if recipe.scale is not None or isinstance(student.unit, Tensor) or student.unit == 1.0:
         return recipe
-    return replace(recipe, temperature=recipe.temperature / student.unit)
+    return replace(recipe, temperature=recipe.temperature / student.unit**student.power)
