@@ -42,7 +42,7 @@ std::tuple<TensorList, TensorList, Tensor, Tensor, Tensor> near_origin(TensorLis
   TensorList moved, squares;
   std::vector<PointSet> sets;
   for (size_t i = 0; i < points.size(); ++i) {
-    moved.push_back(Cuda::empty_like(points[i]));
+    moved.push_back(empty<float>(points[i], points[i].sizes()));
     squares.push_back(empty<float>(points[i], {points[i].size(0)}));
     sets.push_back(point_set(points[i], moved[i], squares[i], poison.empty() ? nullptr : &poison[i],
                              inverse.empty() ? nullptr : &inverse[i]));
@@ -55,7 +55,7 @@ std::tuple<TensorList, TensorList, Tensor, Tensor, Tensor> near_origin(TensorLis
   stage.far = static_cast<float>(far);
   stage.room = 2;
   while (stage.room < 2 * count) stage.room *= 2;
-  Tensor offsets = Cuda::empty_like(squares.front());
+  Tensor offsets = empty<float>(squares.front(), squares.front().sizes());
   Tensor twins = empty<int32_t>(references, {count + 1}), unit = empty<float>(references, {1});
   Tensor shift = empty<float>(references, {width}), largest = empty<float>(references, {width / 8 + 1});
   Tensor table = empty<int64_t>(references, {stage.room}), progress = empty<int32_t>(references, {2});
@@ -74,7 +74,7 @@ std::tuple<TensorList, TensorList, Tensor, Tensor, Tensor> near_origin(TensorLis
 // y = scale x/|x|, and 1/|x| [n, 1] in double; 0 where x is.
 std::tuple<Tensor, Tensor> scaled(const Tensor& x, double scale) {
   check_matrix("x", x, Cuda::device);
-  Tensor y = Cuda::empty_like(x), inverse = empty<double>(x, {x.size(0), 1});
+  Tensor y = empty<float>(x, x.sizes()), inverse = empty<double>(x, {x.size(0), 1});
   const Scaled stage{
       x.const_data_ptr<float>(),         x.size(0), x.size(1), scale, y.mutable_data_ptr<float>(),
       inverse.mutable_data_ptr<double>()};
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor> scaled_backward(const Tensor& grad, const Tensor& y, 
   check_matrix("grad", grad, Cuda::device);
   check_like("y", y, grad);
   check_list("inverse", inverse, grad, grad.size(0), ScalarType::Double);
-  Tensor to_x = Cuda::empty_like(grad), along = empty<double>(grad, {grad.size(0), 1});
+  Tensor to_x = empty<float>(grad, grad.sizes()), along = empty<double>(grad, {grad.size(0), 1});
   const ScaledBackward stage{grad.const_data_ptr<float>(),
                              y.const_data_ptr<float>(),
                              inverse.const_data_ptr<double>(),
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> scaled_backward(const Tensor& grad, const Tensor& y, 
 // x with points that are not finite as 0, and NaN for these, 0 for the others.
 std::tuple<Tensor, Tensor> quarantine(const Tensor& x) {
   check_matrix("x", x, Cuda::device);
-  Tensor finite = Cuda::empty_like(x), poison = empty<float>(x, {x.size(0)});
+  Tensor finite = empty<float>(x, x.sizes()), poison = empty<float>(x, {x.size(0)});
   const Quarantine stage{x.const_data_ptr<float>(), x.size(0), x.size(1),
                          finite.mutable_data_ptr<float>(), poison.mutable_data_ptr<float>()};
   Cuda::run(x, x.size(0), kManyFeatures, stage);
