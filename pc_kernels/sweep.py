@@ -102,8 +102,8 @@ def chunk_anchors(
 
     An anchor takes a row of each side, and the working memory of the backend and of a side. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
-    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that is
-    not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
+    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that
+    is not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
     chunks are whole multiples of 16 anchors, if so many fit: each is aligned in memory as the first is,
     and no kernel is compiled again for a later one.
     """
