@@ -3,7 +3,7 @@
 # make bench   benchmarks with their correctness gate
 # make fuzz    every public function on ten thousand inputs against the definitions
 # make sanitize  the same with kernels that look for misused memory and undefined behaviour
-# make counts  instructions, barriers and registers of the Triton kernels, without a GPU: a quarter of an hour
+# make counts  instructions, barriers and registers of the GPU kernels, without a GPU: a quarter of an hour
 # make docs    the documentation, into build/site
 # make wheels  sdist and wheel, tried in fresh environments without a compiler, for each of WHEELS_TORCH
 # make gpu     on a machine with a GPU: build, tests, benchmarks, sanitizers, into RESULTS; again: the rest
@@ -115,9 +115,10 @@ gpu: $(READY)
 endif
 	$(RUN) tests/gpu/run.py --results $(RESULTS) $(GPU_ARGS)
 
-# Instructions and barriers of the Triton kernels, from their machine code: the table of docs/gpu.md.
+# Instructions and barriers of the GPU kernels, from their machine code: the tables of docs/gpu.md.
 counts: $(READY)
 	$(RUN) tests/kernel_counts.py
+	$(RUN) tests/cuda_counts.py
 
 info: $(READY)
 	$(RUN) -m pc_kernels.info

@@ -21,13 +21,10 @@ from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pc_kernels import sweep
-from pc_kernels.backends.base import FusedBackend
 from pc_kernels.backends.compiled import CudaBackend
-from pc_kernels.dissimilarities.row_maker import NearOrigin
 from pc_kernels.dissimilarities.rows import Chunk
 from pc_kernels.losses import function
 from pc_kernels.losses.function import PerceptionCoherenceFunction, Task
-from pc_kernels.products import IN_FLOAT32, Products
 from pc_kernels.recipe import Recipe
 
 FREE = {"view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "detach", "alias"}
@@ -84,27 +81,8 @@ def asked_by(call: Callable[[], object], device: torch.device) -> Asked:
     return Asked(kernels, statistics.median(times))
 
 
-class TritonStub(FusedBackend):
-    """The launches of the `triton` backend, which has kernels for rows and for what precedes products."""
-
-    def __init__(self, launches: Launches) -> None:
-        """Adds to these."""
-        self.launches = launches
-
-    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
-        """Two kernels for all, and one a set of points."""
-        self.launches.count += 2 + len(points)
-        moved, squares = [x.clone() for x in points], [x.new_empty(len(x)) for x in points]
-        self.launches.count -= len(points)  # the copies
-        return NearOrigin(moved, squares, squares[0], torch.empty(2, 0), 1.0)
-
-    def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
-        """The ranks, and the rest."""
-        self.launches.count += 2
-        return torch.empty_like(chunk.weights)
-
-
-OF_OPERATORS = {"near_origin": 2, "quarantine": 1, "pull_": 1, "coherence_rows": 1}
+OF_OPERATORS = {"near_origin": 2, "quarantine": 1, "scaled": 1, "scaled_backward": 1}
+OF_OPERATORS |= {"pull_": 1, "coherence_rows": 1}
 """Launches of the `cuda` backend's operators, to which tests/test_points_cuda.py holds them."""
 
 
@@ -120,14 +98,33 @@ class CudaStub(CudaBackend):
 
         def counted(*arguments: Any) -> Any:
             self.launches.count += OF_OPERATORS[stage]
+            first = arguments[0]
             if stage == "near_origin":
-                points, squares = arguments[0], [x.new_empty(len(x)) for x in arguments[0]]
-                return [torch.empty_like(x) for x in points], squares, squares[0]
-            if stage == "quarantine":
-                return torch.empty_like(arguments[0]), arguments[0].new_empty(len(arguments[0]))
-            return torch.empty_like(arguments[6]) if stage == "coherence_rows" else None
+                squares = [x.new_empty(len(x)) for x in first]
+                twins = first[-1].new_empty(len(first[-1]) + 1, dtype=torch.int32)
+                return (
+                    [torch.empty_like(x) for x in first],
+                    squares,
+                    squares[0],
+                    twins,
+                    squares[0][:1],
+                )
+            if stage == "coherence_rows":
+                return torch.empty_like(arguments[6])
+            return (
+                None if stage == "pull_" else (torch.empty_like(first), first.new_empty(len(first)))
+            )
 
         return counted
+
+
+class TritonStub(CudaStub):
+    """The launches of the `triton` backend: the same kernels on points, and two of rows."""
+
+    def fused_rows(self, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
+        """The ranks, and the rest."""
+        self.launches.count += 2
+        return torch.empty_like(chunk.weights)
 
 
 STUBS = {"triton": TritonStub, "cuda": CudaStub}

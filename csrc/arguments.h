@@ -136,19 +136,23 @@ inline Logits checked_logits(const Tensor& values, const OptionalTensor& keep, i
   return {values.mutable_data_ptr<float>(), checked_present(keep, values).keep, values.size(1), start};
 }
 
-// A chunk of anchors. `gram` holds anchors, references, their squared norms and the offsets where the
-// dissimilarity is one of a Gram matrix, and nothing otherwise.
+// A chunk of anchors. `gram` holds anchors, references, their squared norms, the offsets, twins and the
+// unit where the dissimilarity is one of a Gram matrix, and nothing otherwise.
 inline Rows checked_rows(const char* name, const Tensor& values, const std::string& dissimilarity,
                          const TensorList& gram, DeviceType device) {
   check_matrix(name, values, device);
   const int64_t anchors = values.size(0), count = values.size(1);
   const int code = code_of("dissimilarity", dissimilarity, Dissimilarities{});
-  PCK_CHECK(gram.size() == (is_gram(code) ? 5 : 0), name, ": dissimilarity '", dissimilarity,
-            is_gram(code) ? "' needs anchors, references, their squared norms and the offsets"
-                          : "' needs no tensors beside the values",
+  PCK_CHECK(gram.size() == (is_gram(code) ? 7 : 0), name, ": dissimilarity '", dissimilarity,
+            is_gram(code)
+                ? "' needs anchors, references, their squared norms, offsets, twins and the unit"
+                : "' needs no tensors beside the values",
             ", got ", gram.size(), " tensors");
-  float* const own = values.mutable_data_ptr<float>();
-  if (!is_gram(code)) return {own, nullptr, nullptr, nullptr, nullptr, nullptr, count, 0, code};
+  Rows rows{};
+  rows.values = values.mutable_data_ptr<float>();
+  rows.count = count;
+  rows.dissimilarity = code;
+  if (!is_gram(code)) return rows;
   check_matrix(name, gram[0], device);
   check_matrix(name, gram[1], device);
   const int64_t width = gram[0].size(1);
@@ -159,8 +163,20 @@ inline Rows checked_rows(const char* name, const Tensor& values, const std::stri
   check_list("anchor_sq", gram[2], values, anchors);
   check_list("reference_sq", gram[3], values, count);
   check_list("offsets", gram[4], values, anchors);
+  // Of no elements where it is known that no two references are equal, and that the unit is 1.
+  const bool twins = gram[5].numel() > 0, unit = gram[6].numel() > 0;
+  if (twins) check_list("twins", gram[5], values, count + 1, ScalarType::Int);
+  if (unit) check_list("unit", gram[6], values, 1);
   const auto part = [&](size_t i) { return gram[i].const_data_ptr<float>(); };
-  return {own, part(0), part(1), part(2), part(3), part(4), count, width, code};
+  rows.anchors = part(0);
+  rows.references = part(1);
+  rows.anchor_sq = part(2);
+  rows.reference_sq = part(3);
+  rows.offsets = part(4);
+  rows.twins = twins ? gram[5].const_data_ptr<int32_t>() : nullptr;
+  rows.unit = unit ? part(6) : nullptr;
+  rows.width = width;
+  return rows;
 }
 
 }  // namespace pck

@@ -257,6 +257,13 @@ struct IsGram {  // no lambda: it would not be inlined always, see cpu/row_kerne
   }
 };
 
+struct PowerOf {
+  template <class D>
+  PCK_HD int operator()(D) const {
+    return D::power;
+  }
+};
+
 PCK_HD bool is_gram(int dissimilarity) {
   return visit(Dissimilarities{}, dissimilarity, IsGram{});
 }

@@ -38,6 +38,7 @@ struct Row {
   const float* anchor;        // [width]
   const float* references;    // [count, width]
   const float* reference_sq;  // [count]
+  const int32_t* twins;       // see Rows
   float anchor_sq;
   float offset;  // the anchor's distance from the origin if it is far from all others, else 0
   int64_t count;
@@ -46,6 +47,7 @@ struct Row {
   int dissimilarity;
 
   PCK_HD bool is_far() const { return offset > 0.0f; }
+  PCK_HD bool has_twins() const { return twins != nullptr && twins[count] > 0; }
   // |a - b|^2 of the inner product with reference j; of a far anchor, less |a|^2 (see formulas.h).
   PCK_HD float squared(int64_t j, float product) const {
     return (is_far() ? reference_sq[j] : anchor_sq + reference_sq[j]) - 2.0f * product;
@@ -65,6 +67,11 @@ struct Rows {
   const float* anchor_sq;
   const float* reference_sq;
   const float* offsets;
+  // [count + 1]: the first reference that equals each bit for bit, then how many are not that
+  // themselves. These take its product: a product of matrices may round equal columns differently.
+  // Null: none are.
+  const int32_t* twins;
+  const float* unit;  // [1], of the features; null: 1
   int64_t count;
   int64_t width;
   int dissimilarity;  // a code of Dissimilarities
@@ -73,9 +80,17 @@ struct Rows {
   PCK_HD Row row(int64_t i, int64_t self) const {
     float* const own = values + i * count;
     if (!is_gram(dissimilarity))
-      return {own, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, dissimilarity};
-    return {own,  anchors + i * width, references, reference_sq, anchor_sq[i], offsets[i], count, width,
-            self, dissimilarity};
+      return {own, nullptr, nullptr, nullptr, nullptr, 0.0f, 0.0f, count, 0, self, dissimilarity};
+    return {own,          anchors + i * width, references, reference_sq, twins,
+            anchor_sq[i], offsets[i],          count,      width,        self,
+            dissimilarity};
+  }
+  // Options for these dissimilarities, which are in units of their own.
+  PCK_HD RankOptions in_units(RankOptions options) const {
+    if (options.scale_std || unit == nullptr) return options;
+    const int power = visit(Dissimilarities{}, dissimilarity, PowerOf{});
+    for (int k = 0; k < power; ++k) options.temperature /= *unit;
+    return options;
   }
 };
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from .backends import select
 from .checks import check_matrix, check_same_device, compute_dtype, first_order_only
 from .dissimilarities import Dissimilarity, Points, Rows, Side, check_dissimilarity, make_side
-from .dissimilarities.gram_rows import GRAM, dissimilarities_backward
-from .dissimilarities.row_maker import power_of_two
+from .dissimilarities.gram_rows import dissimilarities_backward
 from .precision import exact_arithmetic
 
 
@@ -45,14 +44,6 @@ def pairwise_dissimilarity(
     return _Pairwise.apply(x, y, metric)
 
 
-POWERS = {name: GRAM[name].power for name in ("euclidean", "sqeuclidean")}
-"""Dissimilarities that grow with a power of the features' scale, and this power.
-
-They are computed of features in a unit 2^k in which no square leaves the range. The unit to the power may
-leave it itself, so results are multiplied by the unit, once or twice.
-"""
-
-
 class _Pairwise(torch.autograd.Function):
     """All pairs through one Gram matrix; the backward through two products with its gradient."""
 
@@ -67,42 +58,40 @@ class _Pairwise(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, y = ctx.saved_tensors
-        side, rows, d, unit = _matrix(x, y, ctx.metric)
+        side, rows, d = _matrix(x, y, ctx.metric)
+        side.in_units = True
         with exact_arithmetic(x.device):
-            grad = dissimilarities_backward(rows, d, grad.to(d.dtype))
+            own = grad.to(d.dtype, copy=True, memory_format=torch.contiguous_format)
+            grad = dissimilarities_backward(rows, d, own)  # which the backend may overwrite
             side.accumulate(0, x.shape[0], grad)
             to_x, to_y = side.gradients()
-        for _ in range(POWERS.get(ctx.metric, 1) - 1 if unit != 1.0 else 0):
-            to_x = to_x * unit
-            to_y = None if to_y is None else to_y * unit
+        to_x = _times_unit(to_x, side, side.power - 1)
+        to_y = None if to_y is None else _times_unit(to_y, side, side.power - 1)
         return to_x.to(x.dtype), None if y is None or to_y is None else to_y.to(y.dtype), None
 
 
-def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor, float]:
-    """The side of x and y in a unit, its rows, δ [A, M] in the compute dtype and that unit, the unit."""
+def _matrix(x: Tensor, y: Tensor | None, metric: str) -> tuple[Side, Rows, Tensor]:
+    """The side of x and y, its rows, and δ [A, M] in the compute dtype and the side's unit."""
     dtype = compute_dtype(x, y)
     with torch.no_grad(), exact_arithmetic(x.device):
-        points = Points.of(x, y, dtype)
-        unit = 1.0
-        if metric in POWERS:
-            unit = power_of_two([p for p in points[:2] if p is not None])
-        if unit != 1.0:
-            references = points.references
-            scaled = None if references is None else references / unit
-            points = Points(points.anchors / unit, scaled)
-        side = make_side(metric, points, with_grad=True)
+        engine = select("auto", x.device, dtype)
+        side = make_side(metric, Points.of(x, y, dtype), with_grad=True, maker=engine)
         rows = side.rows(0, x.shape[0])
-        if rows.gram is not None:  # distances themselves are wanted, not their differences
-            rows.gram = rows.gram._replace(offsets=torch.zeros_like(rows.gram.offsets))
-        return side, rows, select("auto", x.device, dtype).dissimilarity(rows), unit
+        return side, rows, engine.true_dissimilarity(rows)
 
 
 def _distances(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
     """δ [A, M] in the compute dtype."""
-    _, _, d, unit = _matrix(x, y, metric)
-    for _ in range(POWERS.get(metric, 0) if unit != 1.0 else 0):
-        d = d * unit
-    return d
+    side, _, d = _matrix(x, y, metric)
+    return _times_unit(d, side, side.power)
+
+
+def _times_unit(x: Tensor, side: Side, times: int) -> Tensor:
+    """X times the side's unit, so often: the unit to the power may leave the range."""
+    known = isinstance(side.unit, float) and side.unit == 1.0
+    for _ in range(0 if known else times):
+        x = x * side.unit
+    return x
 
 
 def _all_finite(x: Tensor) -> bool:

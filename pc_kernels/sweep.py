@@ -100,8 +100,8 @@ def chunk_anchors(
 
     An anchor takes a row of each side, and the working memory of the backend and of a side. No more
     than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
-    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that is
-    not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
+    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that
+    is not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
     chunks are whole multiples of 16 anchors, if so many fit: each is aligned in memory as the first is,
     and no kernel is compiled again for a later one.
     """
@@ -164,7 +164,10 @@ def _gradients(students: list[Side]) -> list[Tensor]:
 
 
 def _in_units(recipe: Recipe, student: Side) -> Recipe:
-    """The recipe with a temperature in units of the dissimilarities that the side's rows hold."""
-    if recipe.scale is not None or student.unit == 1.0:
+    """The recipe with a temperature in units of the dissimilarities that the side's rows hold.
+
+    What only the device knows, its kernels do.
+    """
+    if recipe.scale is not None or isinstance(student.unit, Tensor) or student.unit == 1.0:
         return recipe
-    return replace(recipe, temperature=recipe.temperature / student.unit)
+    return replace(recipe, temperature=recipe.temperature / student.unit**student.power)

@@ -16,6 +16,7 @@ from pc_kernels.triton_kernels.tables import FAR
 
 KINDS = {"moments_ptr": "*i64", "ints_ptr": "*i32", "temperature": "fp64"}
 KINDS |= dict.fromkeys(("keep_ptr", "source_keep_ptr", "query_keep_ptr"), "*u8")
+KINDS |= {"twins_ptr": "*i32"}
 ALIGNED = ("capacity", "floats_stride", "room")
 """Integers that the backend makes multiples of 16."""
 

@@ -318,7 +318,7 @@ def assert_losses(
 
 
 def check_near_origin(maker: RowMaker, points: list[Tensor]) -> None:
-    """Shifted and scaled as by PyTorch; norms to rounding; the same anchors are far."""
+    """Shifted and scaled as by PyTorch; norms to rounding; the same anchors are far, the same equal."""
     wanted, got = PLAIN.near_origin(points), maker.near_origin(points)
     for x, y in zip(got.points, wanted.points, strict=True):
         # A mean that rounds otherwise may move a shift by a step: that costs no digit either.
@@ -330,5 +330,16 @@ def check_near_origin(maker: RowMaker, points: list[Tensor]) -> None:
         near = torch.isclose(squares.double(), exact, rtol=8 * tolerances.U, atol=1e-37)
         assert bool((near | ~exact.isfinite() | ~squares.isfinite()).all())
     assert got.unit == wanted.unit
+    if not points[-1].isnan().any():
+        assert torch.equal(*(firsts(x.twins, len(points[-1])) for x in (got, wanted)))
     assert torch.equal(got.offsets > 0, wanted.offsets > 0)
     assert torch.allclose(got.offsets, wanted.offsets, rtol=1e-5)
+
+
+def firsts(twins: Tensor, count: int) -> Tensor:
+    """The first reference that equals each, of `NearOrigin.twins`."""
+    if len(twins) == 0:
+        return torch.arange(count, dtype=torch.int32)
+    own = twins[:-1] == torch.arange(count)
+    assert bool(twins[-1] > 0) or bool(own.all())
+    return twins[:-1]

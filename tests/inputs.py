@@ -163,6 +163,9 @@ POINTS: dict[str, Maker] = {
     "huge": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e30,
     "tiny": lambda rng, n: torch.randn(n, 37, generator=rng) * 1e-30,
     "zero": lambda rng, n: torch.zeros(n, 37),
+    "some equal": lambda rng, n: torch.randn(n, 37, generator=rng)[
+        torch.randint((n + 2) // 3, (n,), generator=rng)
+    ],
     "one far": lambda rng, n: torch.cat(
         [torch.randn(n - 1, 37, generator=rng), torch.full((1, 37), 1e4)]
     ),

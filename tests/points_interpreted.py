@@ -12,7 +12,9 @@ import tolerances
 import torch
 from compare import assert_norm_near, check_near_origin
 from inputs import POINTS
+from launches import OF_OPERATORS
 from torch import Generator
+from triton.runtime.interpreter import GridExecutor
 
 from pc_kernels.backends import BACKENDS
 from pc_kernels.dissimilarities.row_maker import CANCELLED
@@ -21,7 +23,7 @@ TRITON = BACKENDS["triton"]
 
 
 @pytest.mark.parametrize("rows", [2, 40])
-@pytest.mark.parametrize("name", [name for name in POINTS if name not in points.RESCALED])
+@pytest.mark.parametrize("name", POINTS)
 def test_as_pytorch_does(name: str, rows: int, rng: Generator) -> None:
     given = [POINTS[name](rng, rows)]
     check_near_origin(TRITON, given if rows > 2 else [POINTS[name](rng, 7), *given])
@@ -52,6 +54,49 @@ def test_gradients_that_cancel(spread: float, turned: bool, rng: Generator) -> N
     rounding = (4 + count**0.5) * tolerances.U
     largest = terms.norm(dim=(1, 2)) / CANCELLED
     assert_norm_near("gradient", got, terms.sum(1), rounding * largest)
+
+
+def test_quarantine(rng: Generator) -> None:
+    points.check_quarantine(TRITON, rng)
+
+
+def test_normalized(rng: Generator) -> None:
+    points.check_normalized(TRITON, rng)
+
+
+def test_what_operators_launch(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `benchmarks/launches.py` counts them."""
+    launched: list[object] = []
+    run = GridExecutor.__call__
+
+    def counted(self: GridExecutor, *arguments: object, **options: object) -> None:
+        launched.append(self)
+        run(self, *arguments, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    x, v = torch.randn(33, 9, generator=rng), torch.randn(33, 33, generator=rng)
+    for stage, call in {
+        "near_origin": lambda: TRITON.near_origin([x, x[:7]]),
+        "quarantine": lambda: TRITON.quarantine(x),
+        "scaled": lambda: TRITON.normalized(x),
+        "scaled_backward": lambda: TRITON.normalized_backward(x, x, torch.ones(33, 1).double()),
+        "pull_": lambda: TRITON.pull(v, x, x),
+    }.items():
+        launched.clear()
+        call()
+        assert len(launched) == OF_OPERATORS[stage]
+
+
+def test_ties(rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    points.check_ties("triton", rng, monkeypatch)
+
+
+def test_a_zero_beside_poison(rng: Generator) -> None:
+    points.check_a_zero_beside_poison("triton", rng)
+
+
+def test_features_of_any_size(rng: Generator) -> None:
+    points.check_features_of_any_size("triton", rng)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1025])

@@ -25,7 +25,7 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 SHIM = ROOT / "tests" / "cuda_shim"
 FLAGS = ["-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
 ALL_SHARED = 232448
-CTYPES = (torch.float32, torch.float64, torch.int32, torch.bool)
+CTYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 DISSIMILARITIES = ("given", "ranked", "euclidean", "sqeuclidean", "cosine")
 CONTRAST_FORMS = ("softmax", "sigmoid", "distillation")
 
@@ -76,7 +76,7 @@ class Points(ctypes.Structure):
 class Rows(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("values", "anchors", "references", "anchor_sq")),
-        *((name, c_void_p) for name in ("reference_sq", "offsets")),
+        *((name, c_void_p) for name in ("reference_sq", "offsets", "twins", "unit")),
         ("count", c_int64),
         ("width", c_int64),
         ("dissimilarity", c_int),
@@ -187,8 +187,7 @@ class PointSet(ctypes.Structure):
     _fields_ = (
         ("x", c_void_p),
         ("count", c_int64),
-        ("moved", c_void_p),
-        ("squares", c_void_p),
+        *((name, c_void_p) for name in ("moved", "squares", "poison", "inverse")),
     )
 
 
@@ -199,7 +198,31 @@ class NearOrigin(ctypes.Structure):
         ("width", c_int64),
         ("parts", c_int),
         ("far", c_float),
-        *((name, c_void_p) for name in ("shift", "offsets", "groups")),
+        *((name, c_void_p) for name in ("shift", "largest", "unit", "offsets", "twins", "table")),
+        ("room", c_int64),
+        ("progress", c_void_p),
+    )
+
+
+class Scaled(ctypes.Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("count", c_int64),
+        ("width", c_int64),
+        ("scale", c_double),
+        ("y", c_void_p),
+        ("inverse", c_void_p),
+    )
+
+
+class ScaledBackward(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("grad", "y", "inverse")),
+        ("count", c_int64),
+        ("width", c_int64),
+        ("scale", c_double),
+        ("to_x", c_void_p),
+        ("along", c_void_p),
     )
 
 
@@ -222,6 +245,7 @@ class Pull(ctypes.Structure):
         *((name, c_int64) for name in ("n", "m", "width")),
         ("has_product", c_bool),
         ("cancelled", c_float),
+        ("unit", c_void_p),
         ("pulled", c_void_p),
     )
 
@@ -234,7 +258,7 @@ def library(warp: int) -> ctypes.CDLL:
 
 def address(x: Tensor | None) -> c_void_p:
     """Of a tensor's memory."""
-    if x is None:
+    if x is None or x.numel() == 0:
         return c_void_p(None)
     assert x.is_contiguous() and x.dtype in CTYPES
     return c_void_p(x.data_ptr())
@@ -246,8 +270,8 @@ def points_of(x: Tensor, keep: Tensor | None) -> Points:
 
 
 def rows_of(values: Tensor, dissimilarity: str, gram: list[Tensor]) -> Rows:
-    """A chunk of anchors; `gram`: anchors, references, their squares, offsets, or nothing."""
-    pointers = [address(x) for x in (values, *(gram or [None] * 5))]
+    """A chunk of anchors; `gram`: the tensors of a `Gram`, or nothing."""
+    pointers = [address(x) for x in (values, *(gram or [None] * 7))]
     width = gram[0].shape[1] if gram else 0
     return Rows(*pointers, values.shape[1], width, DISSIMILARITIES.index(dissimilarity))
 
@@ -383,26 +407,55 @@ class ShimBackend(CudaBackend):
         return losses
 
     def run_near_origin(
-        self, points: list[Tensor], parts: int, far: float
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        self,
+        points: list[Tensor],
+        poison: list[Tensor],
+        inverse: list[Tensor],
+        parts: int,
+        far: float,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
         moved = [torch.full_like(x, torch.nan) for x in points]
         squares = [x.new_full((len(x),), torch.nan) for x in points]
+        marks = [values or [None] * len(points) for values in (poison, inverse)]
         sets = [
             PointSet(address(p), len(p), *map(address, rest))
-            for p, *rest in zip(points, moved, squares, strict=True)
+            for p, *rest in zip(points, moved, squares, *marks, strict=True)
         ]
-        width = points[0].shape[1]
-        shift, offsets = (
-            points[0].new_full((width,), torch.nan),
-            torch.full_like(squares[0], torch.nan),
+        references, width = points[-1].shape
+        room = 2 << max(references - 1, 0).bit_length()
+        shift, largest = (points[0].new_full((n,), torch.nan) for n in (width, width // 8 + 1))
+        offsets, unit = torch.full_like(squares[0], torch.nan), torch.full((1,), torch.nan)
+        twins = torch.full((references + 1,), -1, dtype=torch.int32)
+        table = torch.zeros(room, dtype=torch.int64)
+        progress = torch.full((2,), -1, dtype=torch.int32)
+        stage = NearOrigin(
+            sets[-1],
+            sets[0] if len(sets) == 2 else PointSet(),
+            width,
+            parts,
+            far,
+            *map(address, (shift, largest, unit, offsets, twins, table)),
+            room,
+            address(progress),
         )
-        groups = torch.full((1,), -1, dtype=torch.int32)
-        places = map(address, (shift, offsets, groups))
-        anchors = sets[0] if len(sets) == 2 else PointSet()
-        stage = NearOrigin(sets[-1], anchors, width, parts, far, *places)
         self.run("shift", width, stage)
         self.run("move", sum(map(len, points)), stage)
-        return moved, squares, offsets
+        return moved, squares, offsets, twins, unit
+
+    def run_scaled(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        y, inverse = torch.full_like(x, torch.nan), x.new_full((len(x), 1), torch.nan).double()
+        stage = Scaled(address(x), *x.shape, scale, address(y), address(inverse))
+        self.run("scaled", len(x), stage)
+        return y, inverse
+
+    def run_scaled_backward(
+        self, grad: Tensor, y: Tensor, inverse: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        to_x, along = torch.full_like(grad, torch.nan), torch.full_like(inverse, torch.nan)
+        given = map(address, (grad, y, inverse))
+        stage = ScaledBackward(*given, *grad.shape, scale, address(to_x), address(along))
+        self.run("scaled_backward", len(grad), stage)
+        return to_x, along
 
     def run_quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         finite, poison = torch.full_like(x, torch.inf), x.new_full((len(x),), torch.inf)
@@ -416,13 +469,13 @@ class ShimBackend(CudaBackend):
         values: Tensor,
         x: Tensor,
         y: Tensor,
+        unit: Tensor,
         has_product: bool,
         cancelled: float,
     ) -> None:
         turned = not values.is_contiguous()
         own = address(values.T if turned else values)
         sizes = (len(x), len(y), x.shape[1])
-        stage = Pull(
-            own, turned, address(x), address(y), *sizes, has_product, cancelled, address(pulled)
-        )
+        given = own, turned, address(x), address(y), *sizes, has_product, cancelled
+        stage = Pull(*given, address(unit), address(pulled))
         self.run("pull", len(x), stage)

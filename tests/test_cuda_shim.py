@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import points
 import pytest
 import tolerances
 import torch
@@ -304,6 +305,18 @@ def test_two_clumps(backend: str, far: int, rng: Generator) -> None:
         )
 
 
+def test_ties(backend: str, rng: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    points.check_ties(backend, rng, monkeypatch)
+
+
+def test_a_zero_beside_poison(backend: str, rng: Generator) -> None:
+    points.check_a_zero_beside_poison(backend, rng)
+
+
+def test_features_of_any_size(backend: str, rng: Generator) -> None:
+    points.check_features_of_any_size(backend, rng)
+
+
 def test_duplicates_and_constant_rows(backend: str, rng: Generator) -> None:
     student, teacher = batch(rng, 24)
     student = student[torch.randint(0, 6, (24,), generator=rng)]
@@ -448,7 +461,7 @@ import shim
 table = sys.argv[1]
 codes = {"relaxation": 0, "penalty": 0, "dissimilarity": 0, table: 99}
 x, weights, losses = torch.rand(2, 5), torch.ones(2), torch.ones(2)
-rows = shim.Rows(shim.address(x), *[None] * 5, 5, 0, codes["dissimilarity"])
+rows = shim.Rows(shim.address(x), *[None] * 7, 5, 0, codes["dissimilarity"])
 options = shim.RankOptions(codes["relaxation"], codes["penalty"], 0.1, True)
 stage = shim.CoherenceRows(rows, rows, shim.Present(None, -1), shim.address(weights), options)
 stage.losses = shim.address(losses)

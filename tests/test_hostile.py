@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import points
 import pytest
 import tolerances
 import torch
@@ -208,3 +209,20 @@ def test_equal_references_are_tied(backend: str, metric: str, anchors: int, rng:
     d = pc_kernels.pairwise_dissimilarity(student.detach(), kinds[kind], metric)
     first = torch.full((300,), 1023).scatter_reduce(0, kind, torch.arange(1023), "amin")
     assert torch.equal(d, d[:, first[kind]])
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_equal_references_are_tied_whatever_products_do(
+    backend: str, rng: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points.check_ties(backend, rng, monkeypatch)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_a_zero_beside_poison(backend: str, rng: Generator) -> None:
+    points.check_a_zero_beside_poison(backend, rng)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_features_of_any_size_and_their_gradients(backend: str, rng: Generator) -> None:
+    points.check_features_of_any_size(backend, rng)

@@ -14,7 +14,7 @@ from launches import OF_OPERATORS
 from shim import ShimBackend
 from torch import Generator, Tensor
 
-from pc_kernels.dissimilarities.row_maker import PLAIN, pull_by_differences
+from pc_kernels.dissimilarities.row_maker import pull_by_differences
 from pc_kernels.products import Products
 
 DEVICES: dict[str, dict[str, int]] = {
@@ -33,7 +33,7 @@ on_every_device = pytest.mark.parametrize("maker", DEVICES, indirect=True)
 
 
 @on_every_device
-@pytest.mark.parametrize("name", [name for name in POINTS if name not in points.RESCALED])
+@pytest.mark.parametrize("name", POINTS)
 def test_as_pytorch_does(maker: ShimBackend, name: str, rng: Generator) -> None:
     for rows in (2, 150):
         given = POINTS[name](rng, rows)
@@ -64,13 +64,11 @@ def test_shifted_features_stay_whole_in_their_parts(
 
 
 def test_quarantine(maker: ShimBackend, rng: Generator) -> None:
-    x = torch.randn(19, 40, generator=rng)
-    x[3, 39], x[7, 0], x[8, 20] = torch.inf, torch.nan, -torch.inf
-    for given in (x, x[:0], x[:, :0]):
-        got, wanted = maker.quarantine(given), PLAIN.quarantine(given)
-        assert all(
-            torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(got, wanted, strict=True)
-        )
+    points.check_quarantine(maker, rng)
+
+
+def test_normalized(maker: ShimBackend, rng: Generator) -> None:
+    points.check_normalized(maker, rng)
 
 
 def pulls(rng: Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -114,6 +112,8 @@ def test_what_operators_launch(maker: ShimBackend, rng: Generator) -> None:
     calls: dict[str, Callable[[], object]] = {
         "near_origin": lambda: maker.near_origin([x, x[:7]]),
         "quarantine": lambda: maker.quarantine(x),
+        "scaled": lambda: maker.normalized(x),
+        "scaled_backward": lambda: maker.normalized_backward(x, x, torch.ones(40, 1).double()),
         "pull_": lambda: maker.pull(torch.randn(40, 40, generator=rng), x, x),
     }
     for stage, call in calls.items():

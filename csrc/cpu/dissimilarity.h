@@ -9,6 +9,8 @@ inline float squared_distance(const float* a, const float* b, int64_t width) {
 // anchor's own place gets garbage: callers drop it.
 inline void squared_distances(Row row) {
   float* const d = row.values;
+  if (row.has_twins())
+    for (int64_t j = 0; j < row.count; ++j) d[j] = d[row.twins[j]];
   int32_t near = 0;
   for (int64_t j = 0; j < row.count; ++j) {
     const float squared = row.squared(j, d[j]);

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -100,15 +99,10 @@ Found look_at(const Tensor& points) {
   return found;
 }
 
-// A unit 2^k in which squares neither over- nor underflow, mostly 1.
-double unit_of(const std::vector<Found>& found) {
+float largest_of(const std::vector<Found>& found) {
   float largest = 0.0f;
   for (const Found& points : found) largest = std::fmax(largest, points.largest);
-  if (largest == 0.0f || !std::isfinite(largest)) return 1.0;
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  exponent = std::min(exponent, std::numeric_limits<float>::max_exponent - 1);  // a number, too
-  return std::abs(exponent) < 126 / 4 ? 1.0 : std::ldexp(1.0, exponent);
+  return largest;
 }
 
 // How far each feature is shifted. Empty where the points are centred already.
@@ -196,46 +190,47 @@ Tensor far_offsets(const Tensor& anchor_sq, const Tensor& reference_sq, double f
   return offsets;
 }
 
-// The points that equal an earlier one bit for bit, and which that is: [2, as many as there are].
+// The first point that equals each bit for bit, then how many are not that themselves; empty if none
+// is.
 Tensor twins_of(const Tensor& points, const Tensor& squares) {
   const Matrix x(points);
   const size_t bytes = static_cast<size_t>(x.width) * sizeof(float);
   const float* const square = squares.const_data_ptr<float>();
   const auto compare = [&](int64_t a, int64_t b) { return std::memcmp(x.row(a), x.row(b), bytes); };
   // Twins have the same norm: few others do, and only these are compared.
-  std::vector<std::pair<uint32_t, int64_t>> order(static_cast<size_t>(x.rows));
+  std::vector<std::pair<uint32_t, int32_t>> order(static_cast<size_t>(x.rows));
   for (size_t i = 0; i < order.size(); ++i) {
     std::memcpy(&order[i].first, square + i, sizeof(float));
-    order[i].second = static_cast<int64_t>(i);
+    order[i].second = static_cast<int32_t>(i);
   }
   std::sort(order.begin(), order.end());
-  std::vector<int64_t> later, earliest;
+  std::vector<std::pair<int32_t, int32_t>> later;  // than the first that it equals
   for (auto run = order.begin(), past = run; run != order.end(); run = past) {
     past = std::find_if(run, order.end(), [=](const auto& p) { return p.first != run->first; });
     if (past - run == 1) continue;
     std::stable_sort(run, past,
                      [&](const auto& a, const auto& b) { return compare(a.second, b.second) < 0; });
-    int64_t first = run->second;
+    int32_t first = run->second;
     for (auto p = run + 1; p != past; ++p) {
-      if (compare(first, p->second) == 0) {
-        later.push_back(p->second);
-        earliest.push_back(first);
-      } else {
+      if (compare(first, p->second) == 0)
+        later.emplace_back(p->second, first);
+      else
         first = p->second;
-      }
     }
   }
-  const auto count = static_cast<int64_t>(later.size());
-  Tensor twins = empty<int64_t>(points, {2, count});
-  int64_t* const target = twins.mutable_data_ptr<int64_t>();
-  std::copy(earliest.begin(), earliest.end(), std::copy(later.begin(), later.end(), target));
+  Tensor twins = empty<int32_t>(points, {later.empty() ? 0 : x.rows + 1});
+  if (later.empty()) return twins;
+  int32_t* const target = twins.mutable_data_ptr<int32_t>();
+  std::iota(target, target + x.rows, 0);
+  for (const auto& [own, first] : later) target[own] = first;
+  target[x.rows] = static_cast<int32_t>(later.size());
   return twins;
 }
 
 }  // namespace
 
-Tensor divided(const Tensor& x, double unit) {
-  return mapped(x, [=](float v, int64_t) { return static_cast<float>(v / unit); });
+Tensor divided(const Tensor& x, float unit) {
+  return mapped(x, [=](float v, int64_t) { return v / unit; });
 }
 
 NearOrigin near_origin(TensorList points, double far) {
@@ -246,8 +241,8 @@ NearOrigin near_origin(TensorList points, double far) {
     for (const Tensor& x : points) found.push_back(look_at(x));
   };
   look();
-  const double unit = points.back().numel() == 0 ? 1.0 : unit_of(found);
-  bool moved = unit != 1.0;
+  const float unit = points.back().numel() == 0 ? 1.0f : unit_of(largest_of(found));
+  bool moved = unit != 1.0f;
   if (moved) {
     for (Tensor& x : points) x = divided(x, unit);
     look();

@@ -17,7 +17,7 @@ using NearOrigin = std::tuple<TensorList, TensorList, Tensor, Tensor, double>;
 NearOrigin near_origin(TensorList points, double far);
 
 // x over a unit 2^k.
-Tensor divided(const Tensor& x, double unit);
+Tensor divided(const Tensor& x, float unit);
 
 // V + V^T, in place.
 Tensor with_mirror(Tensor values);

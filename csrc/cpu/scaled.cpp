@@ -71,11 +71,10 @@ std::tuple<Tensor, Tensor> scaled_backward(const Tensor& grad, const Tensor& y, 
   const double* const inverses = inverse.const_data_ptr<double>();
   float* const to = to_x.mutable_data_ptr<float>();
   double* const alongs = along.mutable_data_ptr<double>();
-  constexpr double most = __FLT_MAX__;
   for_rows(grad, [&](int64_t i) {
     const int64_t first = i * width;
     alongs[i] = dot(g + first, out + first, width);
-    const double factor = std::min(s * inverses[i], most), back = alongs[i] * inverses[i] / s;
+    const double factor = s * inverses[i], back = alongs[i] * inverses[i] / s;
     for (int64_t k = first; k < first + width; ++k)
       to[k] =
           static_cast<float>(static_cast<double>(g[k]) * factor - static_cast<double>(out[k]) * back);

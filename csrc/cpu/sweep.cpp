@@ -31,16 +31,6 @@ Tensor transposed(const Tensor& x) {
   return Tensor(made);
 }
 
-// The columns of references that are equal bit for bit take the first one's products.
-void copy_twins(Tensor values, const Tensor& twins) {
-  float* const row = values.mutable_data_ptr<float>();
-  const int64_t* const later = twins.const_data_ptr<int64_t>();
-  const int64_t count = twins.size(1), columns = values.size(1);
-  for (int64_t i = 0; i < values.size(0); ++i)
-    for (int64_t k = 0; k < count; ++k)
-      row[i * columns + later[k]] = row[i * columns + later[count + k]];
-}
-
 Side side_of(const TensorList& given, double far) {
   auto [points, squares, offsets, twins, unit] = near_origin(given, far);
   if (points.empty()) points = given;
@@ -48,8 +38,11 @@ Side side_of(const TensorList& given, double far) {
   Tensor values = empty_rows(anchors, {anchors.size(0), references.size(0)});
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_mm_out(values.get(), anchors.get(), transposed(references).get()));
-  copy_twins(values, twins);
-  return {points, {anchors, references, squares.front(), squares.back(), offsets}, values, unit};
+  const Tensor known = empty<float>(anchors, {0});  // the unit, here and not on a device alone
+  return {points,
+          {anchors, references, squares.front(), squares.back(), offsets, twins, known},
+          values,
+          unit};
 }
 
 // Losses [anchors] of features [anchors], or [anchors, references]; with_grad, the gradients of
@@ -64,9 +57,9 @@ std::tuple<Tensor, TensorList> sweep(const TensorList& student, const TensorList
   const Side of_student = side_of(student, far), of_teacher = side_of(teacher, far);
   const auto& [points, gram, values, unit] = of_student;
   if (!scale_std)  // the temperature is in units of the rows
-    temperature /= std::pow(
-        unit, visit(Dissimilarities{}, code_of("dissimilarity", dissimilarity, Dissimilarities{}),
-                    [](auto row) { return decltype(row)::power; }));
+    temperature /=
+        std::pow(unit, visit(Dissimilarities{},
+                             code_of("dissimilarity", dissimilarity, Dissimilarities{}), PowerOf{}));
   Tensor losses = Operators<Cpu>::coherence_rows(
       values, dissimilarity, gram, of_teacher.values, teacher_dissimilarity, of_teacher.gram, weights,
       std::nullopt, self_start, temperature, relaxation, scale_std, penalty, with_grad);

@@ -66,17 +66,13 @@ PCK_DEVICE void row_gradient(Block& block, const CoherenceRows& stage, int64_t i
   });
   const Pull pull =
       pull_of(block, plan, stage.options, x, scratch.product, plan.loss_factor(stage.weights[i]));
-  block.store_values(student.values, static_cast<int>(student.count), [&](int j) {
-    if (!kept.has(j)) return 0.0f;
-    const int place = kept.place(j);
-    return dissimilarity_backward(student, j, x[place], pull(place));
-  });
+  store_gradient(block, student, kept, x, pull);
 }
 
 template <class R>
 PCK_DEVICE float coherence_row(Block& block, const CoherenceRows& stage, int64_t i, const Taps<R>& taps,
                                Header& header, const Scratch& scratch) {
-  const RankOptions& options = stage.options;
+  const RankOptions options = stage.student.in_units(stage.options);
   const int64_t self = stage.present.self_of(i);
   const int count = static_cast<int>(stage.student.count);
   const Kept kept = find_kept(block, stage.present, i, count, scratch);

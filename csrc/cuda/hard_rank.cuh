@@ -126,6 +126,7 @@ PCK_DEVICE void hard_rank(Block& block, float* x, int count, const Range& range,
     const int b = bucket.of(own);
     const int first = b == 0 ? 0 : start[b - 1], past = start[b];  // a start is now where it ends
     int twice = 2 * first - 1;  // twice the rank; its own place is among those not above it
+#pragma unroll 1                // a bucket has two values or so
     for (int s = first; s < past; ++s) twice += (keys[s] < own) + (keys[s] <= own);
     x[i] = static_cast<float>(twice) / whole;
   });

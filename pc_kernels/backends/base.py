@@ -53,6 +53,18 @@ class Backend(RowMaker):
         """δ(i, j) [C, M] of a chunk, less offsets (see `Rows`); may reuse the memory of its values."""
         return dissimilarities(rows)
 
+    def true_dissimilarity(self, rows: Rows) -> Tensor:
+        """δ(i, j) with the rows' offsets, as `dissimilarity`.
+
+        References beside a far anchor lose digits to its offset: enough to rank, not for a gradient.
+        """
+        if rows.gram is None:
+            return rows.values
+        gram = rows.gram._replace(offsets=torch.zeros_like(rows.gram.offsets))
+        true = Rows(rows.values, rows.dissimilarity, gram)
+        true.ready = rows.ready and self.straight(true)
+        return self.dissimilarity(true)
+
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mid-ranks of the rows of x [N, m]; a row with a NaN is NaN where it is kept."""
         raise NotImplementedError

@@ -5,20 +5,21 @@ It serves every row rule on every backend; fused kernels are a shortcut for some
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..dissimilarities.gram_rows import dissimilarities_backward, true_dissimilarities
+from ..dissimilarities.gram_rows import GRAM, dissimilarities_backward
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from .base import Backend
 
-WORKING_BYTES = 48
-"""Working memory for each pair of a chunk: a dozen rows of float32 at the peak."""
+WORKING_BYTES = 52
+"""Working memory for each pair of a chunk: 13 rows of float32 at the peak."""
 
 
 def hard_rank_rows(engine: Backend, teacher: Rows, pairs: Pairs) -> Rows:
@@ -45,8 +46,10 @@ def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: boo
         return rows if columns is None else rows.gather(1, columns)
 
     mask = None if pairs.keep is None else cut(pairs.keep)
-    whole = engine.dissimilarity(student)
-    d_s, d_t = cut(whole), cut(engine.dissimilarity(teacher))
+    distance = _distance(engine, student) if with_grad else None
+    d_s, d_t = cut(engine.dissimilarity(student)), cut(engine.dissimilarity(teacher))
+    unit = _unit(student, recipe)
+    d_s = d_s if unit is None else d_s * unit
     d_s = d_s if mask is None else torch.where(mask, d_s, 0)
     target = d_t if teacher.dissimilarity == "ranked" else _target(engine, d_t, mask)
     rank, density = engine.soft_rank(d_s, recipe, with_grad, mask)
@@ -58,7 +61,8 @@ def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: boo
     if with_grad:
         slope = slope * torch.where(nothing, 0, weights)[:, None]
         grad = engine.soft_rank_backward(slope, d_s, density, recipe, mask)
-        grad = dissimilarities_backward(student, cut(true_dissimilarities(student, whole)), grad)
+        grad = grad if unit is None else grad * unit
+        grad = dissimilarities_backward(student, d_s if distance is None else cut(distance), grad)
         grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
         grad = grad if mask is None else torch.where(mask, grad, 0)
         if columns is None:
@@ -66,3 +70,17 @@ def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: boo
         else:
             student.values.zero_().scatter_(1, columns, grad)
     return loss
+
+
+def _distance(engine: Backend, student: Rows) -> Tensor | None:
+    """What V depends on beside ∂L/∂δ, if anything; the rows stay."""
+    if student.gram is None or not GRAM[student.dissimilarity].by_distance:
+        return None
+    return engine.true_dissimilarity(replace(student, values=student.values.clone()))
+
+
+def _unit(student: Rows, recipe: Recipe) -> Tensor | None:
+    """[1], what δ is to be multiplied by for a temperature that does not scale with it; None: nothing."""
+    if recipe.scale is not None or student.gram is None or student.gram.unit.numel() == 0:
+        return None
+    return student.gram.unit ** GRAM[student.dissimilarity].power

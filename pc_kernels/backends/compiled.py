@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,11 @@ from ..dissimilarities.row_maker import (
     CANCELLED,
     FAR,
     FEW_PAIRS,
+    NO_MARKS,
     SMALLEST_BLOCK,
+    Marks,
     NearOrigin,
+    in_unit,
 )
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..formulas import KERNELS, Projection, Relaxation
@@ -183,10 +187,26 @@ class CpuBackend(CompiledBackend):
         counts = torch.ops.pc_kernels.cpu_pair_counts(x, y, offsets)
         return PairCounts(pairs_of(offsets.diff()), *counts.unbind(1))
 
-    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
+    def near_origin(
+        self, points: list[Tensor], products: Products = IN_FLOAT32, marks: Marks = NO_MARKS
+    ) -> NearOrigin:
         """See `RowMaker`; a few passes over the features, by threads."""
-        moved, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
-        return NearOrigin(moved or points, *rest)
+        if marks.inverse:
+            return super().near_origin(points, products, marks)
+        moved, squares, *rest = torch.ops.pc_kernels.cpu_near_origin(points, FAR)
+        if marks.poison:
+            squares = [sq + poison for sq, poison in zip(squares, marks.poison, strict=True)]
+        return NearOrigin(moved or points, squares, *rest)
+
+    def normalized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowMaker`."""
+        normalized: tuple[Tensor, Tensor] = torch.ops.pc_kernels.cpu_scaled(x, 1.0)
+        return normalized
+
+    def normalized_backward(self, grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+        """See `RowMaker`."""
+        to_x, _ = torch.ops.pc_kernels.cpu_scaled_backward(grad, unit, inverse, 1.0)
+        return to_x
 
     def mirror(self, values: Tensor, start: int) -> None:
         """See `RowMaker`; through registers."""
@@ -197,12 +217,18 @@ class CpuBackend(CompiledBackend):
         mirrored: Tensor = torch.ops.pc_kernels.cpu_with_mirror(v)
         return mirrored
 
-    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
+    def pull(
+        self,
+        v: Tensor,
+        x: Tensor,
+        y: Tensor,
+        products: Products = IN_FLOAT32,
+        unit: float | Tensor = 1.0,
+    ) -> Tensor:
         """See `RowMaker`."""
         if products.parts:
-            return super().pull(v, x, y, products)
-        pulled: Tensor = torch.ops.pc_kernels.cpu_pull(v, x, y, FEW_PAIRS, CANCELLED)
-        return pulled
+            return super().pull(v, x, y, products, unit)
+        return in_unit(torch.ops.pc_kernels.cpu_pull(v, x, y, FEW_PAIRS, CANCELLED), unit)
 
 
 class CudaBackend(CompiledBackend):
@@ -235,22 +261,43 @@ class CudaBackend(CompiledBackend):
             rows, kernels, partial(super().kernel_sums, recipe=recipe, kernels=kernels)
         )
 
-    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
-        """See `RowMaker`; two launches. On a GPU extreme features over- and underflow."""
-        moved, squares, offsets = self.operator("near_origin")(points, products.whole_parts, FAR)
-        none = torch.empty(2, 0, dtype=torch.int64, device=points[0].device)
-        return NearOrigin(moved, squares, offsets, none, 1.0)
+    def near_origin(
+        self, points: list[Tensor], products: Products = IN_FLOAT32, marks: Marks = NO_MARKS
+    ) -> NearOrigin:
+        """See `RowMaker`; two launches."""
+        far = math.inf if marks.inverse else FAR
+        lists = list(marks.poison), list(marks.inverse)
+        near = self.operator("near_origin")(points, *lists, products.whole_parts, far)
+        return NearOrigin(*near)
+
+    def normalized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowMaker`; one launch."""
+        normalized: tuple[Tensor, Tensor] = self.operator("scaled")(x, 1.0)
+        return normalized
+
+    def normalized_backward(self, grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+        """See `RowMaker`; one launch."""
+        to_x, _ = self.operator("scaled_backward")(grad, unit, inverse, 1.0)
+        return to_x
 
     def quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `RowMaker`; one launch."""
         quarantined: tuple[Tensor, Tensor] = self.operator("quarantine")(x)
         return quarantined
 
-    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
+    def pull(
+        self,
+        v: Tensor,
+        x: Tensor,
+        y: Tensor,
+        products: Products = IN_FLOAT32,
+        unit: float | Tensor = 1.0,
+    ) -> Tensor:
         """See `RowMaker`; a product, and a launch that looks at every row."""
         few = v.numel() <= FEW_PAIRS
         pulled = torch.empty_like(x) if few else products.weighed(v, y)
-        self.operator("pull_")(pulled, v, x, y, not few, CANCELLED)
+        unit = x.new_ones(1) if isinstance(unit, float) else unit
+        self.operator("pull_")(pulled, v, x, y, unit, not few, CANCELLED)
         return pulled
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CELLS_PER_POINT = 8
 """Beyond this the grid costs more than a sort: rows are nearly hard (docs/method.md, "Regimes")."""
 
-WORKING_BYTES = 160
+WORKING_BYTES = 164
 """Working memory for each value of a row, at the peak."""
 
 FEW_PAIRS = 1024

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..cdf_rows import CdfRows, sums_by_matrices
-from ..dissimilarities.row_maker import FEW_PAIRS, NearOrigin
+from ..dissimilarities.row_maker import (
+    FEW_PAIRS,
+    NO_MARKS,
+    Marks,
+    NearOrigin,
+    in_unit,
+    pull_by_differences,
+)
 from ..dissimilarities.rows import Chunk, Pairs, Rows
 from ..products import IN_FLOAT32, Products
 from .base import FusedBackend
@@ -47,23 +54,43 @@ class TritonBackend(FusedBackend):
         _launch().dissimilarity(rows)
         return rows.values
 
-    def near_origin(self, points: list[Tensor], products: Products = IN_FLOAT32) -> NearOrigin:
-        """See `RowMaker`; three kernels. On a GPU extreme features over- and underflow."""
-        from ..triton_kernels.near_origin import near_origin
+    def near_origin(
+        self, points: list[Tensor], products: Products = IN_FLOAT32, marks: Marks = NO_MARKS
+    ) -> NearOrigin:
+        """See `RowMaker`; two kernels."""
+        return _points().near_origin(points, products, marks)
 
-        return near_origin(points, products)
+    def normalized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowMaker`; one kernel."""
+        return _points().normalized(x)
+
+    def normalized_backward(self, grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+        """See `RowMaker`; one kernel."""
+        return _points().normalized_backward(grad.contiguous(), unit, inverse)
+
+    def quarantine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowMaker`; one kernel."""
+        return _points().quarantine(x)
 
     def straight(self, rows: Rows) -> bool:
         """See `RowMaker`: one kernel for narrow features, products and all."""
         return bool(_launch().straight_dissimilarity(rows))
 
-    def pull(self, v: Tensor, x: Tensor, y: Tensor, products: Products = IN_FLOAT32) -> Tensor:
-        """See `RowMaker`; one kernel before the product, and one after it, for what has cancelled."""
+    def pull(
+        self,
+        v: Tensor,
+        x: Tensor,
+        y: Tensor,
+        products: Products = IN_FLOAT32,
+        unit: float | Tensor = 1.0,
+    ) -> Tensor:
+        """See `RowMaker`; a product, and one kernel that looks for what has cancelled."""
         if v.numel() <= FEW_PAIRS or x.numel() == 0:
-            return super().pull(v, x, y, products)
+            return in_unit(pull_by_differences(v, x, y), unit)
         from ..triton_kernels.pull_launch import pull
 
-        return pull(v, x.contiguous(), y.contiguous(), products)
+        unit = x.new_ones(1) if isinstance(unit, float) else unit
+        return pull(v, x.contiguous(), y.contiguous(), products, unit)
 
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
@@ -131,6 +158,13 @@ def _contrast_launch() -> Any:
     from ..triton_kernels import contrast_launch
 
     return contrast_launch
+
+
+def _points() -> Any:
+    """The kernels on points; loads Triton on the first call."""
+    from ..triton_kernels import near_origin
+
+    return near_origin
 
 
 def _launch() -> Any:

@@ -14,15 +14,14 @@ from .rows import Gram, Rows
 NEAR = 1 / 64
 """Squared distances below this share of |a|² + |b|² are summed again from the differences."""
 
-BESIDE = 1 / 4
-"""Dissimilarities of a far anchor below this share of its offset have lost more than 2 bits to it."""
-
 
 class GramFormula:
     """How a squared distance becomes the dissimilarity; the identity, unless a method says otherwise."""
 
     power = 2
     """The dissimilarity grows with this power of the features' scale."""
+    by_distance = False
+    """Whether V depends on the dissimilarity."""
 
     def of_square(self, squared: Tensor) -> Tensor:
         """δ of |a − b|²."""
@@ -41,6 +40,7 @@ class Euclidean(GramFormula):
     """|a − b|; a distance of 0 has gradient 0."""
 
     power = 1
+    by_distance = True
 
     def of_square(self, squared: Tensor) -> Tensor:
         """See `GramFormula`."""
@@ -75,6 +75,11 @@ GRAM: dict[str, GramFormula] = {
 """The dissimilarities that are made of inner products."""
 
 
+def tied(products: Tensor, gram: Gram) -> Tensor:
+    """Inner products [C, M], those of equal references alike; see `Gram.twins`."""
+    return products[:, gram.twins[:-1]] if gram.twins.numel() else products
+
+
 def squared_distances(products: Tensor, gram: Gram) -> Tensor:
     """|a_i − b_j|² [C, M] of inner products; the short ones from the differences."""
     scale = gram.anchor_sq[:, None] + gram.reference_sq
@@ -99,31 +104,16 @@ def dissimilarities(rows: Rows) -> Tensor:
     if rows.gram is None:
         return rows.values
     gram, formula = rows.gram, GRAM[rows.dissimilarity]
-    squared = squared_distances(rows.values, gram)
+    products = tied(rows.values, gram)
+    squared = squared_distances(products, gram)
     offset = gram.offsets[:, None]
-    excess = torch.sub(gram.reference_sq, rows.values, alpha=2)
+    excess = torch.sub(gram.reference_sq, products, alpha=2)
     near = squared < NEAR * (gram.anchor_sq[:, None] + gram.reference_sq)
     excess = torch.where(near, squared - gram.anchor_sq[:, None], excess)
     far = formula.of_excess(excess, squared, offset)
     return torch.where(offset > 0, far, formula.of_square(squared))
 
 
-def true_dissimilarities(rows: Rows, d: Tensor) -> Tensor:
-    """What `dissimilarities` leaves, with the rows' offsets.
-
-    References beside a far anchor have lost their digits, and are computed again from the differences.
-    """
-    if rows.gram is None:
-        return d
-    gram, formula = rows.gram, GRAM[rows.dissimilarity]
-    offset = gram.offsets[:, None].pow(formula.power)
-    true = d + offset
-    if d.device.type == "cpu":  # where looking is free
-        beside = torch.nonzero(true < BESIDE * offset, as_tuple=True)
-        true[beside] = formula.of_square(_from_differences(gram, *beside))
-    return true
-
-
 def dissimilarities_backward(rows: Rows, d: Tensor, grad: Tensor) -> Tensor:
-    """∂L/∂δ to V, for rows without a Gram matrix ∂L/∂δ itself; d are the true dissimilarities."""
+    """∂L/∂δ to V, for rows without a Gram matrix ∂L/∂δ itself; d are dissimilarities with the offset."""
     return grad if rows.gram is None else GRAM[rows.dissimilarity].backward(d, grad)

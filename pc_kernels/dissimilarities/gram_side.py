@@ -15,6 +15,7 @@ from .gram_rows import GRAM
 from .row_maker import (
     MIRROR_WIDTH,
     PLAIN,
+    Marks,
     NearOrigin,
     RowMaker,
     upper_product,
@@ -29,16 +30,18 @@ class GramSide(Side):
     def __init__(self, name: str, points: Points, maker: RowMaker = PLAIN) -> None:
         """Takes the dissimilarity's name, the features, and what makes the Gram rows."""
         self.name = name
+        self.power = GRAM[name].power
         self._maker = maker
         self._shared = points.references is None
         self._products = points.products
-        near = self._near_origin([x for x in points[:2] if x is not None])
-        self.unit = near.unit ** GRAM[name].power
-        self._scale = near.unit
+        near = self._near_origin([x for x in points[:2] if x is not None], points.poison)
+        self.unit = near.unit
         self._anchors, self._references = near.points[0], near.points[-1]
         self._anchor_sq, self._reference_sq = near.squares[0], near.squares[-1]
         self._offsets = near.offsets
         self._twins = near.twins
+        nothing = near.squares[0].new_empty(0)
+        self._unit = near.unit if isinstance(near.unit, Tensor) else nothing
         wide = self._anchors.shape[1] >= MIRROR_WIDTH
         on_cpu = self._anchors.device.type == "cpu" and not self._products.parts
         self._halves = self._shared and wide and on_cpu
@@ -46,9 +49,9 @@ class GramSide(Side):
         self._grad_anchors = torch.zeros_like(self._anchors[:0])
         self._grad_references: Tensor | None = None
 
-    def _near_origin(self, points: list[Tensor]) -> NearOrigin:
+    def _near_origin(self, points: list[Tensor], poison: tuple[Tensor, ...]) -> NearOrigin:
         """The points that the products are of."""
-        return self._maker.near_origin(points, self._products)
+        return self._maker.near_origin(points, self._products, Marks(poison))
 
     def pair_bytes(self, with_grad: bool) -> int:
         """See `Side`."""
@@ -66,14 +69,13 @@ class GramSide(Side):
             self._anchor_sq[start:stop],
             self._reference_sq,
             self._offsets[start:stop],
+            self._twins,
+            self._unit,
         )
         rows = Rows(self._values[: stop - start], self.name, gram)
         rows.ready = self._maker.straight(rows)
         if not rows.ready:
             self._product(start, stop, rows.values)
-            if self._twins.shape[1]:
-                later, first = self._twins
-                rows.values[:, later] = rows.values[:, first]
         return rows
 
     def _product(self, start: int, stop: int, products: Tensor) -> None:
@@ -91,7 +93,8 @@ class GramSide(Side):
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:
         """∂a_i += Σ_j V (a_i − b_j), ∂b_j −= Σ_i V (a_i − b_j)."""
         anchors = self._anchors[start:stop]
-        pull = partial(self._maker.pull, products=self._products)
+        unit = 1.0 if self.in_units else self.unit
+        pull = partial(self._maker.pull, products=self._products, unit=unit)
         if self._shared and len(anchors) == len(self._anchors):  # one chunk is all there is
             self._grad_anchors = pull(self._maker.with_mirror(grad), anchors, anchors)
             return
@@ -112,49 +115,20 @@ class GramSide(Side):
         return self._to_features(to_anchors, 0), self._to_features(to_references, -1)
 
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
-        """From the points that the products are of to the features: 0 the anchors, -1 the references."""
-        return grad if self._scale == 1.0 else grad / self._scale
+        """From points near the origin to the features: 0 the anchors, -1 the references."""
+        return grad
 
 
 class CosineSide(GramSide):
     """`cosine`: the products of unit vectors."""
 
-    def _near_origin(self, points: list[Tensor]) -> NearOrigin:
-        """See `GramSide`.
-
-        A vector of zeros has no direction and is 1 from everything, exactly, as orthogonal ones are:
-        (1 + 1)/2 - 0. Where there is one, nothing is shifted and all norms count as 1.
-        """
+    def _near_origin(self, points: list[Tensor], poison: tuple[Tensor, ...]) -> NearOrigin:
+        """See `GramSide`."""
         self._products = self._products.of_float32()
-        self._lifts = [_lift(x) for x in points]
-        points = [x * lift for x, lift in zip(points, self._lifts, strict=True)]
-        self._lengths = [_length(x) for x in points]
-        self._units = [_divide(x, n) for x, n in zip(points, self._lengths, strict=True)]
-        near = self._maker.near_origin(self._units, self._products)
-        zeros = torch.cat([length == 0 for length in self._lengths]).any()
-        shifted = [torch.where(zeros, x, y) for x, y in zip(self._units, near.points, strict=True)]
-        squares = [torch.where(zeros, 1, sq) for sq in near.squares]
-        return NearOrigin(shifted, squares, torch.zeros_like(near.offsets), near.twins, 1.0)
+        self._normalized = [self._maker.normalized(x) for x in points]
+        units, inverse = zip(*self._normalized, strict=True)
+        return self._maker.near_origin(list(units), self._products, Marks(poison, inverse))
 
     def _to_features(self, grad: Tensor, which: int) -> Tensor:
         """Back through the normalisation."""
-        unit = self._units[which]
-        across = grad - unit * (grad * unit).sum(1, keepdim=True)
-        return _divide(across, self._lengths[which]) * self._lifts[which]
-
-
-def _lift(x: Tensor) -> Tensor:
-    """2^100 for rows [n, 1] so small that their lengths may be subnormal, of few digits; else 1."""
-    small = x.abs().amax(dim=1, keepdim=True) < 2.0**-100
-    return torch.where(small, 2.0**100, 1.0).to(x.dtype)
-
-
-def _length(x: Tensor) -> Tensor:
-    """Euclidean norms [n, 1] of rows of any size, extreme ones too."""
-    largest = x.abs().amax(dim=1, keepdim=True)
-    return largest * _divide(x, largest).norm(dim=1, keepdim=True)
-
-
-def _divide(x: Tensor, length: Tensor) -> Tensor:
-    """Rows of x over their lengths, 0 where the length is 0."""
-    return torch.where(length == 0, 0, x / length)
+        return self._maker.normalized_backward(grad, *self._normalized[which])

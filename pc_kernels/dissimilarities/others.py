@@ -162,12 +162,14 @@ class MaskedSide(Side):
 
     def __init__(self, side: Callable[[Points], Side], points: Points, maker: RowMaker) -> None:
         """Takes what makes the side of features, the features, and what makes Gram rows."""
-        anchors, self._anchor_poison = maker.quarantine(points.anchors)
-        references, self._reference_poison = None, self._anchor_poison
-        if points.references is not None:
-            references, self._reference_poison = maker.quarantine(points.references)
-        self._side = side(points._replace(anchors=anchors, references=references))
+        pairs = [maker.quarantine(x) for x in points[:2] if x is not None]
+        finite, self._poison = zip(*pairs, strict=True)
+        references = None if points.references is None else finite[-1]
+        self._side = side(
+            points._replace(anchors=finite[0], references=references, poison=self._poison)
+        )
         self.unit = self._side.unit
+        self.power = self._side.power
         self.most_pairs = self._side.most_pairs
 
     def pair_bytes(self, with_grad: bool) -> int:
@@ -177,8 +179,10 @@ class MaskedSide(Side):
     def rows(self, start: int, stop: int) -> Rows:
         """The rows of the side, poisoned where they must be."""
         rows = self._side.rows(start, stop)
-        # 0 times 0 is 0, and anything else is NaN.
-        rows.values.addr_(self._anchor_poison[start:stop], self._reference_poison)
+        if (
+            rows.gram is None
+        ):  # else it is in the squared norms; 0 times 0 is 0, and anything else is NaN
+            rows.values.addr_(self._poison[0][start:stop], self._poison[-1])
         return rows
 
     def accumulate(self, start: int, stop: int, grad: Tensor) -> None:

@@ -22,6 +22,10 @@ class Gram(NamedTuple):
     """Squared norms [M]."""
     offsets: Tensor
     """[C]: |a| of an anchor that is far out, else 0; see `Rows`."""
+    twins: Tensor
+    """Int32 [M + 1], or [0]: see `NearOrigin`. These take the product of the first before it is used."""
+    unit: Tensor
+    """[1], where only the device knows what features were divided by; [0]: nobody has to."""
 
 
 @dataclass

@@ -20,6 +20,8 @@ class Points(NamedTuple):
     """[M, D]; None: the anchors themselves."""
     products: Products = IN_FLOAT32
     """How products of them are taken."""
+    poison: tuple[Tensor, ...] = ()
+    """Of anchors, and of references if there are any, see `Marks`."""
 
     @classmethod
     def of(
@@ -35,8 +37,12 @@ class Points(NamedTuple):
 class Side:
     """The student's or the teacher's half of a sweep over chunks of anchors."""
 
-    unit = 1.0
-    """What the dissimilarities of `rows` are to be multiplied by: 1 but for extreme features."""
+    unit: float | Tensor = 1.0
+    """What features are divided by for `rows`: mostly 1; [1] where only the device knows it."""
+    power = 0
+    """Of the unit, that the dissimilarities of `rows` are to be multiplied by."""
+    in_units = False
+    """Whether gradients are wanted in features in the unit."""
     most_pairs = 1 << 62
     """The most that a chunk may have."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .dissimilarity import GIVEN, Gram, offset_of, row_extent
+from .dissimilarity import EUCLIDEAN, GIVEN, Gram, offset_of, row_extent
 from .formulas import value_and_slope
 from .grid import clear, scratch
 from .row import SPECIALIZATION, Row, counted, finite, store_undefined
@@ -84,6 +84,17 @@ def coherence_row(i, row, gram, grid, loss, push_ptr, options, READY: tl.constex
             store_undefined(row.x, row, options.BLOCK)
 
 
+@triton.jit
+def in_units(temperature, unit_ptr, DISSIMILARITY: tl.constexpr, SCALE_STD: tl.constexpr):
+    """The temperature for dissimilarities of features in a unit, which grow with a power of it."""
+    if not SCALE_STD and DISSIMILARITY != GIVEN:
+        unit = tl.load(unit_ptr).to(tl.float64)
+        temperature = temperature / unit
+        if DISSIMILARITY != EUCLIDEAN:
+            temperature = temperature / unit
+    return temperature
+
+
 @triton.jit(**SPECIALIZATION)
 def coherence_rows_kernel(
     values_ptr,
@@ -92,6 +103,8 @@ def coherence_rows_kernel(
     anchor_sq_ptr,
     reference_sq_ptr,
     offsets_ptr,
+    twins_ptr,
+    unit_ptr,
     width,
     keep_ptr,
     self_start,
@@ -121,6 +134,7 @@ def coherence_rows_kernel(
     """Losses [rows]; WITH_GRAD, values become V. READY: they hold δ already, not inner products."""
     grid = scratch(tables_ptr, moments_ptr, floats_ptr, floats_stride, capacity)
     push_ptr = rows_ptr + tl.cast(tl.program_id(0), tl.int64) * 2 * count
+    temperature = in_units(temperature, unit_ptr, DISSIMILARITY, SCALE_STD)
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = tl.cast(i, tl.int64) * count
         own = tl.where(self_start >= 0, self_start + i, -1)
@@ -133,6 +147,7 @@ def coherence_rows_kernel(
                 anchor_sq_ptr,
                 reference_sq_ptr,
                 offsets_ptr,
+                twins_ptr,
                 width,
                 DISSIMILARITY,
             ),

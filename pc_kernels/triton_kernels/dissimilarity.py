@@ -29,13 +29,14 @@ FEATURES = tl.constexpr(4)
 
 
 class Gram(NamedTuple):
-    """What makes dissimilarities of inner products: pointers to features, squared norms and offsets."""
+    """What makes dissimilarities of inner products: pointers to features, to their norms and more."""
 
     anchors: tl.tensor
     references: tl.tensor
     anchor_sq: tl.tensor
     reference_sq: tl.tensor
     offsets: tl.tensor
+    twins: tl.tensor
     width: tl.tensor
     """Features."""
     DISSIMILARITY: tl.constexpr
@@ -146,6 +147,18 @@ def measured(row, gram, i, offset, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def tie(row, gram, BLOCK: tl.constexpr):
+    """Products of references that are equal bit for bit become equal: they take the first one's."""
+    if tl.load(gram.twins + row.count) > 0:
+        for first in range(0, row.count, BLOCK):
+            j = first + tl.arange(0, BLOCK)
+            twin = tl.load(gram.twins + j, mask=j < row.count, other=0)
+            later = (j < row.count) & (twin != j)
+            tl.store(row.x + j, tl.load(row.x + twin, mask=later, other=0.0), mask=later)
+        tl.debug_barrier()
+
+
+@triton.jit
 def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr):
     """The `Extent` of anchor i's row. Where it holds PRODUCTS, they become δ less the offset first.
 
@@ -153,6 +166,7 @@ def row_extent(row, gram, i, offset, PRODUCTS: tl.constexpr, BLOCK: tl.constexpr
     there are any does a second pass follow. Ends with a barrier.
     """
     if PRODUCTS:
+        tie(row, gram, BLOCK)
         if offset > 0.0:
             tally, marked = measured(row, gram, i, offset, BLOCK)
         else:
@@ -197,14 +211,17 @@ def dissimilarity_backward(gram, i, j, d, grad, wanted, FAR: tl.constexpr, BLOCK
 
 
 @triton.jit
-def dissimilarity_part(row, gram, i, offset, first, BLOCK: tl.constexpr):
-    """A block of a Gram row becomes δ less the row's offset, in place."""
-    j = first + tl.arange(0, BLOCK)
+def dissimilarity_row(row, gram, i, BLOCK: tl.constexpr):
+    """A Gram row becomes δ less the row's offset, in place."""
+    offset = offset_of(gram, i)
     anchor_sq = tl.load(gram.anchor_sq + i)
-    value, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
-    if tl.max(near.to(tl.int32), axis=0) > 0:
-        value = tl.where(near, near_dissimilarities(gram, i, j, near, offset, BLOCK), value)
-    tl.store(row.x + j, value, mask=j < row.count)
+    tie(row, gram, BLOCK)
+    for first in range(0, row.count, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        value, near = dissimilarity_block(row, gram, anchor_sq, offset, first, BLOCK)
+        if tl.max(near.to(tl.int32), axis=0) > 0:
+            value = tl.where(near, near_dissimilarities(gram, i, j, near, offset, BLOCK), value)
+        tl.store(row.x + j, value, mask=j < row.count)
 
 
 @triton.jit
@@ -215,17 +232,17 @@ def dissimilarity_kernel(
     anchor_sq_ptr,
     reference_sq_ptr,
     offsets_ptr,
+    twins_ptr,
+    unit_ptr,
     width,
     count,
     DISSIMILARITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The stage standing alone: a program is a block of a row."""
+    """The stage standing alone: a program is a row."""
     i = tl.program_id(0)
-    first = tl.program_id(1) * BLOCK
     values = values_ptr + tl.cast(i, tl.int64) * count
-    offset = tl.load(offsets_ptr + i)
-    dissimilarity_part(
+    dissimilarity_row(
         Row(values, count, -1, values, False),
         Gram(
             anchors_ptr,
@@ -233,12 +250,11 @@ def dissimilarity_kernel(
             anchor_sq_ptr,
             reference_sq_ptr,
             offsets_ptr,
+            twins_ptr,
             width,
             DISSIMILARITY,
         ),
         i,
-        offset,
-        first,
         BLOCK,
     )
 
@@ -251,6 +267,8 @@ def straight_dissimilarity_kernel(
     anchor_sq_ptr,
     reference_sq_ptr,
     offsets_ptr,
+    twins_ptr,
+    unit_ptr,
     width,
     rows,
     count,

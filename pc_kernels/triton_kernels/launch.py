@@ -178,8 +178,13 @@ def grid_capacity(count: int, recipe: Recipe) -> int:
 def _gram(rows: Rows) -> tuple[Any, ...]:
     """The fields of a `Gram`, and the features' width; of given dissimilarities, stand-ins."""
     if rows.gram is None:
-        return (rows.values,) * 5 + (0,)
-    return (*rows.gram, rows.gram.anchors.shape[1])
+        return (rows.values,) * 7 + (0,)
+    gram, count = rows.gram, rows.values.shape[1]
+    if gram.twins.numel() == 0:
+        gram = gram._replace(twins=gram.offsets.new_zeros(count + 1, dtype=torch.int32))
+    if gram.unit.numel() == 0:
+        gram = gram._replace(unit=gram.offsets.new_ones(1))
+    return (*gram, gram.anchors.shape[1])
 
 
 def _present(pairs: Pairs, values: Tensor) -> tuple[Tensor, int]:
@@ -195,7 +200,7 @@ def dissimilarity(rows: Rows) -> None:
         return
     block = power_of_two_above(count, THREADS, 256)
     with on(rows.values.device):
-        dissimilarity_kernel[(rows.values.shape[0], triton.cdiv(count, block))](
+        dissimilarity_kernel[(rows.values.shape[0],)](
             rows.values,
             *_gram(rows),
             count,

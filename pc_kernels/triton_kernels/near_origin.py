@@ -2,80 +2,121 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
-from ..dissimilarities.row_maker import FAR, NearOrigin
+from ..dissimilarities.row_maker import FAR, Marks, NearOrigin
 from ..products import Products
 from .launch import on
-from .points import move_kernel, offsets_kernel, shift_kernel
-from .settings import power_of_two_above
+from .normalized import normalized_backward_kernel, normalized_kernel, quarantine_kernel
+from .points import move_kernel, shift_kernel
+from .settings import compiler_options
 
 TILE = {"ROWS": 32, "COLUMNS": 32, "num_warps": 4}
 """Of a pass down the columns: a warp reads 128 bytes of each row."""
 
+MOVED_TILE = {"ROWS": 8, "COLUMNS": 128, "num_warps": 8}
+"""Of a pass over rows: a warp has one."""
+
 LONGEST = 1024
-"""Elements of a block."""
+"""Elements of a block of what the last program does."""
 
 
-def near_origin(points: list[Tensor], products: Products) -> NearOrigin:
+def near_origin(points: list[Tensor], products: Products, marks: Marks) -> NearOrigin:
     """Points [·, D], the references last, made ready for products; see `RowMaker.near_origin`."""
     anchors, references = points[0], points[-1]
-    with on(anchors.device):
-        shift = _shift(anchors, references, products)
-        moved, squares = zip(*(_move(x, shift) for x in points), strict=True)
-        offsets = _offsets(squares[0], squares[-1])
-    none = torch.empty(2, 0, dtype=torch.int64, device=anchors.device)
-    return NearOrigin(list(moved), list(squares), offsets, none, 1.0)
-
-
-def _shift(anchors: Tensor, references: Tensor, products: Products) -> Tensor:
-    """[D]."""
-    count, width = references.shape
-    if references.numel() == 0:
-        return references.new_zeros(width)
-    shift = references.new_empty(width)
-    shift_kernel[(triton.cdiv(width, TILE["COLUMNS"]),)](
-        anchors,
-        references,
-        shift,
-        len(anchors),
-        count,
-        width,
-        SHARED=anchors is references,
-        PARTS=products.whole_parts,
-        **TILE,
-    )
-    return shift
-
-
-def _move(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The points less the shift, and their squared norms."""
-    count, width = x.shape
-    moved, squares = torch.empty_like(x), x.new_zeros(count) if width == 0 else x.new_empty(count)
-    if x.numel() > 0:
-        columns = power_of_two_above(width, 32, LONGEST)
-        warps = max(1, columns // 256)
-        move_kernel[(count,)](
-            x, shift, moved, squares, count, width, COLUMNS=columns, num_warps=warps
+    shared = len(points) == 1
+    moved, squares = [torch.empty_like(x) for x in points], [x.new_empty(len(x)) for x in points]
+    offsets = torch.empty_like(squares[0])
+    (count, width), device = references.shape, references.device
+    tiles = max(1, triton.cdiv(width, TILE["COLUMNS"]))
+    room = 2 << max(count - 1, 0).bit_length()
+    shift, largest, unit = (references.new_empty(n) for n in (width, tiles, 1))
+    twins, progress = (torch.empty(n, dtype=torch.int32, device=device) for n in (count + 1, 2))
+    table = torch.empty(room + 1, dtype=torch.int64, device=device)
+    inverse, poison = marks.inverse or points, marks.poison or squares  # or stand-ins
+    rows = MOVED_TILE["ROWS"]
+    programs = triton.cdiv(count, rows) + (0 if shared else triton.cdiv(len(anchors), rows))
+    with on(device):
+        shift_kernel[(tiles,)](
+            anchors,
+            references,
+            inverse[0],
+            inverse[-1],
+            shift,
+            largest,
+            table,
+            progress,
+            len(anchors),
+            count,
+            width,
+            room,
+            SHARED=shared,
+            UNIT=len(marks.inverse) > 0,
+            PARTS=products.whole_parts,
+            **TILE,
         )
-    return moved, squares
+        if programs:
+            move_kernel[(programs,)](
+                anchors,
+                moved[0],
+                squares[0],
+                poison[0],
+                references,
+                moved[-1],
+                squares[-1],
+                poison[-1],
+                shift,
+                largest,
+                unit,
+                offsets,
+                twins,
+                table,
+                progress,
+                len(anchors),
+                count,
+                width,
+                tiles,
+                room,
+                math.inf if marks.inverse else float(FAR),
+                SHARED=shared,
+                POISONED=len(marks.poison) > 0,
+                BLOCK=LONGEST,
+                **MOVED_TILE,
+                **compiler_options(device),
+            )
+    return NearOrigin(moved, squares, offsets, twins, unit)
 
 
-def _offsets(anchor_sq: Tensor, reference_sq: Tensor) -> Tensor:
-    """|a| of the anchors that are far out, 0 for the others."""
-    if reference_sq.numel() == 0 or anchor_sq.numel() == 0:
-        return torch.zeros_like(anchor_sq)
-    offsets = torch.empty_like(anchor_sq)
-    offsets_kernel[(1,)](
-        anchor_sq,
-        reference_sq,
-        offsets,
-        len(anchor_sq),
-        len(reference_sq),
-        float(FAR),
-        BLOCK=LONGEST,
-        num_warps=8,
-    )
-    return offsets
+def normalized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Points over their norms, and 1/|x| [n, 1]; see `RowMaker.normalized`."""
+    y, inverse = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float64)
+    _by_rows(normalized_kernel, x, y, inverse)
+    return y, inverse
+
+
+def normalized_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient in points of that in what they are over their norms."""
+    to_x = torch.empty_like(grad)
+    _by_rows(normalized_backward_kernel, grad, unit, inverse, to_x)
+    return to_x
+
+
+def quarantine(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `RowMaker.quarantine`."""
+    finite, poison = torch.empty_like(x), x.new_empty(len(x))
+    _by_rows(quarantine_kernel, x, finite, poison)
+    return finite, poison
+
+
+def _by_rows(kernel: Any, points: Tensor, *others: Tensor) -> None:
+    """Launches a kernel of tiles of points."""
+    count, width = points.shape
+    if count:
+        with on(points.device):
+            programs = triton.cdiv(count, MOVED_TILE["ROWS"])
+            kernel[(programs,)](points, *others, count, width, **MOVED_TILE)

@@ -154,6 +154,22 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
 
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
+                                    unsigned long long value) {
+  __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
+inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
+  unsigned long long before = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (value < before) {
+    const unsigned long long seen = atomicCAS(address, before, value);
+    if (seen == before) break;
+    before = seen;
+  }
+  return before;
+}
+
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 using cudaStream_t = void*;
 

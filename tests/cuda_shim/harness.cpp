@@ -80,6 +80,14 @@ int move(int64_t rows, const Move* stage) {
   return run(rows, stage->width, *stage);
 }
 
+int scaled(int64_t rows, const Scaled* stage) {
+  return run(rows, stage->width, *stage);
+}
+
+int scaled_backward(int64_t rows, const ScaledBackward* stage) {
+  return run(rows, stage->width, *stage);
+}
+
 int quarantine(int64_t rows, const Quarantine* stage) {
   return run(rows, stage->width, *stage);
 }

@@ -98,6 +98,7 @@ void sums(int64_t rows, int64_t sources, int64_t queries, int kind, const RankOp
 // Features whose inner products are `values`; the last two rows are near duplicates.
 struct Features {
   Values points, squares, offsets, values;
+  std::vector<int> twins;
 
   Features(int64_t count, int64_t width) : points(random_values(count * width, 0)) {
     const auto at = [=](int64_t i, int64_t k) { return static_cast<size_t>(i * width + k); };
@@ -111,11 +112,13 @@ struct Features {
         if (i == j) squares.push_back(sum);
       }
     offsets.assign(static_cast<size_t>(count), 0.0f);
+    for (int j = 0; j < count; ++j) twins.push_back(count > 1 && j == count - 1 ? j - 1 : j);
+    twins.push_back(1);
   }
 
   Rows rows(int64_t count, int64_t width) {
-    return {values.data(),  points.data(), points.data(), squares.data(), squares.data(),
-            offsets.data(), count,         width,         Euclidean::code};
+    return {values.data(), points.data(), points.data(), squares.data(), squares.data(), offsets.data(),
+            twins.data(),  nullptr,       count,         width,          Euclidean::code};
   }
 };
 
@@ -149,31 +152,47 @@ void contrast(int64_t count, bool masked, const Form& form) {
                       true, losses.data()});
 }
 
-// Points near the origin, and their pull at each other.
+// Points near the origin, some of them equal, and their pull at each other.
 void points(int64_t anchors, int64_t references) {
-  constexpr int64_t width = 11;
-  const Values x = random_values(anchors * width, 0), y = random_values(references * width, 2);
+  constexpr int64_t width = 11, room = 128;
+  const Values x = random_values(anchors * width, 0);
+  Values y = random_values(references * width, 2);
+  std::copy_n(y.begin(), 3 * width, y.end() - 5 * width);
   Values moved_x(x.size()), moved_y(y.size()), square_x(x.size() / width), square_y(y.size() / width);
-  Values shift(width), offsets(std::max(square_x.size(), square_y.size()));
-  int groups;
+  Values shift(width), largest(width / 8 + 1), offsets(std::max(square_x.size(), square_y.size()));
+  const std::vector<double> inverse(std::max(square_x.size(), square_y.size()), 1.0);
+  std::vector<int> twins(square_y.size() + 1);
+  std::vector<unsigned long long> table(room);
+  float unit;
+  Progress progress;
   NearOrigin near{};
-  near.references = {y.data(), references, moved_y.data(), square_y.data()};
-  near.anchors = {x.data(), anchors, moved_x.data(), square_x.data()};
+  near.references = {y.data(), references, moved_y.data(), square_y.data(), nullptr, inverse.data()};
+  near.anchors = {x.data(), anchors, moved_x.data(), square_x.data(), nullptr, inverse.data()};
   near.width = width;
   near.parts = 2;
   near.far = 64.0f;
   near.shift = shift.data();
+  near.largest = largest.data();
+  near.unit = &unit;
   near.offsets = offsets.data();
-  near.groups = &groups;
+  near.twins = twins.data();
+  near.table = table.data();
+  near.room = room;
+  near.progress = &progress;
   launch(width, references, Shift{near});
   launch(near.points(), width, Move{near});
+  std::vector<double> lengths(square_y.size()), along(square_y.size());
+  launch(references, width, Scaled{y.data(), references, width, 1.0, moved_y.data(), lengths.data()});
+  launch(references, width,
+         ScaledBackward{y.data(), moved_y.data(), lengths.data(), references, width, 1.0, y.data(),
+                        along.data()});
   launch(references, width, Quarantine{y.data(), references, width, moved_y.data(), square_y.data()});
   const Values v = random_values(anchors * references, 0);
   for (const bool turned : {false, true})
     for (const bool has_product : {false, true})
       launch(anchors, references,
              Pull{v.data(), turned, x.data(), y.data(), anchors, references, width, has_product,
-                  has_product ? 1e3f : 0.0f, moved_x.data()});
+                  has_product ? 1e3f : 0.0f, &unit, moved_x.data()});
 }
 
 }  // namespace

@@ -46,7 +46,8 @@ from torch import Tensor
 
 import pc_kernels
 from pc_kernels import reference
-from pc_kernels.backends import BACKENDS
+from pc_kernels.backends import BACKENDS, select
+from pc_kernels.dissimilarities import Points, make_side
 
 LENGTHS = [1, 2, 3, 7, 31, 33, 64, 127, 513, 1024, 4097, 20_000]
 BATCHES = [2, 3, 17, 64, 129, 513, 2048, 8192, 16_384]
@@ -240,6 +241,22 @@ def hostile_features(bench: Bench) -> Iterator[None]:
         student = make(bench.rng, 24, 16).to(bench.device)
         check_loss(bench, student, bench.batch(24)[1])
         yield
+
+
+def ties(bench: Bench) -> Iterator[None]:
+    """Equal references are tied, whatever products of few rows do; nor do extreme features overflow."""
+    engine = select(bench.backend, bench.device, torch.float32)
+    for anchors, count in itertools.product((1, 7), bench.up_to(70, [70, 1023, 2047])):
+        kind = (bench.uniform(count) * (count // 3)).long()
+        student, kinds = bench.batch(anchors, 128)[0], bench.batch(count, 128)[0]
+        first = kind.new_full((count,), count)
+        first = first.scatter_reduce(0, kind, torch.arange(count).to(kind), "amin")[kind]
+        for size in (1.0, 2.0**100):
+            points = Points(student * size, kinds[kind] * size)
+            side = make_side("euclidean", points, with_grad=False, maker=engine)
+            d = engine.dissimilarity(side.rows(0, anchors))
+            assert torch.equal(d, d[:, first]) and bool(d.isfinite().all())
+            yield
 
 
 def masks(bench: Bench) -> Iterator[None]:
@@ -442,6 +459,7 @@ EVERYWHERE: list[Check] = [
     without_kernels,
     hard_ranks,
     hostile_features,
+    ties,
     masks,
     determinism,
     autocast,
