@@ -18,7 +18,7 @@ struct KernelSumsOut {
 constexpr int64_t kPairsPerPoint = 16;
 constexpr int64_t kBlock = 8 * kWide;  // of sources whose terms are added in float, as SumOfPositives
 constexpr int kMostTogether = 4;
-constexpr double kGroupWidth = 40.0;  // in tau: how far apart the points of a group are, at most
+constexpr double kGroupWidth = 40.0;    // in tau: how far apart the points of a group are, at most
 constexpr double kFarFromGroup = 80.0;  // in tau, from c: e^-60 and less is left out
 
 // Whether sums of a relaxation over pairs are known here.
@@ -68,8 +68,9 @@ struct Exponential {
 
   Exponential(float centre_, double inverse_tau)
       : centre(centre_),
-        far(static_cast<float>(kFarFromGroup / __builtin_fabs(inverse_tau))),
-        highest(inverse_tau > 0.0 ? centre + far : centre - far) {
+        far(static_cast<float>(
+            __builtin_fmin(kFarFromGroup / __builtin_fabs(inverse_tau), __FLT_MAX__))),
+        highest(inverse_tau > 0.0 ? __builtin_inff() : -__builtin_inff()) {
     const double whole = 1.44269504088896341 * inverse_tau;
     rate = head_of(Wide{} + static_cast<float>(whole));
     rate_rest = Wide{} + static_cast<float>(whole - static_cast<double>(rate[0]));
@@ -86,9 +87,8 @@ struct Exponential {
   }
   // Of up to kBlock numbers, and in the last vector's other lanes the largest.
   void of_block(const float* x, int64_t count, float* result) const {
-    for_parts(count, [&](Part part) PCK_INLINED {
-      store(result + part.first, at(part.load(x, highest)));
-    });
+    for_parts(count,
+              [&](Part part) PCK_INLINED { store(result + part.first, at(part.load(x, highest))); });
   }
 };
 
@@ -100,8 +100,8 @@ struct Group {
 
   Group(const float* points, float centre, double inverse_tau) : exponential(centre, inverse_tau) {
     for (int g = 0; g < members; ++g)
-      own[g] = static_cast<float>(
-          __builtin_exp((static_cast<double>(points[g]) - centre) * inverse_tau));
+      own[g] =
+          static_cast<float>(__builtin_exp((static_cast<double>(points[g]) - centre) * inverse_tau));
   }
 };
 

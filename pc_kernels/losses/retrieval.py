@@ -166,12 +166,8 @@ class _Chunk:
         place, density = torch.empty_like(self.positive), torch.empty_like(self.positive)
         for tile in self._tiles:
             torch.mm(self._anchors[tile], self._references.T, out=self._similarity[tile])
-            torch.gather(
-                self._similarity[tile], 1, self._column[tile], out=self.positive[tile]
-            )
-            count, slope = self._engine.kernel_sums(
-                self._rows(tile), self._recipe, ("cdf", "pdf")
-            )
+            torch.gather(self._similarity[tile], 1, self._column[tile], out=self.positive[tile])
+            count, slope = self._engine.kernel_sums(self._rows(tile), self._recipe, ("cdf", "pdf"))
             torch.add(count[0], ITSELF, out=place[tile])
             density[tile] = slope[0]
         return place, density
@@ -294,9 +290,7 @@ class RetrievalLoss(RecipeModule, SharesGroup):
         weights = counted.to(queries.dtype)
         if self.recipe.reduction == "mean":
             weights = weights / total.clamp(min=1)
-        search = Search(
-            self.recipe, positives, self.with_query, self.finds_itself, self.per_query
-        )
+        search = Search(self.recipe, positives, self.with_query, self.finds_itself, self.per_query)
         loss = RetrievalFunction.apply(queries, refs, weights, search)
         if group is None:
             return loss
