@@ -188,12 +188,12 @@ def allrank(loss: str) -> Callable[..., Tensor]:
 
 
 def allrank_ndcg(x: Tensor, p: Problem) -> Tensor:
-    """allRank's ApproxNDCG, which is ours less 1."""
+    """ApproxNDCG by allRank, which is ours less 1."""
     return 1 + allrank("approxNDCGLoss")(x[None], p.labels[None].float(), alpha=1 / RANK_TAU)
 
 
 def allrank_ranknet(x: Tensor, p: Problem) -> Tensor:
-    """allRank's RankNet, of pairs that are listed in Python."""
+    """RankNet by allRank, of pairs that are listed in Python."""
     return allrank("rankNet")(x[None], p.labels[None].float())
 
 

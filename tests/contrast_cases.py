@@ -5,7 +5,7 @@ same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of 
 probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
 s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
 Σ q·∂L/∂q, which may cancel, within an anchor too: it is also allowed 16u of its terms, one a feature.
-So may what is left of the gradient of a vector x/|x| across x: it is allowed 16u of that gradient over |x|.
+So may what is left across x of the gradient of a vector x/|x|: it is allowed 16u of the whole, over |x|.
 Gradients that come in half precision are allowed its own rounding more.
 """
 

@@ -206,7 +206,7 @@ def test_loss_of_matrices(
     st.sampled_from(DISSIMILARITIES),
     relaxations,
     st.sampled_from(REDUCTIONS),
-    st.floats(-0.5, 1).map(lambda power: 10**power),  # colder, roundings of distances decide
+    st.floats(-3, 1).map(lambda power: 10**power),
 )
 def test_loss_of_features(
     rows: int,
@@ -226,7 +226,7 @@ def test_loss_of_features(
     teacher = layout(quantised(rng, rows, 6))
     options = {"relaxation": relaxation, "temperature": temperature, "reduction": reduction}
     options |= {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
-    check_features(backend, student, teacher, rng, **options)
+    check_features(backend, student, teacher, rng, strict_batch=False, **options)
 
 
 @fuzzed
