@@ -6,6 +6,9 @@ probability as much of itself. Where a single pair decides on a whole gradient, 
 s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
 Σ q·∂L/∂q, which may cancel, within an anchor too: it is also allowed 16u of its terms, one a feature.
 So may what is left across x of the gradient of a vector x/|x|: it is allowed 16u of the whole, over |x|.
+A divergence L of nearly equal distributions t and p is small beside its terms, Σ t |log t/p| < L + √(2L),
+and beside what roundings of the logits by 4su make of it, Σ |t − p| 4su < √(2L) 4su (Pinsker): it is
+allowed these.
 Gradients that come in half precision are allowed its own rounding more.
 """
 
@@ -95,8 +98,12 @@ class Case:
         wanted = (rows * w).sum() / w.sum()
         seen64 = [*leaves64, temperature64, *([] if bias is None else [bias64])]
         *wanted_gradients, of_queries, of_keys = torch.autograd.grad(wanted, [*seen64, *points])
-        assert (loss - wanted).abs() <= NEAR * wanted.abs() + 1e-37, (loss, wanted)
         sharp = 1 / temperature64.item()
+        floor = 1e-37
+        if (targets := options.get("targets")) is not None:
+            of_both = max(sharp, 1 / (targets.temperature or 1 / sharp))
+            floor += (8 + 4 * of_both) * U * ((2 * rows).sqrt() * w).sum() / w.sum()
+        assert (loss - wanted).abs() <= NEAR * wanted.abs() + floor, (loss, wanted)
         near = max(NEAR, 4 * sharp * U) if sharp <= 128 else NEAR
         unit = torch.finfo(self.dtype)
         near += 0.0 if self.dtype == torch.float32 else unit.eps
