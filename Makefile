@@ -78,7 +78,7 @@ endif
 
 # So many examples of each.
 fuzz: $(READY)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) -m pytest tests/test_fuzz.py $(PYTEST_ARGS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) -m pytest tests/test_fuzz*.py $(PYTEST_ARGS)
 
 # In a folder of its own, since Python looks for packages where it is started. The interpreter itself is
 # not sanitized: the library comes first, and leaks are not looked for.
@@ -88,7 +88,7 @@ sanitize: $(READY)
 	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$(foreach l,libasan libstdc++,$$($(CXX) -print-file-name=$l.so))" \
 		FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(if $(NO_VENV),$(PYTHON),$(abspath $(RUN))) -m pytest \
-		$(CURDIR)/tests/test_fuzz.py $(PYTEST_ARGS)
+		$(CURDIR)/tests/test_fuzz*.py $(PYTEST_ARGS)
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

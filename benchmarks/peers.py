@@ -1,28 +1,35 @@
-r"""The ranking losses against their direct formulas as one would write them, forward and backward.
+r"""The ranking losses against what their users run today, forward and backward.
 
-    python benchmarks/run.py peers            # some minutes on 2 cores
-    python benchmarks/run.py peers --quick    # seconds: small sizes
+    python benchmarks/run.py peers            # some 10 minutes on 2 cores
+    python benchmarks/run.py peers --quick    # small sizes: does everything work?
     LAPSUM=folder python benchmarks/run.py peers    # with LapSum, a clone of github.com/gmum/LapSum
 
-A time is reported only if both give the same value and the same gradient, to `NEAR`. The formulas are in
-float32, as ours; Smooth-AP's asks for ranks at the positives alone, which its authors' code does not.
-Soft ranks are those of torchsort, where it is installed, and of LapSum's own C++, where it is found (its
-package leaves them out); ours are compared with theirs in float64.
+A time is reported only if both give the same value and the same gradient, to `NEAR`, but where another
+library has another function. Formulas are in float32, as ours; what no formula's author does is said in
+its label. Libraries take part where they are installed, LapSum's own C++ where it is found (its package
+leaves it out). Results go to benchmarks/results/peers-*, and from there into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
+import machine
+import peers_page
 import torch
-from family import CPU, mebibytes, medians, print_table
-from measure import timed
+from family import CPU
+from measure import Failure, failure, plan_rounds, take_turns, timed, usage, warm_up_processes
+from rows import Results, Row
 from torch import Tensor
 
 import pc_kernels
@@ -34,12 +41,44 @@ TAU = 0.01
 RANK_TAU = 0.1
 """For ranks of normal values."""
 Loss = Callable[[Tensor], Tensor]
+K = (1, 2, 4, 8, 16)
 
 
-def smooth_ap(x: Tensor, positives: Tensor) -> Tensor:
+class Problem(NamedTuple):
+    """What is compared at one size."""
+
+    data: Tensor
+    labels: Tensor
+    positives: Tensor
+    """[B, P] of a batch of classes, the places of a query's; else empty."""
+
+
+def batch(size: int, positives: int) -> Problem:
+    """Embeddings [size, 128] of classes of `positives`, around their centres."""
+    rng = torch.Generator().manual_seed(size)
+    labels = torch.arange(size) // positives
+    own = (labels * positives)[:, None] + torch.arange(positives)
+    centres = torch.randn(size // positives + 1, 128, generator=rng)
+    return Problem(centres[labels] + 2 * torch.randn(size, 128, generator=rng), labels, own)
+
+
+def scores(size: int, grades: int) -> Problem:
+    """A list of normal scores, and grades."""
+    rng = torch.Generator().manual_seed(size)
+    data = torch.randn(size, generator=rng)
+    return Problem(data, torch.randint(0, grades, (size,), generator=rng), torch.empty(0))
+
+
+def rows(size: int, count: int) -> Problem:
+    """Rows of normal values."""
+    rng = torch.Generator().manual_seed(size)
+    return Problem(torch.randn(count, size, generator=rng), torch.empty(0), torch.empty(0))
+
+
+def smooth_ap(x: Tensor, p: Problem) -> Tensor:
     """At the positives [B, P] alone: B²P sigmoids."""
     similarity = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
-    found = similarity.gather(1, positives)
+    found = similarity.gather(1, p.positives)
 
     def place(among: Tensor) -> Tensor:
         return 0.5 + torch.sigmoid((among[:, None, :] - found[:, :, None]) / TAU).sum(2)
@@ -47,79 +86,63 @@ def smooth_ap(x: Tensor, positives: Tensor) -> Tensor:
     return 1 - (place(found) / place(similarity)).mean()
 
 
-def recall_at_k(x: Tensor, positives: Tensor, k: tuple[int, ...]) -> Tensor:
+def published_smooth_ap(x: Tensor, p: Problem) -> Tensor:
+    """All B³ differences, and then the positives', as the authors' code goes."""
+    unit = torch.nn.functional.normalize(x)
+    similarity = unit @ unit.T
+    places = 0.5 + torch.sigmoid((similarity[:, None, :] - similarity[:, :, None]) / TAU).sum(2)
+    found = similarity.gather(1, p.positives)
+    among = 0.5 + torch.sigmoid((found[:, None, :] - found[:, :, None]) / TAU).sum(2)
+    return 1 - (among / places.gather(1, p.positives)).mean()
+
+
+def metric_learning(x: Tensor, p: Problem) -> Tensor:
+    """pytorch-metric-learning's, which is the paper's only where B is P²."""
+    from pytorch_metric_learning.losses import SmoothAPLoss
+
+    return SmoothAPLoss(temperature=TAU)(x, p.labels)
+
+
+def recall_at_k(x: Tensor, p: Problem) -> Tensor:
     """A query at a time, as the authors' code goes: B loops of BP sigmoids."""
     unit = torch.nn.functional.normalize(x)
     total = x.new_zeros(())
-    for query, own in enumerate(positives):
+    for query, own in enumerate(p.positives):
         similarity = unit @ unit[query]
         found = similarity[own[own != query]]
         place = 0.5 + torch.sigmoid((similarity[:, None] - found) / TAU).sum(0)
         recalls = [
-            torch.sigmoid((c - place) / c).sum().clamp(max=c) / min(c, len(found)) for c in k
+            torch.sigmoid((c - place) / c).sum().clamp(max=c) / min(c, len(found)) for c in K
         ]
         total = total + 1 - torch.stack(recalls).mean()
     return total / len(x)
 
 
-def ranknet(scores: Tensor, labels: Tensor) -> Tensor:
+def ranknet(x: Tensor, p: Problem) -> Tensor:
     """All n² pairs."""
-    above = labels[:, None] > labels[None, :]
-    costs = torch.nn.functional.softplus(scores[None, :] - scores[:, None])
+    above = p.labels[:, None] > p.labels[None, :]
+    costs = torch.nn.functional.softplus(x[None, :] - x[:, None])
     return (costs * above).sum() / above.sum()
 
 
-def approx_ndcg(scores: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
+def approx_ndcg(x: Tensor, p: Problem) -> Tensor:
     """All n² pairs."""
-    place = 0.5 + torch.sigmoid((scores[None, :] - scores[:, None]) / tau).sum(1)
-    gain = torch.exp2(labels.float()) - 1
+    place = 0.5 + torch.sigmoid((x[None, :] - x[:, None]) / RANK_TAU).sum(1)
+    gain = torch.exp2(p.labels.float()) - 1
     best = gain.sort(descending=True).values / torch.log2(2 + torch.arange(len(gain)))
     return 1 - (gain / torch.log2(1 + place)).sum() / best.sum()
 
 
-def kendall(scores: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
+def kendall(x: Tensor, p: Problem) -> Tensor:
     """All n² pairs."""
-    above = labels[:, None] > labels[None, :]
-    wrong = torch.sigmoid((scores[None, :] - scores[:, None]) / tau)
+    above = p.labels[:, None] > p.labels[None, :]
+    wrong = torch.sigmoid((x[None, :] - x[:, None]) / RANK_TAU)
     return 2 * (wrong * above).sum() / above.sum()
 
 
-def auc(scores: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
+def auc(x: Tensor, p: Problem) -> Tensor:
     """All pairs of a positive and a negative."""
-    return torch.sigmoid((scores[~labels][None, :] - scores[labels][:, None]) / tau).mean()
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A loss of ours and its formula, at one size."""
-
-    name: str
-    loss: str
-    size: int
-    options: tuple[tuple[str, Any], ...] = ()
-    positives: int = 0
-    grades: int = 2
-    formula: Callable[..., Tensor] | None = None
-    """None: it does not fit any machine."""
-
-    def problem(self) -> tuple[Tensor, Loss, Loss | None]:
-        """The input, our loss, and the formula's."""
-        rng = torch.Generator().manual_seed(self.size)
-        ours = getattr(pc_kernels, self.loss)(**dict(self.options))
-        if self.positives:
-            labels = torch.arange(self.size) // self.positives
-            own = (labels * self.positives)[:, None] + torch.arange(self.positives)
-            centres = torch.randn(self.size // self.positives + 1, 128, generator=rng)
-            data = centres[labels] + 2 * torch.randn(self.size, 128, generator=rng)
-            extra = (self.options[0][1],) if self.loss == "RecallAtKLoss" else ()
-            given: tuple[Any, ...] = (own, *extra)
-        else:
-            data = torch.randn(self.size, generator=rng)
-            labels = torch.randint(0, self.grades, (self.size,), generator=rng)
-            labels = labels == 1 if self.loss == "AUCLoss" else labels
-            given = (labels,)
-        formula = None if self.formula is None else lambda x: self.formula(x, *given)
-        return data, lambda x: ours(x, labels), formula
+    return torch.sigmoid((x[p.labels == 0][None, :] - x[p.labels == 1][:, None]) / RANK_TAU).mean()
 
 
 @cache
@@ -156,104 +179,291 @@ def torchsort_rank(x: Tensor, temperature: float) -> Tensor:
     return (soft_rank(x, "l2", temperature / others) - 1) / others
 
 
+def allrank(loss: str) -> Callable[..., Tensor]:
+    """One of its losses; what reads its data imports torchvision, which no loss needs."""
+    for name in ("torchvision", "torchvision.transforms"):
+        if name not in sys.modules and find_spec("torchvision") is None:
+            sys.modules[name] = MagicMock()
+    return getattr(import_module("allrank.models.losses"), loss)
+
+
+def allrank_ndcg(x: Tensor, p: Problem) -> Tensor:
+    """ApproxNDCG by allRank, which is ours less 1."""
+    return 1 + allrank("approxNDCGLoss")(x[None], p.labels[None].float(), alpha=1 / RANK_TAU)
+
+
+def allrank_ranknet(x: Tensor, p: Problem) -> Tensor:
+    """RankNet by allRank, of pairs that are listed in Python."""
+    return allrank("rankNet")(x[None], p.labels[None].float())
+
+
+def keops_ndcg(x: Tensor, p: Problem) -> Tensor:
+    """All n² pairs without storing them, by KeOps."""
+    from pykeops.torch import LazyTensor
+
+    column = x[:, None].contiguous() / RANK_TAU
+    apart = LazyTensor(column[:, None, :]) - LazyTensor(column[None, :, :])
+    place = 0.5 + (1 / (1 + apart.exp())).sum(1)[:, 0]
+    gain = torch.exp2(p.labels.float()) - 1
+    best = gain.sort(descending=True).values / torch.log2(2 + torch.arange(len(gain)))
+    return 1 - (gain / torch.log2(1 + place)).sum() / best.sum()
+
+
+Formula = Callable[[Tensor, Problem], Tensor]
+
+
+@cache
+def compiled(formula: Formula) -> Formula:
+    """By torch.compile, for one shape."""
+    return torch.compile(formula, dynamic=False)
+
+
+def ours(loss: str, **options: Any) -> Formula:
+    """A loss of ours."""
+    module = getattr(pc_kernels, loss)(**options)
+    return lambda x, p: module(x, p.labels == 1 if loss == "AUCLoss" else p.labels)
+
+
+def our_ranks(relaxation: str) -> Formula:
+    """Soft ranks of ours."""
+    return lambda x, p: pc_kernels.soft_rank(x, RANK_TAU, relaxation)
+
+
 @dataclass(frozen=True)
-class RankPeer:
-    """Soft ranks of `rows` rows of normal values, and those of another library."""
+class Contender:
+    """One way to compute a loss."""
+
+    key: str
+    label: str
+    formula: Formula
+    most: int = 1 << 30
+    """The largest size it is tried at: beyond, it takes minutes, or more memory than most have."""
+    needs: str | None = None
+    """A module, or LAPSUM."""
+    same: bool = True
+    """Whether it computes the same function."""
+    compiles: bool = False
+
+    def call(self) -> Formula:
+        """What is called."""
+        return compiled(self.formula) if self.compiles else self.formula
+
+    def obstacle(self, size: int) -> str | None:
+        """Why it is not tried at this size."""
+        if self.needs is not None and self.needs not in os.environ and not find_spec(self.needs):
+            return "not installed"
+        return "not tried" if size > self.most else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A loss over sizes, and who computes it; the first contender is ours."""
 
     name: str
-    relaxation: str
-    size: int
-    rows: int
-    formula: Callable[[Tensor, float], Tensor] | None
-
-    def problem(self) -> tuple[Tensor, Loss, Loss | None]:
-        """See `Peer`."""
-        rng = torch.Generator().manual_seed(self.size)
-        data = torch.randn(self.rows, self.size, generator=rng)
-        formula = None if self.formula is None else lambda x: self.formula(x, RANK_TAU)
-        return data, lambda x: pc_kernels.soft_rank(x, RANK_TAU, self.relaxation), formula
+    axis: str
+    sizes: tuple[int, ...]
+    problem: Callable[[int], Problem]
+    contenders: tuple[Contender, ...]
+    double: bool = False
+    """Ours is compared with theirs in float64: in float32 theirs may have lost the digits."""
 
 
-def step(loss: Loss, data: Tensor) -> tuple[Tensor, Tensor]:
+def retrieval(positives: int, least: int, *contenders: Contender) -> Table:
+    """Smooth-AP with so many positives."""
+    sizes = tuple(size for size in (256, 1024, 2048, 4096, 16_384) if size >= least)
+    mine = Contender("ours", "pc_kernels", ours("SmoothAPLoss"))
+    name = f"Smooth-AP, {positives} positives"
+    return Table(name, "B", sizes, partial(batch, positives=positives), (mine, *contenders))
+
+
+AT_POSITIVES = Contender("eager", "B²P, at the positives alone", smooth_ap, 4096)
+TABLES = (
+    retrieval(
+        4,
+        256,
+        AT_POSITIVES,
+        replace(AT_POSITIVES, key="compile", label="torch.compile of it", most=2048, compiles=True),
+        Contender("published", "B³, as published", published_smooth_ap, 256),
+        Contender(
+            "library",
+            "pytorch-metric-learning 2.9 (another function)",
+            metric_learning,
+            256,
+            "pytorch_metric_learning",
+            same=False,
+        ),
+    ),
+    retrieval(32, 2048, replace(AT_POSITIVES, most=2048)),
+    Table(
+        "Recall@k, 4 positives",
+        "B",
+        (1024, 4096, 16_384),
+        partial(batch, positives=4),
+        (
+            Contender("ours", "pc_kernels", ours("RecallAtKLoss", k=K)),
+            Contender("published", "a loop over queries, as published", recall_at_k, 4096),
+        ),
+    ),
+    Table(
+        "ApproxNDCG, 5 grades",
+        "n",
+        (1000, 10_000, 100_000),
+        partial(scores, grades=5),
+        (
+            Contender("ours", "pc_kernels", ours("ApproxNDCGLoss", temperature=RANK_TAU)),
+            Contender("eager", "n² formula", approx_ndcg, 10_000),
+            Contender("compile", "torch.compile of it", approx_ndcg, 10_000, compiles=True),
+            Contender("library", "allRank 1.4", allrank_ndcg, 10_000, "allrank"),
+            Contender("keops", "KeOps 2.3", keops_ndcg, 100_000, "pykeops"),
+        ),
+    ),
+    Table(
+        "RankNet, 5 grades",
+        "n",
+        (1000, 10_000, 100_000),
+        partial(scores, grades=5),
+        (
+            Contender("ours", "pc_kernels", ours("RankNetLoss")),
+            Contender("eager", "n² formula", ranknet, 10_000),
+            Contender("compile", "torch.compile of it", ranknet, 10_000, compiles=True),
+            Contender("library", "allRank 1.4", allrank_ranknet, 1000, "allrank"),
+        ),
+    ),
+    Table(
+        "Kendall, n values",
+        "n",
+        (1000, 10_000, 100_000),
+        partial(scores, grades=10_000),
+        (
+            Contender("ours", "pc_kernels", ours("KendallLoss", temperature=RANK_TAU)),
+            Contender("eager", "n² formula", kendall, 10_000),
+        ),
+    ),
+    Table(
+        "AUC",
+        "n",
+        (10_000, 1_000_000, 10_000_000),
+        partial(scores, grades=2),
+        (
+            Contender("ours", "pc_kernels", ours("AUCLoss", temperature=RANK_TAU)),
+            Contender("eager", "n² formula", auc, 10_000),
+        ),
+    ),
+    Table(
+        "Ranks by projection, 512 rows",
+        "m",
+        (256, 1024, 4096),
+        partial(rows, count=512),
+        (
+            Contender("ours", "pc_kernels", our_ranks("projection")),
+            Contender(
+                "torchsort",
+                "torchsort 0.1.10",
+                lambda x, p: torchsort_rank(x, RANK_TAU),
+                needs="torchsort",
+            ),
+        ),
+        double=True,
+    ),
+    Table(
+        "Ranks by Laplace, 16 rows",
+        "m",
+        (256, 1024, 4096),
+        partial(rows, count=16),
+        (
+            Contender("ours", "pc_kernels", our_ranks("laplace")),
+            Contender("library", "LapSum", lambda x, p: LapSum.apply(x, RANK_TAU), needs="LAPSUM"),
+        ),
+        double=True,
+    ),
+)
+
+
+def step(formula: Formula, problem: Problem, data: Tensor) -> tuple[Tensor, Tensor]:
     """Forward and backward: the value and the gradient; of ranks, with the data as slopes."""
     leaf = data.clone().requires_grad_()
-    value = loss(leaf)
+    value = formula(leaf, problem)
     value.backward(None if value.dim() == 0 else data.flip(1))
     return value.detach(), leaf.grad
 
 
-def prepare(peer: Peer | RankPeer, which: int) -> Callable[[], object]:
-    """For a process that measures memory: our step, or the formula's."""
-    data, *losses = peer.problem()
-    return partial(step, losses[which], data)
+def prepare(table: int, contender: int, size: int) -> Callable[[], object]:
+    """For a process that measures memory: a step, after one of a compiler's at the same size."""
+    chosen, problem = TABLES[table].contenders[contender], TABLES[table].problem(size)
+    call = partial(step, chosen.call(), problem, problem.data)
+    if chosen.compiles or chosen.key == "keops":
+        call()
+    return call
 
 
-PEERS = (
-    Peer("Smooth-AP, 4 positives", "SmoothAPLoss", 2048, positives=4, formula=smooth_ap),
-    Peer("Smooth-AP, 32 positives", "SmoothAPLoss", 2048, positives=32, formula=smooth_ap),
-    Peer(
-        "Recall@k, 4 positives",
-        "RecallAtKLoss",
-        4096,
-        (("k", (1, 2, 4, 8, 16)),),
-        positives=4,
-        formula=recall_at_k,
-    ),
-    Peer("RankNet, 5 grades", "RankNetLoss", 10_000, grades=5, formula=ranknet),
-    Peer("ApproxNDCG, 5 grades", "ApproxNDCGLoss", 10_000, grades=5, formula=approx_ndcg),
-    Peer("Kendall, 10,000 values", "KendallLoss", 10_000, grades=10_000, formula=kendall),
-    Peer("AUC", "AUCLoss", 10_000, formula=auc),
-    Peer("AUC", "AUCLoss", 10_000_000),
-    Peer("Smooth-AP, 4 positives", "SmoothAPLoss", 16_384, positives=4),
-    RankPeer(
-        "Projection, 4096 rows; torchsort",
-        "projection",
-        4096,
-        4096,
-        torchsort_rank if find_spec("torchsort") else None,
-    ),
-    RankPeer(
-        "Laplace, 64 rows; LapSum",
-        "laplace",
-        4096,
-        64,
-        LapSum.apply if "LAPSUM" in os.environ else None,
-    ),
-    RankPeer("Laplace, 4096 rows", "laplace", 4096, 4096, None),
-)
+def first_run(
+    table: Table, contender: Contender, problem: Problem, mine: tuple[Tensor, Tensor] | None
+) -> tuple[float, tuple[Tensor, Tensor], dict[str, float]]:
+    """Seconds and results of a contender, and by how much they are off ours, relatively."""
+    call = partial(step, contender.call(), problem, problem.data)
+    if contender.compiles or contender.key == "keops":
+        call()
+    seconds, found = timed(call, CPU)
+    if mine is None or not contender.same:
+        return seconds, found, {}
+    wanted = step(contender.formula, problem, problem.data.double()) if table.double else found
+    pairs = zip(("value", "gradient"), mine, wanted, strict=True)
+    return seconds, found, {k: ((a - b).norm() / b.norm()).item() for k, a, b in pairs}
 
 
-def compare(peer: Peer | RankPeer, seconds: float) -> list[str]:
-    """A row of the table."""
-    data, *losses = peer.problem()
-    steps = [partial(step, loss, data) for loss in losses if loss is not None]
-    results = [timed(call, CPU) for call in steps]
-    if len(results) > 1:
-        value, grad = results[0][1]
-        # Which values a projection pools is decided by differences that float32 may not have.
-        exact = isinstance(peer, RankPeer)
-        wanted, wanted_grad = step(losses[1], data.double()) if exact else results[1][1]
-        off = max(
-            ((value - wanted).norm() / wanted.norm()).item(),
-            ((grad - wanted_grad).norm() / wanted_grad.norm()).item(),
-        )
-        if not off <= NEAR:
-            return [peer.name, str(peer.size), f"wrong: off by {off:.1e}", "", "", "", ""]
-    first = {i: taken for i, (taken, _) in enumerate(results)}
-    middle = list(medians(dict(enumerate(steps)), first, seconds).values())
-    shown = [mebibytes(prepare, peer, i) for i in range(len(steps))]
-    ratio = f"{middle[1] / middle[0]:.0f}" if len(middle) > 1 else ""
-    theirs = (f"{middle[1]:.3g}", shown[1]) if len(middle) > 1 else ("", "")
-    return [peer.name, f"{peer.size:,}", f"{middle[0]:.3g}", theirs[0], ratio, shown[0], theirs[1]]
+def measure(which: int, size: int, seconds: float) -> list[Row]:
+    """The rows of a table at a size."""
+    table = TABLES[which]
+    problem, mine = table.problem(size), None
+    rows, calls, rounds = [], {}, {}
+    for place, contender in enumerate(table.contenders):
+        row = Row(table.name, size, contender.key, contender.label)
+        rows.append(row)
+        row.status = contender.obstacle(size) or "ok"
+        if row.status != "ok":
+            continue
+        try:
+            first, found, row.errors = first_run(table, contender, problem, mine)
+        except Exception as error:
+            row.status, row.detail = vars(failure(error)).values()
+            continue
+        mine = found if mine is None else mine
+        if not max(row.errors.values(), default=0.0) <= NEAR:
+            row.status, row.detail = "wrong", f"off by {max(row.errors.values()):.1e}"
+            continue
+        used = usage(prepare, (which, place, size), CPU, 120)
+        row.extra_bytes = None if isinstance(used, Failure) else used.bytes
+        calls[contender.key] = partial(step, contender.call(), problem, problem.data)
+        rounds[contender.key] = plan_rounds(first, seconds / 10, seconds)
+    times = take_turns(calls, rounds, CPU)
+    for row in rows:
+        taken = times.get(row.key, [])
+        row.seconds = [] if isinstance(taken, Failure) else taken
+    return rows
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table."""
-    columns = ["loss", "size", "seconds", "formula's", "ratio", "MiB", "formula's"]
-    print_table(arguments, "run.py peers", __doc__, columns, PEERS, compare)
+    """Measures, prints the tables, and writes the results and the page."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("run.py peers", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, nothing written")
+    parser.add_argument("--threads", type=int, help="default: what torch picks")
+    parser.add_argument("--sizes", type=int, help="only so many of each loss, the smallest")
+    parser.add_argument("--max-seconds", type=float, default=4.0, help="for a contender's runs")
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    warm_up_processes()
+    about = machine.describe(CPU, torch.get_num_threads())
+    found, axes = Results([]), {}
+    for which, table in enumerate(TABLES):
+        for size in table.sizes[: 1 if options.quick else options.sizes]:
+            found.rows += measure(which, size, 0.1 if options.quick else options.max_seconds)
+        axes[table.name] = table.axis
+        print("\n".join(peers_page.table_of(found, table.name, table.axis)), flush=True)
+        if not options.quick:
+            peers_page.write_all(found, axes, about)
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import machine
 import matplotlib
-from rows import Results
+from rows import Results, Row
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -25,7 +26,11 @@ STYLES = {
     "eager": ("#D55E00", "-", "s"),
     "compile": ("#E69F00", "-", "D"),
     "torchsort": ("#CC79A7", "-", "^"),
+    "published": ("#009E73", "-", "P"),
+    "library": ("#56B4E9", "-", "v"),
+    "keops": ("#767676", "-", "X"),
 }
+Value = Callable[[Row], float | None]
 OURS = (("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "P"), ("#F0E442", "X"))
 
 
@@ -36,7 +41,7 @@ def _styles(keys: list[str]) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def _lines(axes: Axes, results: Results, table: str) -> int:
+def _lines(axes: Axes, results: Results, table: str, value: Value = lambda row: row.median) -> int:
     """Draws times, and a cross at the top where there is none; returns the most crosses at a size."""
     labels = results.contenders(table)
     styles = _styles(list(labels))
@@ -44,10 +49,10 @@ def _lines(axes: Axes, results: Results, table: str) -> int:
     for key, label in labels.items():
         color, line, mark = styles[key]
         rows = [row for size in results.sizes if (row := results.cell(table, key, size))]
-        timed = [(row.size, row.median) for row in rows if row.median is not None]
+        known = [(row.size, value(row)) for row in rows if value(row) is not None]
         axes.plot(
-            [size for size, _ in timed],
-            [seconds for _, seconds in timed],
+            [size for size, _ in known],
+            [y for _, y in known],
             color=color,
             linestyle=line,
             marker=mark,
@@ -56,7 +61,7 @@ def _lines(axes: Axes, results: Results, table: str) -> int:
             label=label.replace(" ¹", ""),
         )
         for row in rows:
-            if row.median is None:
+            if value(row) is None:
                 height = 0.97 - 0.035 * missing.get(row.size, 0)
                 missing[row.size] = missing.get(row.size, 0) + 1
                 across = axes.get_xaxis_transform()
@@ -109,4 +114,30 @@ def draw(path: Path, results: Results, about: dict[str, Any]) -> None:
         fontsize=12,
     )
     figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_peers(
+    path: Path, results: Results, axis_of: Mapping[str, str], value: Value, title: str
+) -> None:
+    """Writes the PNG of the family's losses: a panel for each, log-log, its own contenders in it."""
+    columns = 3
+    figure, grid = plt.subplots(
+        -(-len(axis_of) // columns), columns, figsize=(13, 11), layout="constrained", squeeze=False
+    )
+    for axes, (table, axis) in zip(grid.flat, axis_of.items(), strict=False):
+        _lines(axes, results, table, value)
+        axes.set_title(table, fontsize=11)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(axis)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=7, frameon=False)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    for axes in grid.flat[len(axis_of) :]:
+        axes.set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, dpi=110)
     plt.close(figure)

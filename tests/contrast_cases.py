@@ -5,6 +5,10 @@ same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of 
 probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
 s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
 Σ q·∂L/∂q, which may cancel, within an anchor too: it is also allowed 16u of its terms, one a feature.
+So may what is left across x of the gradient of a vector x/|x|: it is allowed 16u of the whole, over |x|.
+A divergence L of nearly equal distributions t and p is small beside its terms, Σ t |log t/p| < L + √(2L),
+and beside what roundings of the logits by 4su make of it, Σ |t − p| 4su < √(2L) 4su (Pinsker): it is
+allowed these.
 Gradients that come in half precision are allowed its own rounding more.
 """
 
@@ -88,19 +92,31 @@ class Case:
         if bias is not None:
             options["bias"] = bias64 = bias.detach().double().requires_grad_()
         leaves64 = [own_leaf(x.detach().double()) for x in leaves]
-        rows = contrast_truth.losses(*leaves64, **options)
+        points: list[Tensor] = []
+        rows = contrast_truth.losses(*leaves64, seen=points, **options)
         w = torch.ones_like(rows) if weights is None else weights.double()
         wanted = (rows * w).sum() / w.sum()
         seen64 = [*leaves64, temperature64, *([] if bias is None else [bias64])]
-        wanted_gradients = torch.autograd.grad(wanted, seen64)
-        assert (loss - wanted).abs() <= NEAR * wanted.abs() + 1e-37, (loss, wanted)
+        *wanted_gradients, of_queries, of_keys = torch.autograd.grad(wanted, [*seen64, *points])
         sharp = 1 / temperature64.item()
+        floor = 1e-37
+        if (targets := options.get("targets")) is not None:
+            of_both = max(sharp, 1 / (targets.temperature or 1 / sharp))
+            floor += (8 + 4 * of_both) * U * ((2 * rows).sqrt() * w).sum() / w.sum()
+        assert (loss - wanted).abs() <= NEAR * wanted.abs() + floor, (loss, wanted)
         near = max(NEAR, 4 * sharp * U) if sharp <= 128 else NEAR
         unit = torch.finfo(self.dtype)
         near += 0.0 if self.dtype == torch.float32 else unit.eps
         terms = (leaves64[0] * wanted_gradients[0]).abs().sum() / temperature64
-        for name, got, want in zip("qkrTb", gradients, wanted_gradients, strict=False):
-            floor = 16 * U * terms if got.dim() == 0 else 0.0
+        lost = [0.0] * len(leaves64)
+        if options.get("normalize", True):
+            rest = of_keys.split([len(x) for x in leaves64[1:]])
+            lost = list(map(_across, leaves64, (of_queries, *rest)))
+        names = [*"qkr"[: len(leaves64)], "T", "b"]
+        for name, got, want, terms_lost in zip(
+            names, gradients, wanted_gradients, [*lost, terms, terms], strict=False
+        ):
+            floor = 16 * U * terms_lost
             floor += got.numel() ** 0.5 * unit.eps * unit.smallest_normal  # roundings to subnormals
             error = (got - want).norm()
             assert error <= near * want.norm() + floor + 1e-37, (name, error, want.norm())
@@ -112,6 +128,11 @@ class Case:
         if isinstance(x, Tensor) and x.numel() > 1:
             return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
         return x
+
+
+def _across(x: Tensor, to_vectors: Tensor) -> Tensor:
+    """The norm of what is projected across x, of the gradient in x/|x|."""
+    return (to_vectors.norm(dim=1) / x.detach().norm(dim=1).clamp(min=1e-300)).norm()
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:

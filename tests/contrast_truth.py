@@ -21,7 +21,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def info_nce(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
+    """The cross-entropy, log(1 + Σ_{k≠i} exp(z_k − z_i)), with all digits where it is tiny."""
+    own = torch.eye(*logits.shape, dtype=torch.bool)
+    others = logits.masked_fill(own, -torch.inf)
+    alone = (others == -torch.inf).all(1)
+    margin = others.masked_fill(alone[:, None], 0).logsumexp(1) - logits[own]
+    return torch.where(alone, 0, F.softplus(margin, threshold=40))
 
 
 def clip(logits: Tensor) -> Tensor:
@@ -46,26 +51,34 @@ def losses(
     *,
     targets: pc_kernels.SoftTargets | None = None,
     pair_mask: Tensor | None = None,
+    seen: list[Tensor] | None = None,
     **options: object,
 ) -> Tensor:
-    """L_i [A] of a batch in float64; the options are those of `pc_kernels.contrastive_loss`."""
+    """L_i [A] of a batch in float64; the options are those of `pc_kernels.contrastive_loss`.
+
+    To `seen` it adds the vectors that the logits are products of: the queries' and all keys'.
+    """
     scale = options.get("logit_scale")
     if scale is None:
         scale = 1 / options.get("temperature", 0.07)
     of = unit if options.get("normalize", True) else (lambda x: x)
 
-    def products(a: Tensor, *b: Tensor | None) -> Tensor:
-        z = of(a.double()) @ of(torch.cat([x.double() for x in b if x is not None])).T
-        return z
+    def vectors(a: Tensor, *b: Tensor | None) -> list[Tensor]:
+        return [of(a.double()), of(torch.cat([x.double() for x in b if x is not None]))]
 
     def masked(z: Tensor) -> Tensor:
         return z if pair_mask is None else z.masked_fill(~pair_mask, -torch.inf)
 
-    logits = masked(products(queries, keys, key_refs) * scale + (options.get("bias") or 0.0))
+    points = vectors(queries, keys, key_refs)
+    if seen is not None:
+        seen += points
+    bias = options.get("bias")
+    logits = masked(points[0] @ points[1].T * scale + (0.0 if bias is None else bias))
     if targets is not None:
         own = (keys, key_refs) if targets.keys is None else (targets.keys, targets.key_refs)
         of_teacher = scale if targets.temperature is None else 1 / targets.temperature
-        target = products(targets.queries, *own) * of_teacher
+        of_queries, of_keys = vectors(targets.queries, *own)
+        target = of_queries @ of_keys.T * of_teacher
         return distillation(logits, masked(target.detach()))
     if options.get("form") == "sigmoid":
         return siglip(logits)

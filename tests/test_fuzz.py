@@ -206,7 +206,7 @@ def test_loss_of_matrices(
     st.sampled_from(DISSIMILARITIES),
     relaxations,
     st.sampled_from(REDUCTIONS),
-    st.floats(-0.5, 1).map(lambda power: 10**power),  # colder, roundings of distances decide
+    st.floats(-3, 1).map(lambda power: 10**power),
 )
 def test_loss_of_features(
     rows: int,
@@ -226,7 +226,7 @@ def test_loss_of_features(
     teacher = layout(quantised(rng, rows, 6))
     options = {"relaxation": relaxation, "temperature": temperature, "reduction": reduction}
     options |= {"dissimilarity": metric, "teacher_dissimilarity": "euclidean"}
-    check_features(backend, student, teacher, rng, **options)
+    check_features(backend, student, teacher, rng, strict_batch=False, **options)
 
 
 @fuzzed
@@ -245,6 +245,7 @@ def test_dissimilarities_and_coherence(kind: str, rows: int, seed: int, layout: 
 
 
 @fuzzed
+@example("distillation", 1, 1, 988, "torch")  # two distributions that are nearly equal
 @given(st.sampled_from(list(KINDS)), st.integers(1, 30), st.integers(0, 9), seeds, backends)
 def test_contrastive(kind: str, anchors: int, more: int, seed: int, backend: str) -> None:
     rng = Generator().manual_seed(seed)

@@ -261,6 +261,25 @@ def test_retrieval(
         check(got, reduced(each, reduction), leaves, truths)
 
 
+@pytest.mark.parametrize("name", [*LISTS, *RETRIEVAL])
+def test_gradcheck(name: str, rng: Generator) -> None:
+    if name in RETRIEVAL:
+        points = [torch.randn(n, 3, generator=rng).double().requires_grad_() for n in (7, 5)]
+        of_points = retrieval_loss(name, temperature=0.5, reduction="none")
+        labels = (torch.arange(7) % 3, torch.arange(5) % 2)
+
+        def loss(x: Tensor, refs: Tensor) -> Tensor:
+            among_refs = of_points(x, labels[0], ref_emb=refs, ref_labels=labels[1])
+            return torch.stack([of_points(x, labels[0]), among_refs])
+
+        assert torch.autograd.gradcheck(loss, points)
+        return
+    scores, labels, mask = lists_of(name, rng, torch.float64)
+    scores = torch.randn(scores.shape, generator=rng).double().requires_grad_()
+    of_lists = getattr(pc_kernels, name)(temperature=0.5, reduction="none")
+    assert torch.autograd.gradcheck(lambda x: of_lists(x, labels[4:], mask[4:]), scores[4:])
+
+
 @pytest.mark.parametrize("name", RETRIEVAL)
 def test_retrieval_without_positives(name: str) -> None:
     x = torch.randn(4, 3, requires_grad=True)

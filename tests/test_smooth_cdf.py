@@ -18,6 +18,7 @@ from compare import (
     DOUBLE_BACKENDS,
     FAST_BACKENDS,
     RELAXATIONS,
+    assert_near,
     check_smooth_cdf,
     own_leaf,
 )
@@ -27,7 +28,10 @@ from torch import Generator, Tensor
 
 import pc_kernels
 from pc_kernels import reference
+from pc_kernels.backends import BACKENDS
+from pc_kernels.cdf_rows import CdfRows
 from pc_kernels.formulas import RELAXATIONS as TABLE
+from pc_kernels.recipe import Recipe
 
 
 def value_of(parameter: Any) -> str | None:
@@ -69,6 +73,28 @@ def test_few_queries_of_rows_that_make_trouble(backend: str, name: str, rng: Gen
             check_smooth_cdf(backend, (x, y, w), rng, temperature=temperature, tail=tail)
 
 
+@pytest.mark.parametrize("tail", ["lower", "upper"])
+@pytest.mark.parametrize("centre", [0.0, 1e6])
+def test_pairs_at_any_distance(centre: float, tail: str) -> None:
+    """Few queries, or sources, near each other and far, among many: of every sum the digits."""
+    if "cpu" not in map(value_of, BACKEND_NAMES):
+        pytest.skip("no extension")
+    many = (centre + 0.25 * torch.arange(-2001.0, 2002.0))[None]
+    few = (centre + torch.tensor([-150.0, -131, -111.5, 0, 38, 39.75, 79, 79, 500]))[None]
+    for sources, queries in ((many, few), (few, many)):
+        for tau in (1e-4, 0.5, 1.0, 3.0, 300.0):
+            rows = CdfRows(sources, queries, None, upper=tail == "upper")
+            recipe = Recipe(temperature=tau, scale=None)
+            got = BACKENDS["cpu"].kernel_sums(rows, recipe, ("cdf", "pdf"))
+            z = (queries.double()[:, :, None] - sources.double()[:, None, :]) / tau
+            step = torch.sigmoid(z if tail == "lower" else -z)
+            for name, sums, terms in zip(
+                ("cdf", "pdf"), got, (step, step * (1 - step)), strict=True
+            ):
+                wanted = terms.sum(2)
+                assert_near(name, sums[0], wanted, tolerances.RANK * wanted + 1e-14)
+
+
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 @pytest.mark.parametrize("name", test_nearly_hard.ROWS)
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -98,6 +124,7 @@ rng = torch.Generator().manual_seed(int(sys.argv[1]))
 test_smooth_cdf.test_lengths("cpu", 33, rng)
 test_smooth_cdf.test_nearly_hard_rows("cpu", "clumps of several densities", "logistic", rng)
 test_smooth_cdf.test_masks("cpu", rng)
+test_smooth_cdf.test_pairs_at_any_distance(0.0, "upper")
 print(_C.cpu_isa())
 """
 

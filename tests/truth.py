@@ -256,6 +256,12 @@ class Features:
     grad_floor: float
     kappa: float
     """Mean δ/τ."""
+    conditioning: list[float]
+    """What the gradients' norms move by if all distances are rounded otherwise; 0 if `strict`."""
+
+
+ROUNDED_OTHERWISE = 4
+"""So often, to see what becomes of gradients."""
 
 
 def features(
@@ -291,7 +297,17 @@ def features(
     )
     own = places if refs is None else None
     rows = coherence_rows(d_s, d_t, weights, own=own, keep=keep, rounding=rounding, **options)
-    d_s.backward(rows.grad)
+    d_s.backward(rows.grad, retain_graph=True)
+    conditioning = [0.0] * len(leaves)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(0 if strict else ROUNDED_OTHERWISE):
+        signs = torch.randint(0, 2, d_s.shape, generator=rng).double() * 2 - 1
+        moved = d_s.detach() * (1 + distance_rounding * signs)
+        other = coherence_rows(
+            moved, d_t, weights, own=own, keep=keep, rounding=rounding, **options
+        )
+        change = torch.autograd.grad(d_s, leaves, other.grad - rows.grad, retain_graph=True)
+        conditioning = [max(a, b.norm().item()) for a, b in zip(conditioning, change, strict=True)]
     # Pairs' roundings are independent: they add up in quadrature, in both ends of each pair.
     reach = rows.grad_floor * _steepness(metric, anchors, d_s.detach())
     floor = 2 * math.sqrt(2 * reach.square().sum().item())
@@ -303,7 +319,7 @@ def features(
     )
     kappa = (d_s.detach() / tau).mean().item() if d_s.numel() else 0.0
     grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-    return Features(rows.losses, tolerance, grads, floor, kappa)
+    return Features(rows.losses, tolerance, grads, floor, kappa, conditioning)
 
 
 def _steepness(metric: Any, x: Tensor, d: Tensor) -> Tensor | float:

@@ -14,12 +14,6 @@ inline void fill_present(float* row, const bool* keep, int64_t count, float valu
   for (int64_t j = 0; j < count; ++j) row[j] = keep == nullptr || keep[j] ? value : 0.0f;
 }
 
-inline bool is_zero(Wide v) {
-  float total = 0.0f;
-  for (int l = 0; l < kWide; ++l) total += v[l];
-  return total == 0.0f;
-}
-
 // The largest of a row, kAbsent if nothing is there; `finite` is false if there is a NaN or an
 // infinity.
 struct Top {

@@ -134,6 +134,19 @@ inline void place_together(const KernelSums& stage, int64_t i, Scratch& scratch)
     if (!is_there(j)) x[j] = somewhere;
 }
 
+inline PairRow given_pairs(const KernelSums& stage, int64_t i) {
+  const Lists &sources = stage.sources, &queries = stage.queries;
+  return {sources.x + sources.first(i), queries.x + queries.first(i), sources.count_of(i),
+          queries.count_of(i), (stage.upper ? -1.0 : 1.0) / stage.options.temperature};
+}
+
+// Of points that `place_together` has placed.
+inline PairRow placed_pairs(const KernelSums& stage, int64_t sources, int64_t queries,
+                            const Scratch& scratch) {
+  return {scratch.student, scratch.student + sources, sources, queries,
+          1.0 / stage.options.temperature};
+}
+
 // A channel's weights of a row's points: to Scratch::slope, unless they lie ready. A row that is nearly
 // hard needs them of the queries, too, which weigh nothing.
 inline const float* weigh(const KernelSums& stage, int64_t i, int64_t channel, bool whole,
@@ -181,12 +194,14 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
   if (n == 0) return;
   const int64_t first = stage.queries.first(i);
   const bool* const asked = stage.queries.keep == nullptr ? nullptr : stage.queries.keep + first;
-  place_together(stage, i, scratch);
+  const bool masked = stage.sources.keep != nullptr || asked != nullptr;
+  if (masked) place_together(stage, i, scratch);
+  const PairRow pairs = masked ? placed_pairs(stage, m, n, scratch) : given_pairs(stage, i);
   visit(SmoothSteps{}, stage.options.relaxation, [&](auto relaxation) {
     using Own = decltype(relaxation);
     using R = Far<Own>;
-    const bool few =
-        stage.integral == nullptr && few_pairs<Own>(scratch.student, m, n, stage.options.temperature);
+    const bool few = stage.integral == nullptr && few_pairs<Own>(pairs);
+    if (!few && !masked) place_together(stage, i, scratch);
     const Plan plan = few ? Plan{} : plan_row<R, false>(scratch.student, m + n, stage.options, scratch);
     const bool finite = (few || plan.way != Way::undefined) && weights_are_finite(stage, i, scratch);
     for (int64_t c = 0; c < stage.channels; ++c) {
@@ -196,9 +211,7 @@ inline void run_row(const KernelSums& stage, int64_t i, Scratch& scratch) {
       const bool defined = finite && m > 0;
       const float* const weight =
           defined ? weigh(stage, i, c, !few && scratch.in_order, scratch) : nullptr;
-      if constexpr (PairKernel<Own>::known)
-        if (defined && few)
-          few_sums<Own>(scratch.student, weight, m, n, stage.options.temperature, out);
+      if (defined && few) few_sums(pairs, weight, out);
       if (defined && !few) channel_sums<R>(plan, m, weight, out, scratch);
       float* const wanted[] = {out.density, out.cdf, out.integral};
       for (float* const sums : wanted) {

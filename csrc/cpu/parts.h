@@ -70,27 +70,43 @@ inline Wide magnitude(Wide x) {
   return x < 0.0f ? -x : x;
 }
 
-// exp(x) to rounding for x <= 0: 2^n exp(r) with |r| <= log(2)/2, by the polynomial of the Cephes
-// library (S. Moshier, netlib.org/cephes). Below the normal numbers it is 0.
-PCK_HD Wide exp_negative(Wide x) {
-  // What is added rounds to whole numbers, and leaves n and the exponent's bias in the lowest bits.
-  constexpr float to_integer = 12582912.0f + 127.0f;
-  const Wide inside = x < -88.0f ? Wide{} - 88.0f : x;  // n = -127: 2^n becomes 0. A NaN stays
-  const Wide shifted = inside * 1.44269504088896341f + to_integer;
-  const Wide n = shifted - to_integer;
-  const Wide r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;
+inline bool is_zero(Wide v) {
+  float total = 0.0f;
+  for (int l = 0; l < kWide; ++l) total += v[l];
+  return total == 0.0f;
+}
+
+// exp(r) to rounding for |r| <= log(2)/2, by the polynomial of the Cephes library (S. Moshier,
+// netlib.org/cephes).
+PCK_HD Wide exp_reduced(Wide r) {
   Wide p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = (p * r) * r + r + 1.0f;
+  return (p * r) * r + r + 1.0f;
+}
+
+// What is added rounds to a whole number n, and leaves n and the exponent's bias in the lowest bits.
+constexpr float kToInteger = 12582912.0f + 127.0f;
+
+// 2^n of n + kToInteger.
+PCK_HD Wide power_of_two(Wide shifted) {
   WideMask bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
   bits <<= 23;
   Wide power;
   __builtin_memcpy(&power, &bits, sizeof(power));
-  return p * power;
+  return power;
+}
+
+// exp(x) to rounding for x <= 0. Below the normal numbers it is 0.
+PCK_HD Wide exp_negative(Wide x) {
+  const Wide inside = x < -88.0f ? Wide{} - 88.0f : x;  // n = -127: 2^n becomes 0. A NaN stays
+  const Wide shifted = inside * 1.44269504088896341f + kToInteger;
+  const Wide n = shifted - kToInteger;
+  const Wide r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;
+  return exp_reduced(r) * power_of_two(shifted);
 }
 
 // log(1 + e) for 0 <= e <= 1: e + e^2 Q(e), a fit whose relative error, rounding and all, is 1.6e-7.

@@ -166,6 +166,16 @@ inline Wide join(Each quad) {
 #endif
 }
 
+// 1/v to 2^-23 of it, for normal v whose inverse is normal. A division of 16 takes 16 cycles, this 4.
+inline Wide reciprocal(Wide v) {
+#if PCK_VECTOR_BYTES == 64
+  const Wide near = reinterpret_cast<Wide>(_mm512_maskz_rcp14_ps(-1, reinterpret_cast<__m512>(v)));
+  return near + near * (1.0f - v * near);
+#else
+  return 1.0f / v;
+#endif
+}
+
 // sum_i term(i) for i < count, in double, in 16 interleaved partial sums.
 template <class Term>
 inline double lane_sum(int64_t count, Term term) {

@@ -24,8 +24,10 @@ PLACES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
-    f"{RESULTS}.md": "benchmarks.md",
-    f"{RESULTS}.png": "benchmarks.png",
+    f"{RESULTS}.md": "report.md",
+    f"{RESULTS}.png": "report.png",
+    "benchmarks/results/peers-time.png": "peers-time.png",
+    "benchmarks/results/peers-memory.png": "peers-memory.png",
     "examples/quick_start.ipynb": "quick_start.ipynb",
 }
 """Where files of the repository that are not in docs/ are in the site."""

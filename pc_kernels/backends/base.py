@@ -33,6 +33,8 @@ class Backend(RowMaker):
     """Working memory of `coherence_rows` for each pair of a chunk, beside the rows of dissimilarities."""
     chunk_rows = 1 << 30
     """Anchors beyond which a chunk gains nothing."""
+    tile_bytes = 1 << 62
+    """Rows of a chunk that had better go from one product to the next together."""
     whole_bytes: int | None = None
     """Up to which the rows of a batch that is its own reference stay together, where no `chunk_bytes`
     is given; None: its default."""

@@ -129,6 +129,7 @@ class CpuBackend(CompiledBackend):
 
     name = "cpu"
     chunk_rows = 1024
+    tile_bytes = 2 << 20  # of a core's second cache
     whole_bytes = 512 << 20
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..backends import select
+from ..backends import Backend, select
 from ..cdf import smooth_cdf
+from ..cdf_rows import CdfRows, pulled
 from ..checks import (
     check_cutoffs,
     check_positive,
@@ -40,48 +41,43 @@ from ..training.distributed import (
 from .module import RecipeModule
 
 RETRIEVAL_OPTIONS = (*SCORE_OPTIONS, "chunk_bytes")
-WORKING_BYTES = 40
-"""Working memory for each source and query of a chunk, beside the backend's own in both its sums."""
+WORKING_BYTES = 24
+"""Working memory for each source and query of a chunk, beside the backend's own."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Some queries, and what they see."""
+    """Some queries, and where they find their positives."""
 
     recipe: Recipe
-    similarity: Tensor
-    """[C, M]."""
-    counts: Tensor | None
-    """bool [C, M]: False for the query itself, where it does not count; None: all count."""
+    references: int
+    """M."""
+    place: Tensor
+    """R(j) [C, P], the soft rank of each positive among all references, from 1."""
     positive: Tensor
     """[C, P], the similarities of its positives among the references, padded."""
     present: Tensor
-    """bool [C, P]: False for padding, and for the query itself where it does not count."""
-    itself: Tensor
-    """bool [C, P]: where a positive is the query."""
-
-    def places(self) -> Tensor:
-        """R(j) [C, P], the soft rank of each positive among all references, from 1."""
-        return self._places(self.similarity, self.counts)
+    """bool [C, P]: False for padding."""
 
     def places_among_positives(self) -> Tensor:
         """R_pos(j) [C, P], its soft rank among the positives."""
-        return self._places(self.positive, self.present)
-
-    def _places(self, sources: Tensor, mask: Tensor | None) -> Tensor:
         count = smooth_cdf(
-            sources,
+            self.positive,
             self.positive,
             temperature=self.recipe.temperature,
             relaxation=self.recipe.relaxation,
             tail="upper",
-            source_mask=mask,
+            source_mask=self.present,
             query_mask=self.present,
             backend=self.recipe.backend,
         )
-        return count + 0.5  # the positive itself has counted Φ(0) = ½, and should count 1
+        return count + ITSELF
 
 
+ITSELF = 0.5
+"""A positive has counted Φ(0) = ½ for itself, and should count 1."""
+NEGLIGIBLE = 2.0**-60
+"""A slope this small beside another changes no digit, and its terms are subnormal: these are slow."""
 PerQuery = Callable[[Queries], Tensor]
 """The losses [C] of a chunk."""
 
@@ -94,29 +90,9 @@ class Search:
     positives: Positives
     with_query: bool
     """Whether a query counts among its own references."""
+    finds_itself: bool
+    """Whether it is a positive of its own."""
     per_query: PerQuery
-
-    def losses(
-        self, queries: Tensor, similarity: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Losses [C] of queries [C] by their similarities [C, M]; with weights, the gradient of Σ w L."""
-        column, present = self.positives.columns(queries)
-        itself = present & self.positives.itself(queries, column)
-        counts = None
-        if self.positives.self_start is not None and not self.with_query:
-            references = torch.arange(similarity.shape[1], device=similarity.device)
-            counts = ~self.positives.itself(queries, references)
-            present = present & ~itself
-        seen = [
-            x.requires_grad_(weights is not None)
-            for x in (similarity, similarity.gather(1, column))
-        ]
-        with torch.set_grad_enabled(weights is not None):
-            values = self.per_query(Queries(self.recipe, seen[0], counts, seen[1], present, itself))
-        if weights is None:
-            return values, None
-        slope, slope_of_positives = torch.autograd.grad(values, seen, weights)
-        return values.detach(), slope.scatter_add_(1, column, slope_of_positives)
 
     def sweep(
         self, embeddings: Tensor, refs: Tensor | None, weights: Tensor, with_grad: bool
@@ -129,25 +105,90 @@ class Search:
         references = embeddings if refs is None else refs
         losses = weights.new_zeros(len(embeddings))
         grads = [torch.zeros_like(x) for x in (embeddings, refs) if x is not None and with_grad]
+        engine = select(self.recipe.backend, embeddings.device, embeddings.dtype)
         others = self.positives.others()
         ranked = others.argsort(descending=True)[: int((others > 0).sum())]
         seen = len(references) + 2 * int(others.max()) if len(others) else 1
-        rows = max(1, self._budget(embeddings) // seen)
+        available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
+        rows = available // (WORKING_BYTES + engine.working_bytes_of(self.recipe)) // seen
         with exact_arithmetic(embeddings.device):
-            for queries in ranked.split(rows):
-                anchors = embeddings[queries]
-                w = weights[queries] if with_grad else None
-                losses[queries], slope = self.losses(queries, anchors @ references.T, w)
-                if slope is not None:
-                    grads[0].index_add_(0, queries, slope @ references)
-                    grads[-1].addmm_(slope.T, anchors)
+            for queries in ranked.split(max(1, min(rows, engine.chunk_rows))):
+                chunk = _Chunk(self, engine, embeddings[queries], references, queries)
+                place, density = chunk.places()
+                leaves = [x.requires_grad_(with_grad) for x in (place, chunk.positive)]
+                with torch.set_grad_enabled(with_grad):
+                    found = Queries(self.recipe, len(references), *leaves, chunk.present)
+                    values = self.per_query(found)
+                losses[queries] = values.detach()
+                if with_grad:
+                    slopes = torch.autograd.grad(
+                        values, leaves, weights[queries], materialize_grads=True
+                    )
+                    grads[0].index_add_(0, queries, chunk.pull(*slopes, density, grads[-1]))
         return losses, grads
 
-    def _budget(self, embeddings: Tensor) -> int:
-        """How many sources and queries a chunk may have, over all its rows."""
-        engine = select(self.recipe.backend, embeddings.device, embeddings.dtype)
-        available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
-        return available // (WORKING_BYTES + 2 * engine.working_bytes_of(self.recipe))
+
+class _Chunk:
+    """Some queries [C], their similarities [C, M], and what slopes in their ranks are worth.
+
+    Products and sums go tile by tile of queries: a tile stays in the cache from one to the other.
+    """
+
+    def __init__(
+        self, search: Search, engine: Backend, anchors: Tensor, references: Tensor, queries: Tensor
+    ) -> None:
+        """Takes the queries' points [C, D], the references' [M, D] and the places of the queries."""
+        self._recipe, self._engine = search.recipe, engine
+        self._anchors, self._references = anchors, references
+        self._column, self.present = search.positives.columns(queries, search.finds_itself)
+        self._counts = None if search.with_query else search.positives.others_than(queries)
+        self._similarity = engine.empty_rows(len(anchors), len(references), anchors)
+        self.positive = anchors.new_empty(self._column.shape)
+        row = max(1, len(references)) * anchors.element_size()
+        size = max(1, min(engine.tile_bytes // row, len(anchors)))
+        self._tiles = [slice(first, first + size) for first in range(0, len(anchors), size)]
+
+    def _rows(self, tile: slice) -> CdfRows:
+        """How many of the references are above a positive."""
+        present = self.present[tile]
+        padded = not present[-1, -1]  # the last query has the fewest positives
+        return CdfRows(
+            self._similarity[tile],
+            self.positive[tile],
+            None,
+            source_mask=None if self._counts is None else self._counts[tile],
+            query_mask=present if padded else None,
+            upper=True,
+        )
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """R(j) [C, P] of the positives among all references, and −τ times its derivative in s_j."""
+        place, density = torch.empty_like(self.positive), torch.empty_like(self.positive)
+        for tile in self._tiles:
+            torch.mm(self._anchors[tile], self._references.T, out=self._similarity[tile])
+            torch.gather(self._similarity[tile], 1, self._column[tile], out=self.positive[tile])
+            count, slope = self._engine.kernel_sums(self._rows(tile), self._recipe, ("cdf", "pdf"))
+            torch.add(count[0], ITSELF, out=place[tile])
+            density[tile] = slope[0]
+        return place, density
+
+    def pull(
+        self, to_place: Tensor, to_positive: Tensor, density: Tensor, to_references: Tensor
+    ) -> Tensor:
+        """The gradient [C, D] in the queries; that in the references is added to `to_references`."""
+        least = NEGLIGIBLE * to_place.abs().amax()
+        to_place = torch.where(to_place.abs() < least, 0, to_place)
+        slopes = pulled(to_place[None], None, None, self._recipe.temperature)
+        to_positive = to_positive - slopes * density
+        grad = torch.empty_like(self._anchors)
+        with torch.no_grad():
+            for tile in self._tiles:
+                rows = self._rows(tile).turned(slopes[None, tile])
+                (pulls,) = self._engine.kernel_sums(rows, self._recipe, ("pdf",))
+                v = pulls[0].scatter_add_(1, self._column[tile], to_positive[tile])
+                torch.mm(v, self._references, out=grad[tile])
+                to_references.addmm_(v.T, self._anchors[tile])
+        return grad
 
 
 class RetrievalFunction(torch.autograd.Function):
@@ -249,7 +290,7 @@ class RetrievalLoss(RecipeModule, SharesGroup):
         weights = counted.to(queries.dtype)
         if self.recipe.reduction == "mean":
             weights = weights / total.clamp(min=1)
-        search = Search(self.recipe, positives, self.with_query, self.per_query)
+        search = Search(self.recipe, positives, self.with_query, self.finds_itself, self.per_query)
         loss = RetrievalFunction.apply(queries, refs, weights, search)
         if group is None:
             return loss
@@ -278,6 +319,11 @@ class RetrievalLoss(RecipeModule, SharesGroup):
         points = self._points(joint.student)
         mine = points[joint.start : joint.start + len(embeddings)]
         return mine, points, joint.teacher[:, 0], joint.start
+
+    @property
+    def finds_itself(self) -> bool:
+        """Whether a query that is a reference is a positive of its own."""
+        return self.with_query
 
     def _points(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x, other))
@@ -318,7 +364,7 @@ class SmoothAPLoss(RetrievalLoss):
 
     def per_query(self, chunk: Queries) -> Tensor:
         """See `RetrievalLoss`."""
-        precision = chunk.places_among_positives() / chunk.places()
+        precision = chunk.places_among_positives() / chunk.place
         present = chunk.present
         return 1 - torch.where(present, precision, 0).sum(1) / present.sum(1)
 
@@ -356,16 +402,19 @@ class RecallAtKLoss(RetrievalLoss):
         given = self.k if k_temperature is None else k_temperature
         self.k_temperature = _one_for_each(given, len(self.k))
 
+    @property
+    def finds_itself(self) -> bool:
+        """Never: a query is none of its positives."""
+        return False
+
     def per_query(self, chunk: Queries) -> Tensor:
         """See `RetrievalLoss`."""
-        place = chunk.places()
-        wanted = chunk.present & ~chunk.itself
-        positives = wanted.sum(1)
-        recall = place.new_zeros(len(place))
+        positives = chunk.present.sum(1)
+        recall = chunk.place.new_zeros(len(chunk.place))
         for k, temperature in zip(self.k, self.k_temperature, strict=True):
-            k = min(k, chunk.similarity.shape[1])
-            inside = torch.sigmoid((k - place) / temperature)
-            found = torch.where(wanted, inside, 0).sum(1).clamp(max=k)
+            k = min(k, chunk.references)
+            inside = torch.sigmoid((k - chunk.place) / temperature)
+            found = torch.where(chunk.present, inside, 0).sum(1).clamp(max=k)
             recall = recall + found / positives.clamp(max=k)
         return 1 - recall / len(self.k)
 

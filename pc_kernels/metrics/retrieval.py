@@ -118,10 +118,9 @@ class Search:
     def _sums(self, queries: Tensor, k: Sequence[int]) -> Tensor:
         similarity = self.queries[queries] @ self.references.T
         defined = similarity.isfinite().all(1)
-        columns, present = self.positives.columns(queries)
+        columns, present = self.positives.columns(queries, with_itself=False)
         if self.positives.self_start is not None:
             similarity.scatter_(1, self.positives.self_start + queries[:, None], -torch.inf)
-            present &= ~self.positives.itself(queries, columns)
         found = torch.where(present, similarity.gather(1, columns), -torch.inf)
         place, among = places(found, similarity), places(found, found)
         precision = torch.where(present, among / place, 0)
