@@ -115,16 +115,17 @@ class Search:
             for queries in ranked.split(max(1, min(rows, engine.chunk_rows))):
                 chunk = _Chunk(self, engine, embeddings[queries], references, queries)
                 place, density = chunk.places()
-                leaves = [x.requires_grad_(with_grad) for x in (place, chunk.positive)]
+                leaves = place.requires_grad_(with_grad), chunk.positive.requires_grad_(with_grad)
                 with torch.set_grad_enabled(with_grad):
                     found = Queries(self.recipe, len(references), *leaves, chunk.present)
                     values = self.per_query(found)
                 losses[queries] = values.detach()
                 if with_grad:
-                    slopes = torch.autograd.grad(
+                    to_place, to_positive = torch.autograd.grad(
                         values, leaves, weights[queries], materialize_grads=True
                     )
-                    grads[0].index_add_(0, queries, chunk.pull(*slopes, density, grads[-1]))
+                    pull = chunk.pull(to_place, to_positive, density, grads[-1])
+                    grads[0].index_add_(0, queries, pull)
         return losses, grads
 
 
