@@ -11,20 +11,6 @@ constexpr int64_t kFewPoints = 128;
 // slopes, too: exp(-70) = 2^-101.
 constexpr double kFewRange = 70.0;
 
-// 1/x to two roundings.
-inline Wide reciprocal(Wide x) {
-#if PCK_VECTOR_BYTES == 64
-  const Wide rough = _mm512_maskz_rcp14_ps(0xffff, x);  // unmasked, GCC 12 warns
-#elif PCK_VECTOR_BYTES == 32
-  const Wide rough = _mm256_rcp_ps(x);
-#else
-  return 1.0f / x;
-#endif
-#if PCK_VECTOR_BYTES > 16
-  return rough * (2.0f - x * rough);
-#endif
-}
-
 // x <- 1/x, two vectors by one reciprocal: of a product, which must be a normal number as well.
 template <int vectors>
 PCK_HD void invert(Wide (&x)[vectors]) {
