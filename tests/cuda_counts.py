@@ -73,13 +73,15 @@ PARTS = (
     Part("mean", "DADD", ("sum += x[i] - low",)),
     Part("deviation", "DFMA", ("squares += (x[i] - mean)",)),
     Part("places", "STS", ("places[j] = static_cast<unsigned>(t * unit)",)),
-    Part("spread", "ATOMS", ("before = atomicAdd(low, bits)", "count, kUnitShift, []"), times=4),
+    Part(
+        "spread", "ATOMS", ("before = atomicAdd(low, bits)", "count, SameUnit{kUnitShift}"), times=4
+    ),
     Part("gather, penalty", "STS", ("scratch.product[j] = slope", "take(j, grid.level()")),
     Part("largest slope", "FMNMX", ("largest = std::fmax(largest, std::fabs(weight(j)))",)),
     Part(
         "spread slopes",
         "ATOMS",
-        ("before = atomicAdd(low, bits)", "count, shift, weight)"),
+        ("before = atomicAdd(low, bits)", "places, count, unit, weight)"),
         times=4,
     ),
     Part("gather", "STS", ("grad[j] -= density",)),
