@@ -86,9 +86,8 @@ def coherence_sums(
         for start in range(anchors.start, anchors.stop, chunk):
             stop = min(start + chunk, anchors.stop)
             d_s, d_t = (backend.dissimilarity(side.rows(start, stop)) for side in sides)
-            others = Pairs(start if student_refs is None else None).other_columns(d_s)
-            if others is not None:
-                d_s, d_t = d_s.gather(1, others), d_t.gather(1, others)
+            pairs = Pairs(start if student_refs is None else None)
+            d_s, d_t = pairs.others(d_s), pairs.others(d_t)
             agreement, spearman = agreement_rows(d_s, d_t), spearman_rows(d_s, d_t)
             count = total.new_tensor(stop - start)
             total += torch.stack([agreement.sum(), spearman.sum(), count])

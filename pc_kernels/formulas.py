@@ -32,11 +32,23 @@ class GridSpec:
     """The distance, in units of temperature, beyond which Φ is 0 or 1 to rounding."""
     reach: int | None = None
     """The distance beyond which even a million Φ are 0 beside a count of 1. None: the support."""
+    extra_terms: int = 0
+    """Of a cell's polynomial, beyond half of the stencil."""
+
+    @property
+    def terms(self) -> int:
+        """Coefficients of the polynomial that is taken for the stencil's in a cell."""
+        return self.stencil // 2 + self.extra_terms
 
     @property
     def far(self) -> GridSpec:
-        """The same grid, whose support is the reach."""
-        return self if self.reach is None else replace(self, support=self.reach)
+        """The same grid for errors relative to sums however small: its support is the reach.
+
+        With a term more: what the cut leaves out is 10⁻⁶ of an exponential tail, twice.
+        """
+        if self.reach is None:
+            return self
+        return replace(self, support=self.reach, extra_terms=1)
 
     @property
     def band(self) -> int:

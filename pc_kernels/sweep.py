@@ -16,6 +16,7 @@ from torch import Tensor
 from .backends import Backend, select
 from .checks import compute_dtype
 from .dissimilarities import Chunk, GivenSide, Pairs, Points, Side, make_side
+from .dissimilarities.rows import block_rows
 from .precision import exact_arithmetic
 from .recipe import Recipe
 
@@ -98,26 +99,37 @@ def chunk_anchors(
 ) -> int:
     """Anchors a chunk: as many as the recipe's `chunk_bytes` holds, at least 1.
 
-    An anchor takes a row of each side, and the working memory of the backend and of a side. No more
-    than `engine.chunk_rows` go into a chunk: past that, larger products gain nothing and caches lose. But
-    a batch that is its own reference goes in one chunk if all of `chunk_bytes` suffices, or, where that
-    is not given, `engine.whole_bytes`: its products are then symmetric, and half of some suffices. Else
-    chunks are whole multiples of 16 anchors, if so many fit: each is aligned in memory as the first is,
-    and no kernel is compiled again for a later one.
+    An anchor takes a row of each side, and the working memory of the backend and of a side; that of the
+    backend for a block of rows only, where it goes by blocks. No more than `engine.chunk_rows` go into a
+    chunk: past that, larger products gain nothing and caches lose. But a batch that is its own reference
+    goes in one chunk if all of `chunk_bytes` suffices, or, where that is not given, `engine.whole_bytes`:
+    its products are then symmetric, and half of some suffices. Else chunks are whole multiples of 16
+    anchors, if so many fit: each is aligned in memory as the first is, and no kernel is compiled again
+    for a later one.
     """
+    device, references = batch.teacher.device, batch.references
     if recipe.chunk_bytes is not None:
         budget = whole_bytes = recipe.chunk_bytes
     else:
-        budget = default_chunk_bytes(batch.teacher.device)
+        budget = default_chunk_bytes(device)
         whole_bytes = engine.whole_bytes or budget
-    working = engine.working_bytes_of(recipe) + max(side.pair_bytes(with_grad) for side in sides)
-    row = batch.references * (len(sides) * batch.dtype.itemsize + working)
-    most = min(side.most_pairs for side in sides) // max(batch.references, 1)
-    fitting = max(1, min(budget // max(row, 1), most))
-    whole = batch.references * row <= whole_bytes and batch.references <= most
+    of_sides = max(side.pair_bytes(with_grad) for side in sides)
+    row = references * (len(sides) * batch.dtype.itemsize + of_sides)
+    working = references * engine.working_bytes_of(recipe)
+    mirror = min(working, references * batch.dtype.itemsize)  # V + Vᵀ
+    block = block_rows(references, device)
+    most = min(side.most_pairs for side in sides) // max(references, 1)
+
+    def fitting(budget: int) -> int:
+        """Rows, all with working memory, or only a block of them at a time."""
+        at_once = budget // max(row + working, 1)
+        by_blocks = (budget - min(block, budget) * working) // max(row + mirror, 1)
+        return min(max(at_once, by_blocks), most)
+
+    whole = references <= fitting(whole_bytes)
     if whole and batch.teacher_refs is None and not batch.given:
-        return max(1, batch.references)
-    chunk = min(fitting, engine.chunk_rows)
+        return max(1, references)
+    chunk = max(1, min(fitting(budget), engine.chunk_rows))
     return chunk - chunk % 16 if chunk > 16 else chunk
 
 

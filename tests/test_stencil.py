@@ -9,6 +9,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 from tables import formula_tables
 
 from pc_kernels.backends import located
+from pc_kernels.formulas import RELAXATIONS
 
 NODES, TERMS = 8, 4
 POINTS = np.arange(NODES) - (NODES - 1) / 2
@@ -47,13 +48,18 @@ def test_cubics_are_reproduced(stencil: np.ndarray) -> None:
         assert np.all(np.abs(coefficients - wanted) <= 2.0**-23 * magnitude)
 
 
-@pytest.mark.parametrize("count", [8, 16])
-def test_lagrange_weights_of_the_torch_backend(count: int) -> None:
-    """Exact on polynomials of every degree that the nodes determine."""
-    nodes = torch.arange(count, dtype=torch.float64) - (count - 1) / 2
-    place = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
-    weights = torch.stack(located.lagrange_weights(place, count))
-    for degree in range(count):
-        got = (weights * nodes[:, None] ** degree).sum(0)
-        magnitude = (weights.abs() * nodes.abs()[:, None] ** degree).sum(0)
-        assert ((got - place**degree).abs() <= 1e-13 * magnitude).all()
+def test_torch_backend(stencil: np.ndarray) -> None:
+    """The same in float32, and in float64 what is a polynomial of its terms comes back as that."""
+    for name in ("logistic", "normal"):
+        single, double = (
+            RELAXATIONS[name].grid(torch.float32),
+            RELAXATIONS[name].grid(torch.float64),
+        )
+        own = located.stencil_of(single, torch.float32, torch.device("cpu")).numpy()
+        assert np.all(np.abs(own - stencil) <= 2.0**-23 * np.abs(stencil) + 1e-15)
+        own = located.stencil_of(double, torch.float64, torch.device("cpu")).numpy()
+        nodes = np.arange(double.stencil) - (double.stencil - 1) / 2
+        for degree in range(double.terms):
+            magnitude = np.abs(own) @ np.abs(nodes) ** degree
+            wanted = np.eye(double.terms)[degree]
+            assert np.all(np.abs(own @ nodes**degree - wanted) <= 1e-13 * magnitude)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,6 +96,13 @@ class Backend(RowMaker):
     ) -> Tensor:
         """The gradient in x [N, m] of ranks with gradient grad_rank [N, m]; plain PyTorch as well."""
         return grid_method.soft_rank_backward(grad_rank, x, density, recipe, keep)
+
+    def soft_rank_pass(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Soft ranks, and what takes a gradient in them, with_grad, back to x."""
+        rank, density = self.soft_rank(x, recipe, with_grad, keep)
+        return rank, lambda grad: self.soft_rank_backward(grad, x, density, recipe, keep)
 
     def kernel_sums(self, rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
         """Σ_k w_k K((y_j − x_k)/τ) at the queries y, for each of these `formulas.KERNELS`.

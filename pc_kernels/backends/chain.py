@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dissimilarities.gram_rows import GRAM, dissimilarities_backward
-from ..dissimilarities.rows import Chunk, Pairs, Rows
+from ..dissimilarities.rows import Chunk, Pairs, Rows, row_blocks
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -31,51 +31,58 @@ def hard_rank_rows(engine: Backend, teacher: Rows, pairs: Pairs) -> Rows:
 def _target(engine: Backend, d_t: Tensor, keep: Tensor | None) -> Tensor:
     """The teacher's ranks of rows [C, m]; NaN where kept in a row that is not finite."""
     d_t = d_t if keep is None else torch.where(keep, d_t, 0)
-    undefined = ~d_t.isfinite().all(1, keepdim=True)
-    if keep is not None:
-        undefined = undefined & keep
-    return torch.where(undefined, torch.nan, engine.hard_rank(d_t, keep))
+    target = engine.hard_rank(d_t, keep) + torch.where(_finite(d_t), 0, torch.nan)[:, None]
+    return target if keep is None else torch.where(keep, target, 0)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Whether rows [C, m] have no NaN and no infinity: [C]."""
+    return (rows * 0).sum(1) == 0
 
 
 def coherence_rows(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
-    """See `Backend.coherence_rows`; the anchors themselves are cut out of their rows."""
+    """See `Backend.coherence_rows`."""
+    losses = chunk.weights.new_empty(len(chunk.weights))
+    for anchors in row_blocks(chunk.student.values):
+        losses[anchors] = _coherence_block(engine, chunk.part(anchors), recipe, with_grad)
+    return losses
+
+
+def _coherence_block(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: bool) -> Tensor:
+    """The same for a block of rows; the anchors themselves are cut out of their rows."""
     student, teacher, weights, pairs = chunk
-    columns = pairs.other_columns(student.values)
-
-    def cut(rows: Tensor) -> Tensor:
-        return rows if columns is None else rows.gather(1, columns)
-
-    mask = None if pairs.keep is None else cut(pairs.keep)
+    mask = None if pairs.keep is None else pairs.others(pairs.keep)
     distance = _distance(engine, student) if with_grad else None
-    d_s, d_t = cut(engine.dissimilarity(student)), cut(engine.dissimilarity(teacher))
+    d_s = pairs.others(engine.dissimilarity(student))
+    d_t = pairs.others(engine.dissimilarity(teacher))
     unit = _unit(student, recipe)
     d_s = d_s if unit is None else d_s * unit
     d_s = d_s if mask is None else torch.where(mask, d_s, 0)
     target = d_t if teacher.dissimilarity == "ranked" else _target(engine, d_t, mask)
-    rank, density = engine.soft_rank(d_s, recipe, with_grad, mask)
+    rank, back = engine.soft_rank_pass(d_s, recipe, with_grad, mask)
     keep = torch.ones_like(d_s, dtype=torch.bool) if mask is None else mask
     loss, slope = recipe.rule.value_and_slope(rank, target, keep)
-    nothing = keep.sum(1) < 2  # to rank
-    loss = torch.where(nothing, 0, loss)
-    loss = torch.where((d_s + target).isfinite().all(1), loss, torch.nan)
+    undefined = ~_finite(rank + target)
+    nothing = torch.as_tensor(d_s.shape[1] < 2) if mask is None else mask.sum(1) < 2  # to rank
+    loss, weights = (
+        torch.where(undefined, torch.nan, torch.where(nothing, 0, x)) for x in (loss, weights)
+    )
     if with_grad:
-        slope = slope * torch.where(nothing, 0, weights)[:, None]
-        grad = engine.soft_rank_backward(slope, d_s, density, recipe, mask)
+        grad = back(slope * weights[:, None])
         grad = grad if unit is None else grad * unit
-        grad = dissimilarities_backward(student, d_s if distance is None else cut(distance), grad)
-        grad = torch.where(loss.isnan()[:, None], torch.nan, grad)
+        distance = d_s if distance is None else pairs.others(distance)
+        grad = dissimilarities_backward(student, distance, grad)
         grad = grad if mask is None else torch.where(mask, grad, 0)
-        if columns is None:
-            student.values.copy_(grad)
-        else:
-            student.values.zero_().scatter_(1, columns, grad)
+        pairs.put_back(grad, student.values)
     return loss
 
 
 def _distance(engine: Backend, student: Rows) -> Tensor | None:
-    """What V depends on beside ∂L/∂δ, if anything; the rows stay."""
+    """What V depends on beside ∂L/∂δ, if on more than δ; the rows stay."""
     if student.gram is None or not GRAM[student.dissimilarity].by_distance:
         return None
+    if student.values.device.type == "cpu" and not student.gram.offsets.any():
+        return None  # δ is the distance
     return engine.true_dissimilarity(replace(student, values=student.values.clone()))
 
 

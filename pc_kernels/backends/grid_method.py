@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..formulas import Projection
-from .located import Grid, Located, NearlyHard, Setting, in_double
+from .located import Grid, Located, NearlyHard, Setting, in_double, in_order
 from .projected import Projected
 from .scanned import LARGEST_STEP, Scanned
 
@@ -47,14 +47,21 @@ def hard_rank(x: Tensor, keep: Tensor | None = None) -> Tensor:
     """
     if x.shape[1] == 0:
         return x.clone()
-    others = (_count(x, keep) - 1).clamp(min=0)
+    others = _count(x, keep) - 1
     present = x if keep is None else torch.where(keep, x, torch.inf)  # what is absent sorts last
-    ordered = present.sort(dim=1).values
-    below = torch.searchsorted(ordered, present)
-    not_above = torch.searchsorted(ordered, present, right=True)
-    twice = (below + not_above - 1).to(x.dtype)
-    rank = torch.where(others == 0, 0.5, twice / (2 * others))
-    rank = torch.where(present.isnan().any(1, keepdim=True), torch.nan, rank)
+    ordered, order = in_order(present)
+    place = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
+    rank = torch.empty_like(x).scatter_(1, order, place.expand_as(x))
+    row, first = (ordered[:, 1:] == ordered[:, :-1]).nonzero(as_tuple=True)
+    if len(row):  # of values that are equal, each has the mean of their places
+        begins = pad((row.diff() != 0) | (first.diff() != 1), (1, 0), value=True)
+        run = begins.cumsum(0) - 1
+        shared = (first[begins] + run.bincount() / 2)[run].to(x.dtype)
+        for place in (first, first + 1):
+            rank[row, order[row, place]] = shared
+    nothing, undefined = others < 1, present.amax(1, keepdim=True).isnan()
+    others = torch.where(undefined, torch.nan, others.clamp(min=1))
+    rank = rank.add_(torch.where(nothing, 0.5, 0)).div_(others)
     return rank if keep is None else torch.where(keep, rank, 0)
 
 
@@ -66,11 +73,7 @@ def soft_rank(
     Also, with_grad, the density Σ_k φ((x_j − x_k)/τ) that the backward needs, else an empty tensor.
     `keep` as for `hard_rank`.
     """
-    if x.numel() == 0:
-        return x.clone(), x.clone()
-    row = _Rows(x, recipe, keep, Setting(recipe.formula, x.dtype))
-    sums, density = row.rank_sums(with_grad)
-    return row.only_kept(row.settle((sums - 0.5) / row.others, 0.5)), density
+    return SoftRows(x, recipe, keep).ranks(with_grad) if x.numel() else (x.clone(), x.clone())
 
 
 def soft_rank_backward(
@@ -84,15 +87,7 @@ def soft_rank_backward(
 
     `keep` as for `hard_rank`; what is absent has gradient 0.
     """
-    if x.numel() == 0:
-        return x.clone()
-    row = _Rows(x, recipe, keep, Setting(recipe.formula, x.dtype))
-    slope = row.only_kept(grad_rank / row.others)
-    grad = row.only_kept(row.slope_sums(slope, density) / row.tau)
-    if recipe.scale == "std":
-        # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
-        grad = grad - row.standard * row.mean(grad * row.standard)
-    return row.only_kept(row.settle(grad, 0.0).to(x.dtype))
+    return SoftRows(x, recipe, keep).backward(grad_rank, density) if x.numel() else x.clone()
 
 
 def kernel_sums(rows: CdfRows, recipe: Recipe, kernels: tuple[str, ...]) -> list[Tensor]:
@@ -150,6 +145,7 @@ class _Rows:
     """Rows x [N, m] in units of their temperature, located in groups that are alike."""
 
     def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None, setting: Setting) -> None:
+        self.scale = recipe.scale
         self.keep = keep
         self.setting = setting
         self.count = _count(x, keep)
@@ -157,29 +153,33 @@ class _Rows:
             lowest = torch.where(keep, x, torch.inf).amin(1, keepdim=True)
             x = torch.where(keep, x, torch.where(self.count == 0, 0, lowest))
         self.others = (self.count - 1).clamp(min=1)
-        self.finite = x.isfinite().all(1, keepdim=True)
+        low, high = (in_double(end) for end in (x.amin(1, keepdim=True), x.amax(1, keepdim=True)))
+        self.finite = low.isfinite() & high.isfinite()
+        self.constant = ((low == high) & (recipe.scale == "std")) | (self.count < 2)
+        low, spread = torch.where(self.finite, low, 0), torch.where(self.finite, high - low, 0)
+        x = x.nan_to_num(0.0, 0.0, 0.0)
         # Places need more digits than sums: beside a large value a small one has digits that their
         # difference in float32 has not, and at a low temperature these decide.
-        wide = in_double(torch.where(self.finite, x, 0))
-        equal = (wide == wide[:, :1]).all(1, keepdim=True)
-        self.constant = (equal & (recipe.scale == "std")) | (self.count < 2)
-        low = wide.amin(1, keepdim=True)
-        # The mean of differences: the values themselves may be too large to add.
-        centred = self.only_kept(wide - low)
-        centred = self.only_kept(centred - self.mean(centred))
-        self.sigma = torch.where(self.constant, 1, self._deviation(centred))
-        self.standard = centred / self.sigma
-        self.tau = self.sigma if recipe.scale == "std" else torch.ones_like(self.sigma)
+        apart = in_double(x) - low
+        # In units of the range, whose squares neither over- nor underflow.
+        tiny = torch.finfo(apart.dtype).tiny
+        unit = spread.clamp(tiny, 1 / tiny)
+        apart = apart.mul_(torch.where(self.finite, 1 / unit, 0))
+        self.centred = self.only_kept(apart - self.mean(apart))
+        norm = torch.linalg.vector_norm(self.centred, dim=1, keepdim=True)
+        sigma = norm / self.count.clamp(min=1).sqrt()
+        self.sigma = torch.where(self.constant, 1, sigma)
+        self.tau = self.sigma * unit if recipe.scale == "std" else torch.ones_like(unit)
         self.tau = (self.tau * recipe.temperature).clamp(min=SMALLEST_TAU)
         self.closed: _Closed | None = None
         self.groups: list[tuple[Tensor | None, Located]]
         if isinstance(setting.relaxation, Projection):
-            self.groups = [(None, Projected(wide, self.tau, keep, setting))]
+            self.groups = [(None, Projected(in_double(x), self.tau, keep, setting))]
         elif setting.step.single is None:
-            self.groups = [(None, Scanned(wide, self.tau, keep, setting))]
+            self.groups = [(None, Scanned(in_double(x), self.tau, keep, setting))]
         else:
-            points = torch.where(self.constant, 0, (wide - low) / self.tau)
-            self.groups = self._in_groups(points, wide)
+            per_unit = torch.where(self.constant | ~self.finite, 0, unit / self.tau)
+            self.groups = self._in_groups(apart.mul_(per_unit), per_unit * (spread / unit), x)
 
     def only_kept(self, x: Tensor) -> Tensor:
         """X [N, m] with 0 for what is absent."""
@@ -189,34 +189,25 @@ class _Rows:
         """The mean [N, 1] of rows [N, m] that are 0 where something is absent."""
         return x.sum(1, keepdim=True) / self.count.clamp(min=1)
 
-    def _deviation(self, centred: Tensor) -> Tensor:
-        """Population standard deviation of centred rows, free of over- and underflow."""
-        largest = centred.abs().amax(1, keepdim=True)
-        unit = torch.where(largest > 0, largest, 1)
-        return unit * self.mean((centred / unit).square()).sqrt()
-
-    def settle(self, result: Tensor, constant: float) -> Tensor:
-        """`result` with constant rows set to `constant` and undefined ones to NaN."""
-        result = torch.where(self.constant, constant, result)
-        return torch.where(self.finite, result, torch.nan)
-
-    def _in_groups(self, points: Tensor, wide: Tensor) -> list[tuple[Tensor | None, Located]]:
+    def _in_groups(
+        self, points: Tensor, span: Tensor, x: Tensor
+    ) -> list[tuple[Tensor | None, Located]]:
         """Rows of like size together: a row is padded to the widest of its group. None: all of them.
 
         Grids of up to one cell a point are alike, since their points cost more; then sizes double. But
         grids stay together where padding does not even double their cells: a group more costs more.
         """
         count = points.shape[1]
-        cells = _span(points) * self.setting.spec.inverse_step
-        far = (~(cells <= CELLS_PER_POINT * count)).nonzero()[:, 0]
-        if len(far):
-            points[far] = self._close_gaps(wide[far], far)
-            cells[far] = _span(points[far]) * self.setting.spec.inverse_step
+        cells = span[:, 0] * self.setting.spec.inverse_step
+        if not bool(cells.amax() <= CELLS_PER_POINT * count):
+            far = (~(cells <= CELLS_PER_POINT * count)).nonzero()[:, 0]
+            points[far] = self._close_gaps(in_double(x[far]), far)
+            cells[far] = points[far].amax(1) * self.setting.spec.inverse_step
         level = torch.log2(cells / count).ceil_().clamp_(0, math.log2(CELLS_PER_POINT) + 1)
         grid = level <= math.log2(CELLS_PER_POINT)
-        sizes = cells[grid].clamp(min=count)
-        if len(sizes) > 0 and bool(sizes.max() * len(sizes) <= 2 * sizes.sum()):
-            level[grid] = level[grid].max()
+        sizes = torch.where(grid, cells.clamp(min=count), 0)
+        if bool(sizes.amax() * grid.sum() <= 2 * sizes.sum()):
+            level = torch.where(grid, torch.where(grid, level, 0).amax(), level)
         levels = sorted(set(level.tolist()))
         groups: list[tuple[Tensor | None, Located]] = []
         for here in levels:
@@ -244,7 +235,7 @@ class _Rows:
 
     def rank_sums(self, with_density: bool) -> tuple[Tensor, Tensor]:
         """Σ_k Φ((x_j − x_k)/τ), k = j included, and Σ_k φ: [N, m] (the latter empty if not wanted)."""
-        ones = self.only_kept(self.standard.new_ones(self.standard.shape, dtype=self.setting.dtype))
+        ones = self.only_kept(torch.ones_like(self.centred, dtype=self.setting.dtype))
         parts = [
             located.rank_sums(ones if rows is None else ones[rows], with_density)
             for rows, located in self.groups
@@ -266,7 +257,7 @@ class _Rows:
     def _add_ramp(self, sums: Tensor, weight: Tensor, closed: _Closed) -> None:
         """Adds to integrals what closed gaps took of them: ∫Φ grows by the gaps above its source."""
         rows, order, lost = closed
-        mass = in_double(self.setting.of_all(weight, self.standard)[rows]).gather(1, order)
+        mass = in_double(self.setting.of_all(weight, self.centred)[rows]).gather(1, order)
         ramp = pad((mass.cumsum(1)[:, :-1] * lost).cumsum(1), (1, 0)) / self.tau[rows]
         ramp = torch.zeros_like(ramp).scatter_(1, order, ramp)[:, self.setting.queries]
         sums[rows] = (sums[rows] + ramp).to(sums.dtype)
@@ -292,13 +283,39 @@ class _Rows:
         return whole
 
 
+class SoftRows(_Rows):
+    """Rows x [N, m], not empty, of which ranks are wanted, and gradients in them."""
+
+    def __init__(self, x: Tensor, recipe: Recipe, keep: Tensor | None) -> None:
+        """Locates the points; `keep` as for `hard_rank`."""
+        super().__init__(x, recipe, keep, Setting(recipe.formula, x.dtype))
+
+    def ranks(self, with_grad: bool) -> tuple[Tensor, Tensor]:
+        """See `soft_rank`."""
+        sums, density = self.rank_sums(with_grad)
+        share, first = self._settle(1 / self.others, 0.0), self._settle(-0.5 / self.others, 0.5)
+        return self.only_kept(torch.addcmul(first, sums, share)), density
+
+    def backward(self, grad_rank: Tensor, density: Tensor) -> Tensor:
+        """See `soft_rank_backward`."""
+        slope = self.only_kept(grad_rank)
+        # In float64: where values are near the largest number, the share is near the smallest.
+        share = self._settle(1 / (self.others * self.tau), 0.0)
+        grad = self.only_kept(in_double(self.slope_sums(slope, density)) * share)
+        if self.scale == "std":
+            # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
+            standard = self.centred * (1 / self.sigma)
+            grad = torch.addcmul(grad, standard, self.mean(grad * standard), value=-1)
+        return self.only_kept(grad.to(slope.dtype))
+
+    def _settle(self, factor: Tensor, constant: float) -> Tensor:
+        """What rows [N, 1] are multiplied by, `constant` for constant ones and NaN for undefined ones."""
+        factor = torch.where(self.constant, constant, factor)
+        return torch.where(self.finite, factor, torch.nan)
+
+
 def _count(x: Tensor, keep: Tensor | None) -> Tensor:
     """How many values of each row of x [N, m] are there: [N, 1], in the dtype of x."""
     if keep is None:
         return torch.full_like(x[:, :1], x.shape[1])
     return keep.sum(1, keepdim=True).to(x.dtype)
-
-
-def _span(points: Tensor) -> Tensor:
-    """How far the points of rows [N, m] are spread: [N]."""
-    return points.amax(1) - points.amin(1)

@@ -5,11 +5,14 @@ The grid and its stencil are those of docs/method.md, Eq. 4 and 7, the nearly ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -81,73 +84,89 @@ class Located:
 
 
 class Grid(Located):
-    """All of a row on one grid."""
+    """All of a row on one grid: the cell of each point, and its place u in [−½, ½] there."""
 
     def __init__(self, points: Tensor, keep: Tensor | None, setting: Setting) -> None:
-        """Places the points on the grid."""
+        """Places points ≥ 0 on the grid; 0 where the cut stencil is exact ("Clumps")."""
         super().__init__(points, keep, setting)
-        scaled = points * setting.spec.inverse_step
-        scaled = scaled - scaled.amin(1, keepdim=True).floor() if scaled.numel() else scaled
-        cell = scaled.floor()
-        self.cell = cell.long()
-        self.cells = int(self.cell.max()) + 1 if scaled.numel() else 1
-        place = (scaled - cell - 0.5).to(setting.dtype)
-        self.weights = lagrange_weights(place, setting.spec.stencil)
+        terms = setting.spec.terms
+        zero = 0.5 - math.cos((terms - 1) * math.pi / (2 * terms)) / 2
+        scaled = (points * setting.spec.inverse_step).add_(zero)
+        self.cell = scaled.long()
+        self.cells = int(scaled.amax()) + 1
+        self.place = scaled.frac_().to(setting.dtype) - 0.5
+        self.stencil = stencil_of(setting.spec, setting.dtype, points.device)
 
     def sums(self, weight: Tensor, kernels: tuple[str, ...]) -> list[Tensor]:
         """See `Located`."""
-        mass = self._spread(weight)
-        return [self._gather(self._convolve(mass, kernel)) for kernel in kernels]
+        return [self._gather(nodes) for nodes in self._convolve(self._spread(weight), kernels)]
 
     def slope_sums(self, slope: Tensor, density: Tensor) -> Tensor:
         """See `Located`."""
         (weighted,) = self.sums(slope, ("pdf",))
-        return slope * density - weighted
+        return torch.addcmul(weighted.neg_(), slope, density)
 
     def _spread(self, weight: Tensor) -> Tensor:
-        # In float64: where many points fall together, fp32 would round all their terms the same way.
-        at = self.setting.sources
-        stencil = self.setting.spec.stencil
-        nodes = in_double(weight.new_zeros(weight.shape[0], self.cells + stencil - 1))
-        for n, share in enumerate(self.weights):
-            nodes.scatter_add_(1, self.cell[:, at] + n, in_double(share[:, at] * weight))
-        return nodes.to(self.setting.dtype)
+        """Masses at the nodes, of the moments Σ_k w_k u_k^a of the cells: [N, cells + stencil]."""
+        cell, place = self.cell[:, self.setting.sources], self.place[:, self.setting.sources]
+        (terms, width), rows = self.stencil.shape, len(weight)
+        # In float64: where many points fall together, fp32 would round all their sums the same way.
+        length = rows * (self.cells + width) + 1
+        moments = in_double(weight.new_zeros(0)).new_zeros(terms, length)
+        for a, sums in enumerate(moments[:, :-1].view(terms, rows, -1)):
+            weight = weight * place if a else weight
+            sums.scatter_add_(1, cell, in_double(weight))
+        shares = self.stencil.T @ moments.to(self.setting.dtype)
+        # The n-th node of a cell's stencil is n nodes further. All rows end in zeros, so shares of all
+        # of them are shifted by n at once.
+        return shares.view(-1)[:-width].view(width, -1).sum(0).view(rows, -1)
 
     def _gather(self, nodes: Tensor) -> Tensor:
-        at = self.setting.queries
-        total = torch.zeros_like(self.weights[0][:, at])
-        for n, share in enumerate(self.weights):
-            total.addcmul_(share[:, at], nodes.gather(1, self.cell[:, at] + n))
+        """The polynomials of the cells, of the nodes around them, at the queries."""
+        cell, place = self.cell[:, self.setting.queries], self.place[:, self.setting.queries]
+        (terms, width), rows = self.stencil.shape, len(nodes)
+        around = pad(nodes.view(-1), (0, width - 1)).unfold(0, width, 1)
+        *lower, total = (self.stencil @ around.T).view(terms, rows, -1)
+        total = total.gather(1, cell)
+        for coefficient in reversed(lower):
+            total = coefficient.gather(1, cell).addcmul_(total, place)
         return total
 
-    def _convolve(self, mass: Tensor, kernel: str) -> Tensor:
-        """Mass [N, nodes] convolved with a kernel: in blocks, each against itself and its neighbours."""
-        block, count = self.setting.spec.band, mass.shape[1]
+    def _convolve(self, mass: Tensor, kernels: tuple[str, ...]) -> list[Tensor]:
+        """Mass [N, nodes] convolved with kernels, in blocks, each with itself and its neighbours.
+
+        The results are of whole blocks, [N, nodes or more].
+        """
+        spec, (rows, count) = self.setting.spec, mass.shape
+        block = spec.band
         blocks = -(-count // block)
         padded = pad(mass, (block, block + blocks * block - count))
-        windows = padded.unfold(1, 3 * block, block)  # [N, blocks, 3 block]
-        taps = _taps(self.setting.step, self.setting.spec, kernel, mass.dtype, mass.device)
-        result = windows @ taps
-        if kernel != "pdf":  # what lies below a block's window counts in full
-            totals = padded.unfold(1, block, block).sum(2)
-            below = totals.cumsum(1)[:, :blocks] - totals[:, :blocks]
-        if kernel == "cdf":
-            result = result + below[:, :, None]
-        if kernel == "integral":  # in proportion to its distance
-            result = result + self._ramp(padded, below, block)
-        return result.flatten(1)[:, :count]
+        windows = padded.unfold(1, 3 * block, block).reshape(-1, 3 * block)
+        taps = _taps(self.setting.step, spec, kernels, mass.dtype, mass.device)
+        results = (windows @ taps).view(rows, blocks, len(kernels), block).unbind(2)
+        totals = padded.view(rows, blocks + 2, block).sum(2)
+        below = (totals.cumsum(1) - totals)[:, :blocks, None]  # a block's window: it counts in full
+        found = []
+        for kernel, sums in zip(kernels, results, strict=True):
+            if kernel == "cdf":
+                sums = sums + below
+            if kernel == "integral":  # in proportion to its distance
+                sums = sums + self._ramp(padded, below)
+            found.append(sums.flatten(1))
+        return found
 
-    def _ramp(self, padded: Tensor, below: Tensor, block: int) -> Tensor:
-        """Σ of the masses below each block's window, times their distances: [N, blocks, block].
+    def _ramp(self, padded: Tensor, below: Tensor) -> Tensor:
+        """Σ of the masses `below` each block's window, times their distances: [N, blocks, block].
 
         That is the distance from a block to the next one up, added up block by block, and the last few
         nodes to the target: terms of one sign, so that small sums keep their digits.
         """
+        block = self.setting.spec.band
         node = torch.arange(block, dtype=padded.dtype, device=padded.device)
-        to_next = padded.unfold(1, block, block) @ (block - node)
-        to_start = to_next.cumsum(1)[:, : below.shape[1]] - to_next[:, : below.shape[1]]
+        to_next = padded.view(len(padded), -1, block) @ (block - node)
+        to_start = (to_next.cumsum(1) - to_next)[:, : below.shape[1], None]
         to_start = to_start + block * below.cumsum(1)
-        return (to_start[:, :, None] + below[:, :, None] * node) / self.setting.spec.inverse_step
+        return (to_start + below * node) / self.setting.spec.inverse_step
 
 
 class _Pieces(NamedTuple):
@@ -211,7 +230,7 @@ class NearlyHard(Located):
         present = valid & self.kept[row, place]
         served = valid & (place >= begin) & (place <= end)
         every_point = self.setting._replace(sources=ALL, queries=ALL)
-        grid = Grid(self.places[row, place], present, every_point)
+        grid = Grid(self.places[row, place] - self.places[row, first], present, every_point)
         return _Pieces(row, first, place, present, served, grid)
 
     def sums(self, weight: Tensor, kernels: tuple[str, ...]) -> list[Tensor]:
@@ -276,11 +295,10 @@ class NearlyHard(Located):
         for p in self.pieces:
             sums = p.grid.sums(self._mass_of(p, mass), kernels)
             below = {kernel: hard[p.row, p.first] for kernel, hard in far.items()}
-            distance = self.places[p.row, p.place] - self.places[p.row, p.first]
             more = {
-                "pdf": torch.zeros_like(distance),
+                "pdf": torch.zeros_like(below["cdf"]),
                 "cdf": below["cdf"],
-                "integral": below["integral"] + below["cdf"] * distance,
+                "integral": below["integral"] + below["cdf"] * p.grid.points,
             }
             for kernel, total, here in zip(kernels, totals, sums, strict=True):
                 self._put(total, p, in_double(here) + more[kernel])
@@ -314,30 +332,46 @@ def in_double(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def lagrange_weights(place: Tensor, count: int) -> list[Tensor]:
-    """Weights of the `count` nodes around the cell, for u in [−½, ½] inside it."""
-    nodes = [n - (count - 1) / 2 for n in range(count)]
-    below, above = [torch.ones_like(place)], [torch.ones_like(place)]
-    for n in range(count - 1):
-        below.append(below[-1] * (place - nodes[n]))
-        above.append(above[-1] * (place - nodes[count - 1 - n]))
-    weights = []
-    for n in range(count):
-        scale = 1.0
-        for k in range(count):
-            scale *= nodes[n] - nodes[k] if k != n else 1.0
-        weights.append(below[n] * above[count - 1 - n] / scale)
-    return weights
+def in_order(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of x [N, m] in order, and where each value is from; NaN is last, it may be as infinity.
+
+    On a CPU, NumPy sorts numbers ten times as fast as PyTorch sorts numbers and their places. So the
+    places go into the bits that a float32 leaves free in a float64.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[1] > 1 << 28:
+        return x.sort(dim=1)
+    wide = x.double().nan_to_num_(2.0**129, 2.0**129, -(2.0**129))  # infinities have no bits free
+    bits = wide.view(torch.int64).bitwise_or_(torch.arange(x.shape[1]))
+    wide.numpy().sort(axis=1)
+    return wide.to(torch.float32), bits & ((1 << 29) - 1)
+
+
+@lru_cache(maxsize=16)
+def stencil_of(spec: GridSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """K [terms, stencil] of docs/method.md, Eq. 7: what the nodes around a cell are to its polynomial."""
+    nodes = np.arange(spec.stencil) - (spec.stencil - 1) / 2
+    columns = []
+    for n, node in enumerate(nodes):
+        others = np.delete(nodes, n)
+        lagrange = Polynomial.fromroots(others) / np.prod(node - others)
+        series = lagrange.convert(kind=Chebyshev, domain=[-0.5, 0.5])
+        columns.append(series.truncate(spec.terms).convert(kind=Polynomial).coef)
+    return torch.from_numpy(np.stack(columns, 1)).to(dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
 def _taps(
-    relaxation: Relaxation, spec: GridSpec, kernel: str, dtype: torch.dtype, device: torch.device
+    step: Relaxation,
+    spec: GridSpec,
+    kernels: tuple[str, ...],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
-    """The constant matrix [3 band, band] from a window of nodes to the block in its middle."""
+    """The constant matrices [3 band, band] from a window of nodes to the block in its middle."""
     source = torch.arange(3 * spec.band, dtype=torch.float64) - spec.band
     target = torch.arange(spec.band, dtype=torch.float64)
-    x = (target[None, :] - source[:, None]) / spec.inverse_step
+    x = (target - source[:, None]) / spec.inverse_step
     hard = {"pdf": torch.zeros_like(x), "cdf": (x > 0).double(), "integral": x.clamp(min=0)}
-    taps = torch.where(x.abs() <= spec.support, relaxation.kernel(kernel)(x), hard[kernel])
-    return taps.to(dtype=dtype, device=device)
+    seen = x.abs() <= spec.support
+    taps = [torch.where(seen, step.kernel(kernel)(x), hard[kernel]) for kernel in kernels]
+    return torch.cat(taps, 1).to(dtype=dtype, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,3 +106,13 @@ class TorchBackend(Backend):
     def hard_rank(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Backend`."""
         return grid_method.hard_rank(x, keep)
+
+    def soft_rank_pass(
+        self, x: Tensor, recipe: Recipe, with_grad: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Backend`; points that are placed once."""
+        if x.numel() == 0:
+            return super().soft_rank_pass(x, recipe, with_grad, keep)
+        rows = grid_method.SoftRows(x, recipe, keep)
+        rank, density = rows.ranks(with_grad)
+        return rank, lambda grad: rows.backward(grad, density)

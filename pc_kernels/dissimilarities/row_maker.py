@@ -223,7 +223,9 @@ class RowMaker:
 
     def with_mirror(self, v: Tensor) -> Tensor:
         """V + Vᵀ; V may be overwritten."""
-        return v + v.T
+        return v.T.contiguous().add_(
+            v
+        )  # which copies a transpose tile by tile, but adds it by columns
 
     def pull(
         self,
