@@ -1,10 +1,11 @@
 """Contrastive batches, and a backend's losses and gradients of them against contrast_truth.py.
 
-Tolerances: a loss is within 1e-5 of itself, a gradient within 1e-5 in norm, against the formulas on the
-same float32 features. A logit of unit vectors at 1/τ = s carries some s·u of rounding, u = 2^-24, and a
-probability as much of itself. Where a single pair decides on a whole gradient, that is its error: from
-s = 32 on, a gradient is allowed 4su. Above s = 128 all is in float64. The gradient of a temperature is
-Σ q·∂L/∂q, which may cancel, within an anchor too: it is also allowed 16u of its terms, one a feature.
+Tolerances: a loss is within 1e-5 of itself, and what roundings of its logits by 4u make of it, a gradient
+within 1e-5 in norm, against the formulas on the same float32 features. A logit of unit vectors at 1/τ = s
+carries some s·u of rounding, u = 2^-24, and a probability as much of itself. Where a single pair decides on
+a whole gradient, that is its error: from s = 32 on, a gradient is allowed 4su. Above s = 128 all is in
+float64. The gradient of a temperature is Σ q·∂L/∂q, which may cancel, within an anchor too: it is also
+allowed 16u of its terms, one a feature; that of a bias 16u of its own, one a pair.
 So may what is left across x of the gradient of a vector x/|x|: it is allowed 16u of the whole, over |x|.
 A divergence L of nearly equal distributions t and p is small beside its terms, Σ t |log t/p| < L + √(2L),
 and beside what roundings of the logits by 4su make of it, Σ |t − p| 4su < √(2L) 4su (Pinsker): it is
@@ -97,9 +98,11 @@ class Case:
         w = torch.ones_like(rows) if weights is None else weights.double()
         wanted = (rows * w).sum() / w.sum()
         seen64 = [*leaves64, temperature64, *([] if bias is None else [bias64])]
-        *wanted_gradients, of_queries, of_keys = torch.autograd.grad(wanted, [*seen64, *points])
+        *wanted_gradients, of_queries, of_keys, of_logits = torch.autograd.grad(
+            wanted, [*seen64, *points]
+        )
         sharp = 1 / temperature64.item()
-        floor = 1e-37
+        floor = 1e-37 + 4 * U * (of_logits * points[2]).abs().sum()
         if (targets := options.get("targets")) is not None:
             of_both = max(sharp, 1 / (targets.temperature or 1 / sharp))
             floor += (8 + 4 * of_both) * U * ((2 * rows).sqrt() * w).sum() / w.sum()
@@ -114,7 +117,7 @@ class Case:
             lost = list(map(_across, leaves64, (of_queries, *rest)))
         names = [*"qkr"[: len(leaves64)], "T", "b"]
         for name, got, want, terms_lost in zip(
-            names, gradients, wanted_gradients, [*lost, terms, terms], strict=False
+            names, gradients, wanted_gradients, [*lost, terms, of_logits.abs().sum()], strict=False
         ):
             floor = 16 * U * terms_lost
             floor += got.numel() ** 0.5 * unit.eps * unit.smallest_normal  # roundings to subnormals

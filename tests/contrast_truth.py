@@ -56,7 +56,7 @@ def losses(
 ) -> Tensor:
     """L_i [A] of a batch in float64; the options are those of `pc_kernels.contrastive_loss`.
 
-    To `seen` it adds the vectors that the logits are products of: the queries' and all keys'.
+    To `seen` it adds the vectors of the queries and of all keys, and the logits, their products.
     """
     scale = options.get("logit_scale")
     if scale is None:
@@ -70,10 +70,11 @@ def losses(
         return z if pair_mask is None else z.masked_fill(~pair_mask, -torch.inf)
 
     points = vectors(queries, keys, key_refs)
-    if seen is not None:
-        seen += points
     bias = options.get("bias")
-    logits = masked(points[0] @ points[1].T * scale + (0.0 if bias is None else bias))
+    logits = points[0] @ points[1].T * scale + (0.0 if bias is None else bias)
+    if seen is not None:
+        seen += [*points, logits]
+    logits = masked(logits)
     if targets is not None:
         own = (keys, key_refs) if targets.keys is None else (targets.keys, targets.key_refs)
         of_teacher = scale if targets.temperature is None else 1 / targets.temperature

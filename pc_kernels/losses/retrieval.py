@@ -108,7 +108,9 @@ class Search:
         engine = select(self.recipe.backend, embeddings.device, embeddings.dtype)
         others = self.positives.others()
         ranked = others.argsort(descending=True)[: int((others > 0).sum())]
-        seen = len(references) + 2 * int(others.max()) if len(others) else 1
+        if len(ranked) == 0:
+            return losses, grads
+        seen = len(references) + 2 * int(others.max())
         available = self.recipe.chunk_bytes or default_chunk_bytes(embeddings.device)
         rows = available // (WORKING_BYTES + engine.working_bytes_of(self.recipe)) // seen
         with exact_arithmetic(embeddings.device):
@@ -117,15 +119,16 @@ class Search:
                 place, density = chunk.places()
                 leaves = place.requires_grad_(with_grad), chunk.positive.requires_grad_(with_grad)
                 with torch.set_grad_enabled(with_grad):
-                    found = Queries(self.recipe, len(references), *leaves, chunk.present)
-                    values = self.per_query(found)
+                    values = self.per_query(
+                        Queries(self.recipe, len(references), *leaves, chunk.present)
+                    )
                 losses[queries] = values.detach()
                 if with_grad:
                     to_place, to_positive = torch.autograd.grad(
                         values, leaves, weights[queries], materialize_grads=True
                     )
-                    pull = chunk.pull(to_place, to_positive, density, grads[-1])
-                    grads[0].index_add_(0, queries, pull)
+                    to_anchors = chunk.pull(to_place, to_positive, density, grads[-1])
+                    grads[0].index_add_(0, queries, to_anchors)
         return losses, grads
 
 
