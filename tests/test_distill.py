@@ -166,6 +166,7 @@ class TestConfig:
             "data=digits", "teacher=trained:resnet8_small", "teacher_epochs=1", "student=resnet8",
             "device=cpu", "mixed_precision=no", "epochs=1", "batch_size=32", "seeds=[0]",
             "learning_rates=[0.001]", "limit={train=64,val=40,test=60}", f"out={tmp_path}",
+            "sweeps.temperature.values=[0.3, 1.0]", "sweeps.batch_size.values=[16, 32]",
             *(f"methods.lfcc.layers.{name}=['body.{n}', 'body.{n}']"
               for n, name in ((3, "early"), (4, "middle"), (5, "late"))),
         ]  # fmt: skip
@@ -188,7 +189,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ("epoch=3", "unknown key 'epoch'; allowed: name, methods, data"),
+            ("epoch=3", "unknown key 'epoch'; allowed: name, methods, sweeps, data"),
             ("epochs=0", "epochs: got 0; allowed: 1 or more"),
             ("epochs=many", "epochs: got 'many'; allowed: int"),
             ("classes=1", "classes: got 1; allowed: 2 or more"),
@@ -208,8 +209,15 @@ class TestConfig:
             ("limit=3", "limit: got 3; allowed: a table"),
             ("methods={}", r"methods: got \(\); allowed: one or more"),
             ("methods.mine.a=1", "methods.mine: got 'mine'; allowed: pc, pc_shared"),
-            ("methods.pc.tau=1", "PC with options {'tau': 1}: .*tau"),
+            ("methods.pc.tau=1", "PC with options .*'tau': 1}: .*tau"),
             ("device=tpu9", "device: got 'tpu9'"),
+            ("sweeps.epochs.value=[1]", "sweeps.epochs: unknown key 'value'; allowed: name, option"),
+            ("sweeps.epochs.methods=['pc']", r"sweeps.epochs.values: got \(\); allowed: one or more"),
+            ("sweeps.x={values=[1], methods=['a']}", "sweeps: got the method 'a'; allowed: pc, pc_e"),
+            ("sweeps.tau={values=[1], methods=['pc']}", "PC with options .*'tau': 1}: .*tau"),
+            ("sweeps.epochs={values=[0], methods=['pc']}", "epochs: got 0; allowed: 1 or more"),
+            ("sweeps.epochs={values=['a'], methods=['pc']}", "epochs: got 'a'; allowed: int"),
+            ("sweeps.batch_size={values=[500], methods=['pc']}", "batch_size: got 500; allowed: at most"),
             ("epochs", "--set: got 'epochs'; allowed: KEY=VALUE"),
         ],
     )  # fmt: skip
@@ -267,6 +275,28 @@ class TestComparison:
         two = compare(config, digits)
         for name in ("fitnet", "lfcc"):
             assert [run.test for run in one.runs[name]] == [run.test for run in two.runs[name]]
+
+    def test_sweeps(self, digits: data.Dataset, tmp_path: Path) -> None:
+        """Each value is trained and tuned as a row; the row's own value is the row."""
+        methods = {"pc": {}, "compress": {"queue": 32}}
+        sweeps = {
+            "temperature": {"values": [0.1, 1.0], "methods": ["pc"]},
+            "batch": {"option": "batch_size", "values": [8, 16], "methods": ["pc", "compress"],
+                      "seeds": [3]},
+        }  # fmt: skip
+        config = tiny(tmp_path, methods=methods, sweeps=sweeps, learning_rates=[0.01, 0.001])
+        results = compare(config, digits)
+        pc, first = results.runs["pc"], results.runs["compress"][0]
+        assert list(results.sweeps) == ["temperature", "batch"]
+        assert results.sweeps["temperature"]["pc"][1] == pc
+        assert results.sweeps["batch"]["pc"][1] == pc[:1]
+        assert results.sweeps["batch"]["compress"][1] == [first]
+        assert results.sweeps["batch"]["pc"][0][0].test != pc[0].test
+        cold = tiny(
+            tmp_path / "cold", methods={"pc": {"temperature": 0.1}}, learning_rates=[0.01, 0.001]
+        )
+        alone, swept = compare(cold, digits).runs["pc"], results.sweeps["temperature"]["pc"][0]
+        assert [run.test for run in alone] == [run.test for run in swept]
 
     def test_layers_of_a_teacher_in_the_step(self, digits: data.Dataset, tmp_path: Path) -> None:
         layers = {"early": ["body.3", "body.4"], "late": ["body", "body.5"]}

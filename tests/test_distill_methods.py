@@ -168,23 +168,25 @@ def test_relations_with_a_queue() -> None:
 
 def test_pc() -> None:
     batches = [features(seed) for seed in range(2)]
-    within, against = build("pc", temperature=0.3), build("pc", queue=B)
+    plain = {"dissimilarity": "euclidean", "centre": False}
+    within = build("pc", temperature=0.3, **plain)
+    against = build("pc", temperature=0.1, queue=B, **plain)
     expected = reference.perception_coherence_loss(*batches[1], temperature=0.3)
     assert within(*batches[1]).item() == pytest.approx(expected.item(), rel=1e-5)
     assert against(*batches[0]).item() == 0
     expected = reference.perception_coherence_loss(*batches[1], *batches[0])
     assert against(*batches[1]).item() == pytest.approx(expected.item(), rel=1e-5)
-    shared = build("pc_shared", queue=B, temperature=0.3)
+    shared = build("pc_shared", queue=B, dissimilarity="euclidean")
     for (student, teacher), past in zip(batches, (None, batches[0][1]), strict=True):
         rows = shared.projection(student).detach()
         refs = teacher if past is None else torch.cat([teacher, past])
         expected = reference.perception_coherence_loss(rows, teacher, refs, refs, temperature=0.3)
         assert shared(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
-    changed = build("pc", projection=4, centre=True, dissimilarity="cosine")
+    changed = build("pc", projection=4)
     student, teacher = batches[0]
     rows = torch.from_numpy(linear(changed.head, student.double().numpy()))
     expected = reference.perception_coherence_loss(
-        rows - rows.mean(0), teacher.double(), dissimilarity="cosine"
+        rows - rows.mean(0), teacher.double(), dissimilarity="cosine", temperature=1.0
     )
     assert changed(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -12,6 +12,7 @@ the source multiplies by a constant, it is left out: Adam's steps do not depend 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from torch.nn import functional
 from pc_kernels import FeatureQueue, LFCCLoss, LowPass, PerceptionCoherenceLoss
 
 Layers = Mapping[str, tuple[str, str]]
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class Task(NamedTuple):
@@ -46,6 +48,12 @@ class Method(NamedTuple):
     source: str
     make: Callable[..., nn.Module]
     uses_labels: bool
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its options where none are given."""
+        known = inspect.signature(self.make).parameters.values()
+        return {option.name: option.default for option in known if option.kind == KEYWORD}
 
     def build(self, task: Task, options: Mapping[str, Any]) -> nn.Module:
         """The objective.
@@ -75,14 +83,20 @@ def method(name: str, title: str, source: str, *, uses_labels: bool = False) -> 
 
 @method("pc", "PC", "perception coherence, after arXiv 2505.06595")
 class PC(nn.Module):
-    """Perception coherence within the batch, or against a queue of past features."""
+    """Perception coherence within the batch, or against a queue of past features.
+
+    The defaults are what teaches (docs/distill.md, "What to choose"), not those of the loss itself, which
+    are the paper's form: `dissimilarity = "euclidean"`, `temperature = 0.1`.
+    """
 
     def __init__(
         self,
         task: Task,
         *,
+        dissimilarity: str = "cosine",
+        temperature: float = 1.0,
+        centre: bool = True,
         projection: int = 0,
-        centre: bool = False,
         queue: int = 0,
         **options: Any,
     ) -> None:
@@ -90,18 +104,22 @@ class PC(nn.Module):
 
         Args:
             task: the widths.
-            projection: width of a linear layer between the student and the loss, dropped with it;
-                0: none. The loss does not need one, whatever the widths.
+            dissimilarity: of student and teacher; see `PerceptionCoherenceLoss`.
+            temperature: see there.
             centre: take the batch's mean off the student's features, as the teacher's is: cosines
                 of features that end in a ReLU are all positive without it.
+            projection: width of a linear layer between the student and the loss, dropped with it;
+                0: none. The loss does not need one, whatever the widths.
             queue: rows of past features that anchors are compared with; 0: the batch itself.
-            **options: those of `PerceptionCoherenceLoss`.
+            **options: the others of `PerceptionCoherenceLoss`.
         """
         super().__init__()
         width = projection or task.student_width
         self.head = nn.Linear(task.student_width, width) if projection else nn.Identity()
         self.centre = centre
-        self.loss = PerceptionCoherenceLoss(**options)
+        self.loss = PerceptionCoherenceLoss(
+            dissimilarity=dissimilarity, temperature=temperature, **options
+        )
         self.queue = FeatureQueue(queue, width, task.teacher_width) if queue else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -126,11 +144,21 @@ class PCSharedReferences(nn.Module):
     teacher's features of the batch and of past ones, as in SEED: half of what is compared stands still.
     """
 
-    def __init__(self, task: Task, *, queue: int = 1024, **options: Any) -> None:
-        """`queue`: past rows; 0: the batch alone; `options`: those of `PerceptionCoherenceLoss`."""
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dissimilarity: str = "cosine",
+        temperature: float = 0.3,
+        queue: int = 1024,
+        **options: Any,
+    ) -> None:
+        """`queue`: past rows; 0: the batch alone; the others: those of `PerceptionCoherenceLoss`."""
         super().__init__()
         self.projection = nn.Linear(task.student_width, task.teacher_width)
-        self.loss = PerceptionCoherenceLoss(**options)
+        self.loss = PerceptionCoherenceLoss(
+            dissimilarity=dissimilarity, temperature=temperature, **options
+        )
         self.queue = FeatureQueue(queue, 1, task.teacher_width) if queue else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
