@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -27,6 +28,7 @@ from pc_kernels.distill.config import CONFIGS, Config, load_config, make_config
 from pc_kernels.distill.engine import Alone
 from pc_kernels.distill.evaluate import Metrics, evaluate, knn_accuracy, probe_layer, retrieval
 from pc_kernels.distill.experiment import FLOOR, TEACHER, Results, Run, compare, prepare
+from pc_kernels.distill.methods import OURS
 from pc_kernels.distill.networks import Encoder, make_network
 from pc_kernels.distill.plots import spread_out
 from pc_kernels.distill.train import Checkpoint, Examples, Schedule, Training
@@ -126,19 +128,17 @@ class TestTraining:
         with pytest.raises(ValueError, match="of a run with seed 5, now 6; remove it"):
             self.training().fit(self.examples(digits), lambda _: {}, other)
 
-    def test_full_disk_keeps_the_last_checkpoint(
-        self, digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_full_disk_keeps_the_last_checkpoint(self, tmp_path: Path) -> None:
+        """A limit on the sizes of files stands for the disk: writing fails half-way there as well."""
         path = tmp_path / "x.checkpoint"
         storage.write_state(path, {"good": torch.ones(3)})
-
-        def full(state: Any, file: Any) -> None:
-            file.write(b"half of it")
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match=r"cannot write .*x\.checkpoint: .*No space.* is intact"):
-            storage.write_state(path, {"good": torch.zeros(3)})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        try:
+            with pytest.raises(OSError, match=r"cannot write .*x\.checkpoint: .*large.* is intact"):
+                storage.write_state(path, {"good": torch.zeros(100_000)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == [path]
         assert storage.read_state(path)["good"].sum() == 3
         path.write_bytes(path.read_bytes()[:50])
@@ -158,7 +158,8 @@ class TestConfig:
         for path in CONFIGS.glob("*.toml"):
             config = load_config(path.stem, ["device=cpu", "mixed_precision=no"])
             assert config.name == path.stem
-            assert len(config.seeds) >= 3
+            rivals = any(row.method.make not in OURS for row in config.methods)
+            assert len(config.seeds) >= 3 or not rivals
 
     def test_cifar100_on_a_cpu(self, tmp_path: Path) -> None:
         """The GPU's configuration, whole, on a few small images and a network that is at hand."""
