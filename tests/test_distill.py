@@ -374,10 +374,12 @@ class TestReport:
 
         config = make_config(
             {"name": "x", "teacher": "trained:mlp", "seeds": list(range(len(pc))),
-             "methods": {"pc": {}, "rkd": {}}}
+             "methods": {"pc": {}, "rkd": {}},
+             "sweeps": {"batch_size": {"values": [32, 64], "methods": ["pc"]}}}
         )  # fmt: skip
         runs = {TEACHER: [run(1.0)], FLOOR: [run(0.5) for _ in pc]}
-        return Results(config, runs | {"pc": list(map(run, pc)), "rkd": list(map(run, rkd))})
+        runs |= {"pc": list(map(run, pc)), "rkd": list(map(run, rkd))}
+        return Results(config, runs, sweeps={"batch_size": {"pc": [[run(0.6)], runs["pc"]]}})
 
     @pytest.mark.parametrize(
         ("rkd", "word"),
@@ -396,6 +398,13 @@ class TestReport:
         assert f"85.0 ± {100 * stdev([0.8, 0.9]):.1f}" in lines[4]
         assert "±" not in report.table(self.results([0.8], [0.7])).markdown()
 
+    def test_sweep(self) -> None:
+        results = self.results([0.8, 0.9], [0.7, 0.7])
+        grid = report.sweep_table(results, results.config.sweeps[0])
+        assert grid.head[:2] == ["", "batch size"]
+        assert [row[1] for row in grid.rows] == ["32", "64"]
+        assert [row[-1] for row in grid.rows] == ["60.0", "85.0 ± 7.1"]
+
     def test_labels_are_spread_out(self) -> None:
         places = spread_out([1.0, 1.1, 1.2, 5.0, 5.05], 0.5)
         assert all(b - a >= 0.5 - 1e-9 for a, b in pairwise(places))
@@ -407,6 +416,8 @@ class TestReport:
             f'teacher = "trained:mlp"\nstudent = "mlp"\nseeds = [0]\nlearning_rates = [0.01]\n'
             f'limit = {{train = 70, val = 40, test = 60}}\nteacher_epochs = 1\nout = "{tmp_path}"\n'
             "[methods.pc]\n[methods.rkd]\n"
+            '[sweeps.relaxation]\nmethods = ["pc"]\nvalues = ["logistic", "normal"]\n'
+            '[sweeps.temperature]\nmethods = ["pc"]\nvalues = [0.1, 1.0]\n'
         )
         arguments = ("compare", "--config", str(file), "--set", "epochs=1")
         done = subprocess.run(
@@ -418,13 +429,15 @@ class TestReport:
         assert (folder / "report.md").read_text() in done.stdout
         results = json.loads((folder / "results.json").read_text())
         assert tuple(results["test"]) == (TEACHER, FLOOR, "pc", "rkd")
+        assert results["sweeps"]["temperature"]["pc"][1] == results["runs"]["pc"]
         assert results["versions"]["torch"] == torch.__version__
         page = Page()
         page.feed((folder / "report.html").read_text())
         assert not page.open
-        assert len(page.refers) == len(report.PLOTS | report.NEIGHBOURS)
+        plots = report.PLOTS | report.SWEEPS | report.NEIGHBOURS
+        assert len(page.refers) == len(plots)
         assert all(target.startswith("data:image/png;base64,") for target in page.refers)
-        for name in report.PLOTS | report.NEIGHBOURS:
+        for name in plots:
             with Image.open(folder / name) as image:
                 assert min(image.size) > 200
 

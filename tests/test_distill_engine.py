@@ -203,11 +203,11 @@ def test_report_in_a_browser(tmp_path: Path) -> None:
     results, folder = test_distill.TestReport.results([0.8, 0.9], [0.7, 0.7]), tmp_path / "x"
     folder.mkdir()
     loaded = data.load("digits", limit={"train": 60, "val": 40, "test": 60})
-    plots = report.plots_of(loaded)
+    plots = report.plots_of(results, loaded)
     for name in plots:
         shutil.copy(ROOT / "docs/results/cifar100-small/scores.png", folder / name)
     page = folder / "report.html"
     page.write_text(report._page(results, loaded, folder), "utf-8")
     with Browser(tmp_path / "profile") as browser:
         seen = browser.look(page.as_uri(), LOOK)
-    assert seen == {"images": len(plots), "broken": 0, "tables": 3, "fetched": 0, "overflow": 0}
+    assert seen == {"images": len(plots), "broken": 0, "tables": 4, "fetched": 0, "overflow": 0}
