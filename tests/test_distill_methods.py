@@ -106,7 +106,28 @@ def info_nce(loss: Any, s: np.ndarray, t: np.ndarray) -> float:
     return float(np.mean(ways))
 
 
-IN_BATCH = {"fitnet": fitnet, "embed": embed, "rkd": rkd, "sp": sp, "pkt": pkt, "crd": info_nce}
+def by_correlation(loss: Any, s: np.ndarray, t: np.ndarray) -> float:
+    def others(x: np.ndarray, i: int) -> np.ndarray:
+        x = x - x.mean(0)
+        return np.array([1 - cosine(x[i], x[j]) for j in range(B) if j != i])
+
+    def correlation(row: np.ndarray, target: np.ndarray) -> float:
+        row = row / np.std(row) / 0.3
+        soft = [sum(1 / (1 + math.exp(b - a)) for b in row) for a in row]
+        return float(np.corrcoef(soft, [(target < value).sum() for value in target])[0, 1])
+
+    return 1 - float(np.mean([correlation(others(s, i), others(t, i)) for i in range(B)]))
+
+
+IN_BATCH = {
+    "pc_correlation": by_correlation,
+    "fitnet": fitnet,
+    "embed": embed,
+    "rkd": rkd,
+    "sp": sp,
+    "pkt": pkt,
+    "crd": info_nce,
+}
 
 
 @pytest.mark.parametrize("name", IN_BATCH)

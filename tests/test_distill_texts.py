@@ -284,7 +284,7 @@ class TestTeachers:
         stand = Stand().eval()
         monkeypatch.setattr(features, "make_teacher", lambda name, size: stand)
         values = {"teacher": "timm:x", "cache": str(tmp_path), "out": str(tmp_path)}
-        limits = ("limit.train=60", "limit.val=40", "limit.test=60", "methods={pc={}}")
+        limits = ("limit.train=60", "limit.val=40", "limit.test=60", "methods={pc={}}", "sweeps={}")
         pairs = [*(f"{key}={value}" for key, value in values.items()), *limits]
         sets = [part for pair in pairs for part in ("--set", pair)]
         arguments = ["--config", "digits", *sets]

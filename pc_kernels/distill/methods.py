@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pc_kernels import FeatureQueue, LFCCLoss, LowPass, PerceptionCoherenceLoss
+from pc_kernels import (
+    FeatureQueue,
+    LFCCLoss,
+    LowPass,
+    PerceptionCoherenceLoss,
+    SpearmanLoss,
+    pairwise_dissimilarity,
+)
 
 Layers = Mapping[str, tuple[str, str]]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -169,6 +176,38 @@ class PCSharedReferences(nn.Module):
             references = torch.cat([teacher, past])
             self.queue.enqueue(teacher[:, :1], teacher)
         loss: Tensor = self.loss(self.projection(student), teacher, references, references)
+        return loss
+
+
+@method("pc_correlation", "PC by correlation", "Spearman's correlation of the same ranks")
+class PCCorrelation(nn.Module):
+    """One minus the correlation of PC's soft ranks with the teacher's hard ones, row by row.
+
+    What narrow ranks gain by the squared difference they do not gain here, so a student that is far from
+    its teacher need not give up the order at a low temperature (docs/distill.md).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dissimilarity: str = "cosine",
+        teacher_dissimilarity: str = "cosine",
+        temperature: float = 0.3,
+    ) -> None:
+        """`temperature`: in units of the standard deviation of an anchor's dissimilarities."""
+        super().__init__()
+        self.metrics = dissimilarity, teacher_dissimilarity
+        self.loss = SpearmanLoss(temperature=temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+        mine, theirs = (
+            pairwise_dissimilarity(x - x.mean(0), metric=metric)[others].view(len(x), -1)
+            for x, metric in zip((student, teacher), self.metrics, strict=True)
+        )
+        loss: Tensor = self.loss(mine / mine.std(1, unbiased=False, keepdim=True), theirs)
         return loss
 
 
@@ -490,7 +529,7 @@ def _lists_as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-OURS = (PC, PCSharedReferences)
+OURS = (PC, PCSharedReferences, PCCorrelation)
 
 
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)
