@@ -204,7 +204,7 @@ class TestConfig:
             ("teacher=trained:vgg", "teacher: trained: got 'vgg'; allowed: resnet8_small"),
             ("teacher=clip", "teacher: got 'clip'; allowed: , features, trained"),
             ("data=features:x.npz", "teacher: got 'trained:.*' with data 'features:x.npz'"),
-            ("data=cifar", "data: got 'cifar'; allowed: digits, imagefolder"),
+            ("data=cifar", "data: got 'cifar'; allowed: digits, torchvision"),
             ("augment=[\"turn\"]", "augment: got 'turn'; allowed: shift, flip"),
             ("limit.all=3", "limit: got 'all'; allowed: train, val, test"),
             ("limit=3", "limit: got 3; allowed: a table"),
