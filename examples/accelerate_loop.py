@@ -28,7 +28,9 @@ def main() -> None:
     # The loss has no parameters: it is not prepared. With several processes it joins their batches.
     joint = accelerator.num_processes > 1
     loss_fn = pc_kernels.PerceptionCoherenceLoss(
-        process_group=torch.distributed.group.WORLD if joint else None
+        dissimilarity="cosine",
+        temperature=1.0,
+        process_group=torch.distributed.group.WORLD if joint else None,
     )
     for epoch in range(2):
         for (inputs,) in loader:

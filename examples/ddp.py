@@ -36,7 +36,9 @@ def main() -> None:
     student = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 16)).to(device)
     student = nn.parallel.DistributedDataParallel(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
-    loss_fn = pc_kernels.PerceptionCoherenceLoss(process_group=dist.group.WORLD)
+    loss_fn = pc_kernels.PerceptionCoherenceLoss(
+        dissimilarity="cosine", temperature=1.0, process_group=dist.group.WORLD
+    )
 
     torch.manual_seed(1 + rank)  # other images on every rank
     for step in range(arguments.steps):

@@ -48,7 +48,7 @@ class DistillingTrainer(Trainer):
         """Takes the teacher, and what a Trainer takes."""
         super().__init__(**arguments)
         self.teacher = teacher.to(self.args.device).eval()
-        self.loss_fn = pc_kernels.PerceptionCoherenceLoss()
+        self.loss_fn = pc_kernels.PerceptionCoherenceLoss(dissimilarity="cosine", temperature=1.0)
         self.model_accepts_loss_kwargs = False  # the loss is a mean, not a sum over tokens
 
     def compute_loss(

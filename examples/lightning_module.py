@@ -21,7 +21,7 @@ class Distillation(lightning.LightningModule):
         super().__init__()
         self.student = student
         self.teacher = teacher.requires_grad_(False)
-        self.loss_fn = pc_kernels.PerceptionCoherenceLoss()
+        self.loss_fn = pc_kernels.PerceptionCoherenceLoss(dissimilarity="cosine", temperature=1.0)
 
     def on_fit_start(self) -> None:
         """With several processes: one joint batch. The group is not there before, nor is it saved."""

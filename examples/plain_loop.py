@@ -24,7 +24,7 @@ def main() -> None:
 
     teacher = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 128)).to(device).eval()
     student = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 16)).to(device)
-    loss_fn = pc_kernels.PerceptionCoherenceLoss()
+    loss_fn = pc_kernels.PerceptionCoherenceLoss(dissimilarity="cosine", temperature=1.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
 
     @torch.compile(fullgraph=True, backend=arguments.backend)

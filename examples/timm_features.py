@@ -18,7 +18,9 @@ def main() -> None:
     teacher = timm.create_model("resnet18", pretrained=False, **stages).eval()
     student = timm.create_model("resnet10t", pretrained=False, **stages)
     # Maps [B, C, H, W] become vectors by an explicit pool; the last stage counts four times as much.
-    loss_fn = pc_kernels.MultiLayerPerceptionCoherenceLoss([0.2, 0.8], pool="mean")
+    loss_fn = pc_kernels.MultiLayerPerceptionCoherenceLoss(
+        [0.2, 0.8], pool="mean", dissimilarity="cosine", temperature=1.0
+    )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     images = torch.randn(64, 3, 64, 64)
     with torch.no_grad():

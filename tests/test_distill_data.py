@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,36 @@ class TestImages:
         for split in loaded.splits.values():
             share = torch.bincount(split.labels).double() / len(split.labels)
             assert share.sub(0.1).abs().max() < 0.01
+
+    def test_torchvision(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stand-in with torchvision's attributes; its own files have checksums that none passes."""
+
+        def make(root: Path, train: bool, download: bool) -> SimpleNamespace:
+            if root != tmp_path:
+                raise RuntimeError("Dataset not found or corrupted.")
+            count = 40 if train else 12
+            images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+            targets = [row % 4 for row in range(count)]
+            return SimpleNamespace(
+                data=images, targets=targets, classes=["ant", "bee", "cat", "dog"]
+            )
+
+        stand = SimpleNamespace(CIFAR10=make)
+        monkeypatch.setattr(data, "import_module", lambda name: stand)
+        loaded = data.load(f"torchvision:CIFAR10@{tmp_path}")
+        assert [len(split.labels) for split in loaded.splits.values()] == [32, 8, 12]
+        assert loaded.classes == ("ant", "bee", "cat", "dog")
+        table = data.read(f"torchvision:CIFAR10@{tmp_path}")
+        image = make(tmp_path, train=False, download=True).data[0]
+        row = int(np.flatnonzero(table.names == "ant/40")[0])
+        assert np.array_equal(table.inputs[row], image.transpose(2, 0, 1))
+        assert table.splits[row] == "test"
+        small = data.load(f"torchvision:CIFAR10@{tmp_path}", image_size=8)
+        assert small.train.inputs.shape == (32, 3, 8, 8)
+        with pytest.raises(
+            ValueError, match="torchvision has no CIFAR10 in elsewhere: Dataset not"
+        ):
+            data.load("torchvision:CIFAR10@elsewhere")
 
     def test_splits_do_not_overlap(self, tmp_path: Path) -> None:
         loaded = tree(write_tree(tmp_path, pictures({"": 20})))
@@ -302,7 +333,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("source", ["cifar", "imagefolder:", "features:"])
     def test_unknown_source(self, source: str) -> None:
-        with pytest.raises(ValueError, match=f"data: got '{source}'; allowed: digits, imagefolder"):
+        with pytest.raises(ValueError, match=f"data: got '{source}'; allowed: digits, torchvision"):
             data.load(source)
 
     @pytest.mark.parametrize("kind", ["imagefolder", "features"])

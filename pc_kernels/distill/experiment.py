@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from pc_kernels import LayerOutputs
 
-from .config import Config, Row
+from .config import Config, Row, Sweep, varied
 from .data import Dataset, read, to_dataset
 from .engine import Alone
 from .evaluate import Metrics, embed, evaluate, probe_layer, validate
@@ -72,12 +73,21 @@ class Run:
 
 @dataclass
 class Results:
-    """Runs by row and seed; those that learning rates were chosen by; test features of one seed."""
+    """What came of a comparison.
+
+    Attributes:
+        config: what was run.
+        runs: of each row, by seed.
+        tuning: the validation score of each row at each learning rate.
+        features: of each row, of the first test inputs, by the first seed.
+        sweeps: of each sweep and row, a list for each value, of runs by seed.
+    """
 
     config: Config
     runs: dict[str, list[Run]] = field(default_factory=dict)
     tuning: dict[str, dict[float, float | None]] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    sweeps: dict[str, dict[str, list[list[Run]]]] = field(default_factory=dict)
 
 
 def prepare(config: Config, engine: Any) -> Dataset:
@@ -122,21 +132,20 @@ def compare(config: Config, data: Dataset, engine: Any = None) -> Results:
     results.features[TEACHER] = known["test"][:RANK_ROWS]
     results.runs[FLOOR] = [study.floor(seed) for seed in config.seeds]
     for row in config.methods:
-        scores = {rate: study.tuning_score(row, rate) for rate in config.learning_rates}
-        usable = {rate: score for rate, score in scores.items() if score is not None}
-        if not usable:
-            raise FloatingPointError(f"{row.title}: the loss is not finite at any learning rate")
-        best = max(usable, key=lambda rate: usable[rate])
-        results.tuning[row.name] = scores
-        results.runs[row.name] = [study.run(row, best, seed) for seed in config.seeds]
-        results.features[row.name] = study.features(row, best, config.seeds[0])
+        results.tuning[row.name], runs = study.tuned(row, config.seeds)
+        results.runs[row.name] = runs
+        results.features[row.name] = study.features(row, runs[0].learning_rate, config.seeds[0])
+    for sweep in config.sweeps:
+        results.sweeps[sweep.name] = {name: study.swept(sweep, name) for name in sweep.methods}
     return results
 
 
 def _check_sizes(config: Config, data: Dataset) -> None:
-    if len(data.train.inputs) < config.batch_size:
+    swept = [sweep.values for sweep in config.sweeps if sweep.option == "batch_size"]
+    largest = max([config.batch_size, *chain(*swept)])
+    if len(data.train.inputs) < largest:
         raise ValueError(
-            f"batch_size: got {config.batch_size}; allowed: at most the {len(data.train.inputs)} "
+            f"batch_size: got {largest}; allowed: at most the {len(data.train.inputs)} "
             "training rows"
         )
     if config.augment and data.train.inputs.dim() != 4:
@@ -195,7 +204,7 @@ class _Study:
     def __init__(
         self, config: Config, data: Dataset, folder: Path, engine: Any, teacher: nn.Module | None
     ) -> None:
-        self.config, self.data, self.folder = config, data, folder / "runs"
+        self.config, self.data, self.folder = config, data, folder
         self.engine, self.teacher = engine, teacher
 
     @functools.cached_property
@@ -213,10 +222,33 @@ class _Study:
         width = self._student(0).width
         return Task(width, train.teacher.shape[1], classes, head, self._channels_of)
 
-    def tuning_score(self, row: Row, rate: float) -> float | None:
-        """The validation score at a learning rate; None where the loss is not finite."""
+    def tuned(self, row: Row, seeds: Sequence[int]) -> tuple[dict[float, float | None], list[Run]]:
+        """Validation scores of the learning rates with the first seed, and all seeds' runs at the best.
+
+        A score is None where the loss is not finite.
+
+        Raises:
+            FloatingPointError: that is so at every learning rate.
+        """
+        scores = {rate: self._score(row, rate, seeds[0]) for rate in self.config.learning_rates}
+        usable = {rate: score for rate, score in scores.items() if score is not None}
+        if not usable:
+            raise FloatingPointError(f"{row.title}: the loss is not finite at any learning rate")
+        best = max(usable, key=lambda rate: usable[rate])
+        return scores, [self.run(row, best, seed) for seed in seeds]
+
+    def swept(self, sweep: Sweep, name: str) -> list[list[Run]]:
+        """A row's runs at each value of a sweep, each value tuned by itself."""
+        found = []
+        for value in sweep.values:
+            config, row = varied(self.config, name, sweep.option, value)
+            study = _Study(config, self.data, self.folder, self.engine, self.teacher)
+            found.append(study.tuned(row, sweep.seeds or config.seeds)[1])
+        return found
+
+    def _score(self, row: Row, rate: float, seed: int) -> float | None:
         try:
-            return self.run(row, rate, self.config.seeds[0]).tuning_score
+            return self.run(row, rate, seed).tuning_score
         except FloatingPointError:
             return None
 
@@ -300,7 +332,8 @@ class _Study:
         return {name: embed(network, split.inputs) for name, split in self.data.splits.items()}
 
     def _path(self, row: Row, rate: float, seed: int) -> Path:
-        return self.folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', row.name)}-{rate:g}-{seed}.json"
+        folder = self.folder / "runs"
+        return folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', row.name)}-{rate:g}-{seed}.json"
 
     def _identity(self, row: Row, rate: float, seed: int) -> dict[str, Any]:
         """What makes a run this run, as JSON gives it back."""

@@ -12,6 +12,7 @@ the source multiplies by a constant, it is left out: Adam's steps do not depend 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,9 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pc_kernels import FeatureQueue, LFCCLoss, LowPass, PerceptionCoherenceLoss
+from pc_kernels import (
+    FeatureQueue,
+    LFCCLoss,
+    LowPass,
+    PerceptionCoherenceLoss,
+    SpearmanLoss,
+    pairwise_dissimilarity,
+)
 
 Layers = Mapping[str, tuple[str, str]]
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class Task(NamedTuple):
@@ -46,6 +55,12 @@ class Method(NamedTuple):
     source: str
     make: Callable[..., nn.Module]
     uses_labels: bool
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its options where none are given."""
+        known = inspect.signature(self.make).parameters.values()
+        return {option.name: option.default for option in known if option.kind == KEYWORD}
 
     def build(self, task: Task, options: Mapping[str, Any]) -> nn.Module:
         """The objective.
@@ -75,14 +90,20 @@ def method(name: str, title: str, source: str, *, uses_labels: bool = False) -> 
 
 @method("pc", "PC", "perception coherence, after arXiv 2505.06595")
 class PC(nn.Module):
-    """Perception coherence within the batch, or against a queue of past features."""
+    """Perception coherence within the batch, or against a queue of past features.
+
+    The defaults are what teaches (docs/distill.md, "What to choose"), not those of the loss itself, which
+    are the paper's form: `dissimilarity = "euclidean"`, `temperature = 0.1`.
+    """
 
     def __init__(
         self,
         task: Task,
         *,
+        dissimilarity: str = "cosine",
+        temperature: float = 1.0,
+        centre: bool = True,
         projection: int = 0,
-        centre: bool = False,
         queue: int = 0,
         **options: Any,
     ) -> None:
@@ -90,18 +111,22 @@ class PC(nn.Module):
 
         Args:
             task: the widths.
-            projection: width of a linear layer between the student and the loss, dropped with it;
-                0: none. The loss does not need one, whatever the widths.
+            dissimilarity: of student and teacher; see `PerceptionCoherenceLoss`.
+            temperature: see there.
             centre: take the batch's mean off the student's features, as the teacher's is: cosines
                 of features that end in a ReLU are all positive without it.
+            projection: width of a linear layer between the student and the loss, dropped with it;
+                0: none. The loss does not need one, whatever the widths.
             queue: rows of past features that anchors are compared with; 0: the batch itself.
-            **options: those of `PerceptionCoherenceLoss`.
+            **options: the others of `PerceptionCoherenceLoss`.
         """
         super().__init__()
         width = projection or task.student_width
         self.head = nn.Linear(task.student_width, width) if projection else nn.Identity()
         self.centre = centre
-        self.loss = PerceptionCoherenceLoss(**options)
+        self.loss = PerceptionCoherenceLoss(
+            dissimilarity=dissimilarity, temperature=temperature, **options
+        )
         self.queue = FeatureQueue(queue, width, task.teacher_width) if queue else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -126,11 +151,21 @@ class PCSharedReferences(nn.Module):
     teacher's features of the batch and of past ones, as in SEED: half of what is compared stands still.
     """
 
-    def __init__(self, task: Task, *, queue: int = 1024, **options: Any) -> None:
-        """`queue`: past rows; 0: the batch alone; `options`: those of `PerceptionCoherenceLoss`."""
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dissimilarity: str = "cosine",
+        temperature: float = 0.3,
+        queue: int = 1024,
+        **options: Any,
+    ) -> None:
+        """`queue`: past rows; 0: the batch alone; the others: those of `PerceptionCoherenceLoss`."""
         super().__init__()
         self.projection = nn.Linear(task.student_width, task.teacher_width)
-        self.loss = PerceptionCoherenceLoss(**options)
+        self.loss = PerceptionCoherenceLoss(
+            dissimilarity=dissimilarity, temperature=temperature, **options
+        )
         self.queue = FeatureQueue(queue, 1, task.teacher_width) if queue else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -141,6 +176,38 @@ class PCSharedReferences(nn.Module):
             references = torch.cat([teacher, past])
             self.queue.enqueue(teacher[:, :1], teacher)
         loss: Tensor = self.loss(self.projection(student), teacher, references, references)
+        return loss
+
+
+@method("pc_correlation", "PC by correlation", "Spearman's correlation of the same ranks")
+class PCCorrelation(nn.Module):
+    """One minus the correlation of PC's soft ranks with the teacher's hard ones, row by row.
+
+    What narrow ranks gain by the squared difference they do not gain here, so a student that is far from
+    its teacher need not give up the order at a low temperature (docs/distill.md).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dissimilarity: str = "cosine",
+        teacher_dissimilarity: str = "cosine",
+        temperature: float = 0.3,
+    ) -> None:
+        """`temperature`: in units of the standard deviation of an anchor's dissimilarities."""
+        super().__init__()
+        self.metrics = dissimilarity, teacher_dissimilarity
+        self.loss = SpearmanLoss(temperature=temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, Ds], [B, Dt] -> scalar."""
+        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+        mine, theirs = (
+            pairwise_dissimilarity(x - x.mean(0), metric=metric)[others].view(len(x), -1)
+            for x, metric in zip((student, teacher), self.metrics, strict=True)
+        )
+        loss: Tensor = self.loss(mine / mine.std(1, unbiased=False, keepdim=True), theirs)
         return loss
 
 
@@ -462,7 +529,7 @@ def _lists_as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-OURS = (PC, PCSharedReferences)
+OURS = (PC, PCSharedReferences, PCCorrelation)
 
 
 @method("kd", "KD (uses labels)", "Hinton et al. 2015, arXiv 1503.02531", uses_labels=True)

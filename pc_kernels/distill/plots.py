@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .methods import OURS
 
 BLUE = "#0072B2"  # PC's
 COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F00", "#444444")
-LINES = ("-", "--", ":")
+LINES = ("-", "--", ":", "-.")
 LABEL_SIZE = 8
 QUERIES, NEIGHBOURS = 3, 5  # of the plot of neighbours
 FRAMES = {True: "#009E73", False: "#D55E00"}  # of the same class, of another
@@ -119,6 +119,40 @@ def plot_ranks(path: Path, results: Results, titles: Mapping[str, str]) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_sweeps(path: Path, results: Results, titles: Mapping[str, str]) -> None:
+    """Validation probe and kNN against each swept option, named at their ends with the last value."""
+    sweeps, styles = results.config.sweeps, _styles(results)
+    figure = Figure(figsize=(13, 4.2 * len(sweeps)), layout="constrained")
+    panels = figure.subplots(len(sweeps), 2, squeeze=False)
+    metrics = (("probe", "linear probe, validation, %"), ("knn", "kNN, validation, %"))
+    for sweep, line in zip(sweeps, panels, strict=True):
+        for axes, (metric, title) in zip(line, metrics, strict=True):
+            places = _value_axis(axes, sweep.values)
+            axes.axhline(100 * _mean(results.runs[FLOOR], metric, "val"), color="#777777", lw=1)
+            ends = {}
+            for name, of_values in results.sweeps[sweep.name].items():
+                style = styles[name]
+                means = [100 * _mean(runs, metric, "val") for runs in of_values]
+                axes.plot(places, means, style.line, color=style.colour, lw=style.width)
+                for place, runs in zip(places, of_values, strict=True):
+                    percent = [100 * getattr(run.val, metric) for run in runs]
+                    axes.plot([place] * len(runs), percent, "o", color=style.colour, ms=4)
+                ends[name] = means[-1]
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel(sweep.option.replace("_", " "))
+            axes.grid(alpha=0.3)
+            _label_ends(axes, ends, titles, styles)
+    figure.savefig(path, dpi=120)
+
+
+def _value_axis(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Where values lie on the axis, which names each: numbers by their logarithms, others in a row."""
+    numbers = all(isinstance(value, int | float) and value > 0 for value in values)
+    places = [float(np.log10(value)) for value in values] if numbers else [*range(len(values))]
+    axes.set_xticks(places, [f"{value}" for value in values])
+    return places
+
+
 def plot_neighbours(path: Path, results: Results, test: Split, titles: Mapping[str, str]) -> None:
     """The test images nearest to the first of some classes, as each network sees it, of one seed."""
     labels = test.labels[:RANK_ROWS].tolist()
@@ -149,11 +183,13 @@ def _students(results: Results) -> list[str]:
 
 
 def _styles(results: Results) -> dict[str, Style]:
-    """PC's rows are blue and thick, told apart by their lines; no two others look the same."""
+    """PC's rows, if few, are blue and thick, told apart by their lines; no two others look the same."""
     lines, others = cycle(LINES), cycle(product(LINES, COLOURS))
     styles = {FLOOR: Style("#777777", "-", 1.0)}
-    for row in results.config.methods:
-        if row.method.make in OURS:
+    rows = results.config.methods
+    few = sum(row.method.make in OURS for row in rows) <= len(LINES)
+    for row in rows:
+        if few and row.method.make in OURS:
             styles[row.name] = Style(BLUE, next(lines), 2.6)
         else:
             line, colour = next(others)
@@ -161,8 +197,8 @@ def _styles(results: Results) -> dict[str, Style]:
     return styles
 
 
-def _mean(runs: Sequence[Run], metric: str) -> float:
-    return float(np.mean([getattr(run.test, metric) for run in runs]))
+def _mean(runs: Sequence[Run], metric: str, split: str = "test") -> float:
+    return float(np.mean([getattr(getattr(run, split), metric) for run in runs]))
 
 
 def _curve(runs: Sequence[Run], metric: str) -> tuple[list[float], np.ndarray]:

@@ -18,10 +18,11 @@ from scipy.stats import t as student_t
 
 import pc_kernels
 
+from .config import Sweep
 from .data import Dataset
 from .experiment import FLOOR, TEACHER, Results, Run
 from .methods import OURS
-from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores
+from .plots import plot_curves, plot_neighbours, plot_ranks, plot_scores, plot_sweeps
 from .storage import write_json, write_whole
 
 METRICS = {"probe": "linear probe, %", "knn": "kNN, %", "map_r": "mAP@R, %"}
@@ -34,6 +35,10 @@ PLOTS = {
     "last values; a band from the least to the greatest seed for PC.",
     "ranks.png": "The teacher's rank against the student's, of each test input seen from each "
     "other; first seed. A perfect student is the diagonal.",
+}
+SWEEPS = {
+    "sweeps.png": "Validation accuracy against one option, all else as above, each value at its own "
+    "best learning rate: a dot a seed, the line through their means. Grey is the untrained student.",
 }
 NEIGHBOURS = {
     "neighbours.png": "The test images nearest to three of them (black), by euclidean distance of the "
@@ -69,6 +74,8 @@ def write(results: Results, data: Dataset, seconds: float) -> str:
     plot_scores(folder / "scores.png", results, titles)
     plot_curves(folder / "curves.png", results, titles)
     plot_ranks(folder / "ranks.png", results, titles)
+    if results.sweeps:
+        plot_sweeps(folder / "sweeps.png", results, titles)
     if data.test.inputs.dim() == 4:
         plot_neighbours(folder / "neighbours.png", results, data.test, titles)
     markdown, page = _markdown(results, data), _page(results, data, folder)
@@ -78,9 +85,10 @@ def write(results: Results, data: Dataset, seconds: float) -> str:
     return markdown
 
 
-def plots_of(data: Dataset) -> dict[str, str]:
-    """Files of plots and their captions: neighbours are shown where the inputs are images."""
-    return PLOTS | NEIGHBOURS if data.test.inputs.dim() == 4 else PLOTS
+def plots_of(results: Results, data: Dataset) -> dict[str, str]:
+    """Files of plots and their captions; neighbours are shown where the inputs are images."""
+    images = data.test.inputs.dim() == 4
+    return PLOTS | (SWEEPS if results.sweeps else {}) | (NEIGHBOURS if images else {})
 
 
 def titles_of(results: Results) -> dict[str, str]:
@@ -120,6 +128,19 @@ def against_rivals(results: Results, ours: str) -> Grid:
     )
 
 
+def sweep_table(results: Results, sweep: Sweep) -> Grid:
+    """A line for each row and value: what the value was judged by, and how that is on test inputs."""
+    splits, keys = ("val", "test"), ("probe", "knn")
+    names = [f"{split}: {METRICS[key]}" for split in ("validation", "test") for key in keys]
+    lines = []
+    for name, of_values in results.sweeps[sweep.name].items():
+        for value, runs in zip(sweep.values, of_values, strict=True):
+            cells = [_cell(key, _values(runs, key, split)) for split in splits for key in keys]
+            rate = f"{runs[0].learning_rate:g}"
+            lines.append([titles_of(results)[name], f"{value}", rate, *cells])
+    return Grid(["", sweep.option.replace("_", " "), "learning rate", *names], lines)
+
+
 def summarise(results: Results, data: Dataset, seconds: float) -> dict[str, Any]:
     """Everything that is worth keeping of a comparison, for `results.json`."""
     config = asdict(results.config) | {
@@ -147,15 +168,21 @@ def summarise(results: Results, data: Dataset, seconds: float) -> dict[str, Any]
             for name, runs in results.runs.items()
         },
         "runs": {name: [_as_dict(run) for run in runs] for name, runs in results.runs.items()},
+        "sweeps": {
+            name: {row: [list(map(_as_dict, runs)) for runs in of] for row, of in rows.items()}
+            for name, rows in results.sweeps.items()
+        },
     }
 
 
 def _markdown(results: Results, data: Dataset) -> str:
     parts = [f"# {results.config.name}", results.config.caption.strip(), _setting(results, data)]
     parts.append(table(results).markdown())
-    parts += [grid.markdown() for grid in _comparisons(results)]
+    parts += [grid.markdown() for grid in _others(results)]
     parts.append(_reading(results))
-    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in plots_of(data).items()]
+    parts += [
+        f"![{caption}]({name})\n\n{caption}" for name, caption in plots_of(results, data).items()
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -166,11 +193,11 @@ def _page(results: Results, data: Dataset, folder: Path) -> str:
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode((folder / file).read_bytes()).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for file, caption in plots_of(data).items()
+        for file, caption in plots_of(results, data).items()
     )
     text = [results.config.caption.strip(), _setting(results, data)]
     paragraphs = "\n".join(f"<p>{html.escape(part)}</p>" for part in text if part)
-    tables = "\n".join(grid.html() for grid in (table(results), *_comparisons(results)))
+    tables = "\n".join(grid.html() for grid in (table(results), *_others(results)))
     sources = Grid(
         ["method", "source"], [[row.title, row.method.source] for row in results.config.methods]
     )
@@ -201,10 +228,13 @@ figcaption {{ color: #555; }}
 """
 
 
-def _comparisons(results: Results) -> list[Grid]:
-    """One for each row that is perception coherence."""
-    ours = [row.name for row in results.config.methods if row.method.make in OURS]
-    return [against_rivals(results, name) for name in ours if len(results.runs) > 3]
+def _others(results: Results) -> list[Grid]:
+    """The tables after the first: each row of perception coherence against the rest, and the sweeps."""
+    rows = results.config.methods
+    ours = [row.name for row in rows if row.method.make in OURS]
+    rivals = len(ours) < len(rows)
+    compared = [against_rivals(results, name) for name in ours if rivals]
+    return compared + [sweep_table(results, sweep) for sweep in results.config.sweeps]
 
 
 def _setting(results: Results, data: Dataset) -> str:
@@ -246,8 +276,8 @@ def _compared(results: Results, ours: str, other: str, metric: str) -> str:
     return f"{word} ({text})"
 
 
-def _values(runs: Sequence[Run], metric: str) -> list[float]:
-    return [getattr(run.test, metric) for run in runs]
+def _values(runs: Sequence[Run], metric: str, split: str = "test") -> list[float]:
+    return [getattr(getattr(run, split), metric) for run in runs]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -28,7 +29,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+    except OSError as error:
         partial.unlink(missing_ok=True)
         last = "its last good version is intact" if path.exists() else "nothing was left behind"
         raise OSError(f"cannot write {path}: {error}; {last}") from error
@@ -73,8 +74,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint."""
-    write_whole(path, lambda file: torch.save(state, file))
+    """A checkpoint; made in memory first, since torch.save does not say why a file was not written."""
+    made = io.BytesIO()
+    torch.save(state, made)
+    write_whole(path, lambda file: file.write(made.getbuffer()))
 
 
 def read_state(path: Path) -> dict[str, Any]:

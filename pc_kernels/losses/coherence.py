@@ -57,7 +57,9 @@ def perception_coherence_loss(
         teacher_dissimilarity: the teacher's, if another.
         relaxation: the CDF Φ in the soft rank: a row of `pc_kernels.formulas.RELAXATIONS`, "logistic"
             by default; or one of `pc_kernels.formulas.PROJECTIONS`, see `soft_rank`.
-        temperature: τ, in units of σ_i or of the dissimilarity itself: see scale. > 0.
+        temperature: τ, in units of σ_i or of the dissimilarity itself: see scale. > 0. At 0.1, the
+            default, a student that reaches a rank correlation of less than ½ loses least by tying all
+            references, and may learn just that; at 1, of less than a third. See docs/options.md.
         scale: "std": τ_i = temperature · σ_i, the standard deviation of the anchor's dissimilarities;
             the loss then does not change when the student's features are scaled. None: τ = temperature.
         penalty: ℓ of a residual of ranks: a row of `pc_kernels.formulas.PENALTIES`, "squared" by
@@ -88,10 +90,12 @@ def perception_coherence_loss(
 class PerceptionCoherenceLoss(RankingLoss):
     """`perception_coherence_loss` as a module.
 
-    Each option is an attribute, which may be set between calls, and is then checked.
+    Each option is an attribute, which may be set between calls, and is then checked. The defaults are the
+    paper's form; the example's options are where to start with a pretrained teacher, and what the
+    reference trainer takes (docs/options.md, "Measured on real features").
 
     Example:
-        >>> loss_fn = pc_kernels.PerceptionCoherenceLoss()
+        >>> loss_fn = pc_kernels.PerceptionCoherenceLoss(dissimilarity="cosine", temperature=1.0)
         >>> loss = loss_fn(student, teacher)    # [B, Ds], [B, Dt] -> scalar
         >>> loss.backward()
 
