@@ -2,8 +2,8 @@
 
 Tolerances: a loss is within 1e-5 of itself, and what roundings of its logits by 4u make of it, a gradient
 within 1e-5 in norm, against the formulas on the same float32 features. A logit of unit vectors at 1/τ = s
-carries some s·u of rounding, u = 2^-24, and a probability as much of itself. Where a single pair decides on
-a whole gradient, that is its error: from s = 32 on, a gradient is allowed 4su. Above s = 128 all is in
+carries some s·u of rounding, u = 2^-24, and a probability as much of itself. Where a single pair decides
+on a whole gradient, that is its error: from s = 32 on, a gradient is allowed 4su. Above s = 128 all is in
 float64. The gradient of a temperature is Σ q·∂L/∂q, which may cancel, within an anchor too: it is also
 allowed 16u of its terms, one a feature; that of a bias 16u of its own, one a pair.
 So may what is left across x of the gradient of a vector x/|x|: it is allowed 16u of the whole, over |x|.
