@@ -39,7 +39,7 @@ AT_ONCE = ("euclidean", "sqeuclidean")
 """Dissimilarities of batches of which one operator makes everything."""
 
 MOST_AT_ONCE = (2 * SMALLEST_BLOCK) ** 2
-"""Pairs from which on their products are worth being halved, see `symmetric_product`."""
+"""Pairs from which on their products are worth being halved, see `upper_product`."""
 
 
 class CompiledBackend(FusedBackend):
