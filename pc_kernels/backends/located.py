@@ -125,7 +125,7 @@ class Grid(Located):
         """The polynomials of the cells, of the nodes around them, at the queries."""
         cell, place = self.cell[:, self.setting.queries], self.place[:, self.setting.queries]
         (terms, width), rows = self.stencil.shape, len(nodes)
-        around = pad(nodes.view(-1), (0, width - 1)).unfold(0, width, 1)
+        around = pad(nodes.reshape(-1), (0, width - 1)).unfold(0, width, 1)
         *lower, total = (self.stencil @ around.T).view(terms, rows, -1)
         total = total.gather(1, cell)
         for coefficient in reversed(lower):
