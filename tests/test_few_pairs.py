@@ -24,6 +24,7 @@ def _twins(rng: Generator, n: int, width: int) -> Tensor:
 
 FEATURES: dict[str, Callable[[Generator, int, int], Tensor]] = {
     "centred": lambda rng, n, d: torch.randn(n, d, generator=rng),
+    "the end of a tensor": lambda rng, n, d: torch.randn(3 * n, d, generator=rng)[2 * n :],
     "off centre": lambda rng, n, d: torch.randn(n, d, generator=rng) + 7.3,
     "huge": lambda rng, n, d: 1e25 * torch.randn(n, d, generator=rng),
     "twins": _twins,

@@ -26,8 +26,9 @@ struct Side {
 Tensor transposed(const Tensor& x) {
   const int64_t sizes[] = {x.size(1), x.size(0)}, strides[] = {x.stride(1), x.stride(0)};
   AtenTensorHandle made = nullptr;
+  constexpr int64_t further = 0;  // than x in its storage
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, x.storage_offset(), &made));
+      aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, further, &made));
   return Tensor(made);
 }
 
