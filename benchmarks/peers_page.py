@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import machine
-import plot
 import report
 from files import write
 from rows import Results, Row
@@ -77,15 +76,17 @@ def between(page: str, mark: str, lines: list[str]) -> str:
 
 
 def write_all(results: Results, axis_of: Mapping[str, str], about: dict[str, Any]) -> None:
-    """Writes JSON, CSV and PNG, and fills in the page."""
+    """Writes JSON, CSV and PNG, and fills in the page; needs matplotlib."""
+    from plot import draw_peers
+
     FOLDER.mkdir(exist_ok=True)
     write(FOLDER / f"{STEM}.json", report.as_json(results, [], about))
     write(FOLDER / f"{STEM}.csv", report.as_csv(results))
     of = f"{about['device']}, {machine.threads(about)}, forward and backward"
-    plot.draw_peers(
+    draw_peers(
         FOLDER / f"{STEM}-time.png", results, axis_of, lambda row: row.median, f"Seconds. {of}"
     )
-    plot.draw_peers(
+    draw_peers(
         FOLDER / f"{STEM}-memory.png",
         results,
         axis_of,

@@ -64,11 +64,11 @@ def _coherence_block(engine: Backend, chunk: Chunk, recipe: Recipe, with_grad: b
     loss, slope = recipe.rule.value_and_slope(rank, target, keep)
     undefined = ~_finite(rank + target)
     nothing = torch.as_tensor(d_s.shape[1] < 2) if mask is None else mask.sum(1) < 2  # to rank
-    loss, weights = (
-        torch.where(undefined, torch.nan, torch.where(nothing, 0, x)) for x in (loss, weights)
-    )
+    poison = torch.where(undefined, torch.nan, 0)
+    loss, weights = (torch.where(nothing, 0, x) for x in (loss, weights))
+    loss = loss + poison
     if with_grad:
-        grad = back(slope * weights[:, None])
+        grad = back(slope * weights[:, None]) + poison[:, None]
         grad = grad if unit is None else grad * unit
         distance = d_s if distance is None else pairs.others(distance)
         grad = dissimilarities_backward(student, distance, grad)

@@ -303,6 +303,7 @@ class SoftRows(_Rows):
         share = self._settle(1 / (self.others * self.tau), 0.0)
         grad = self.only_kept(in_double(self.slope_sums(slope, density)) * share)
         if self.scale == "std":
+            grad = grad * (self.count != 2)  # of two, each lies σ from the mean, whatever x is
             # Ranks are functions of x/τ, hence ∂L/∂τ = −Σ_k grad_k (x_k − mean)/τ.
             standard = self.centred * (1 / self.sigma)
             grad = torch.addcmul(grad, standard, self.mean(grad * standard), value=-1)

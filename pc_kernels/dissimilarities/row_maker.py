@@ -223,9 +223,11 @@ class RowMaker:
 
     def with_mirror(self, v: Tensor) -> Tensor:
         """V + Vᵀ; V may be overwritten."""
+        if v.device.type != "cpu":
+            return v + v.T
         return v.T.contiguous().add_(
             v
-        )  # which copies a transpose tile by tile, but adds it by columns
+        )  # there a transpose is copied by tiles, but added by columns
 
     def pull(
         self,
