@@ -37,6 +37,27 @@ def mebibytes(
     return used.status if isinstance(used, Failure) else f"{used.bytes / 2**20:.0f}"
 
 
+def parser_of(
+    command: str, description: str | None, quick: str, max_seconds: float
+) -> argparse.ArgumentParser:
+    """The options of every family; `quick` says what --quick does, `max_seconds` is a default."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(command, description=description, formatter_class=formatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--threads", type=int, help="default: what torch picks")
+    parser.add_argument("--max-seconds", type=float, default=max_seconds, help="for timed runs")
+    return parser
+
+
+def started(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The options, with the threads set and the processes that measure memory ready."""
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    warm_up_processes()
+    return options
+
+
 def print_table(
     arguments: list[str],
     command: str,
@@ -55,17 +76,8 @@ def print_table(
         cases: what is measured, each with a `size`.
         row_of: measures a case in so many seconds.
     """
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(command, description=description, formatter_class=formatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="sizes 16 times smaller, a run of each"
-    )
-    parser.add_argument("--threads", type=int, help="default: what torch picks")
-    parser.add_argument("--max-seconds", type=float, default=30.0, help="for a loss's timed runs")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    warm_up_processes()
+    parser = parser_of(command, description, "sizes 16 times smaller, a run of each", 30.0)
+    options = started(parser, arguments)
     print(f"| {' | '.join(columns)} |\n|---|" + "---:|" * (len(columns) - 1))
     for case in cases:
         case = replace(case, size=case.size // QUICK) if options.quick else case

@@ -12,7 +12,6 @@ leaves it out). Results go to benchmarks/results/peers-*, and from there into do
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -27,8 +26,8 @@ from unittest.mock import MagicMock
 import machine
 import peers_page
 import torch
-from family import CPU
-from measure import Failure, failure, plan_rounds, take_turns, timed, usage, warm_up_processes
+from family import CPU, parser_of, started
+from measure import Failure, failure, plan_rounds, take_turns, timed, usage
 from rows import Results, Row
 from torch import Tensor
 
@@ -444,16 +443,9 @@ def measure(which: int, size: int, seconds: float) -> list[Row]:
 
 def main(arguments: list[str]) -> None:
     """Measures, prints the tables, and writes the results and the page."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("run.py peers", description=__doc__, formatter_class=formatter)
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes, nothing written")
-    parser.add_argument("--threads", type=int, help="default: what torch picks")
+    parser = parser_of("run.py peers", __doc__, "the smallest sizes, nothing written", 4.0)
     parser.add_argument("--sizes", type=int, help="only so many of each loss, the smallest")
-    parser.add_argument("--max-seconds", type=float, default=4.0, help="for a contender's runs")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    warm_up_processes()
+    options = started(parser, arguments)
     about = machine.describe(CPU, torch.get_num_threads())
     found, axes = Results([]), {}
     for which, table in enumerate(TABLES):
